@@ -1,0 +1,284 @@
+//! The cache directory: what was built, by content; and the hosts that run.
+//!
+//! Nothing appears under its final name before it is whole: it is made in a directory beside and
+//! renamed. Whoever makes something holds its lock meanwhile, so two runs at once build it once.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statvfs::statvfs;
+use sha2::{Digest, Sha256};
+
+use crate::progress::{Step, say};
+
+/// A short content hash, for names.
+pub fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hex(&hash.finalize())[..12].to_owned()
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The tool's directory under the user's cache directory.
+#[derive(Clone)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+impl Cache {
+    pub fn open(root: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&root).with_context(|| {
+            format!(
+                "making the cache {}: set XDG_CACHE_HOME to a directory that can be written",
+                root.display()
+            )
+        })?;
+        Ok(Self { root })
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// `dir/NAME`, made by `make` in a directory beside it if it is not there or `again` is asked.
+    ///
+    /// `room` is how many bytes making it takes: too little is said before hours of download.
+    pub fn entry(
+        &self,
+        dir: &str,
+        name: &str,
+        room: u64,
+        again: bool,
+        make: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let parent = self.path(dir);
+        let done = parent.join(name);
+        if done.is_dir() && !again {
+            return Ok(done);
+        }
+        fs::create_dir_all(&parent).with_context(|| format!("making {}", parent.display()))?;
+        let _lock = lock(&parent.join(format!("{name}.lock")), &format!("another run makes {name}"))?;
+        if done.is_dir() && !again {
+            return Ok(done);
+        }
+        self.require_room(room)?;
+        let aside = parent.join(format!("{name}.new"));
+        remove_tree(&aside)?;
+        fs::create_dir(&aside)?;
+        if let Err(error) = make(&aside) {
+            remove_tree(&aside)?;
+            return Err(error);
+        }
+        remove_tree(&done)?;
+        fs::rename(&aside, &done).with_context(|| format!("moving {} into place", done.display()))?;
+        Ok(done)
+    }
+
+    fn require_room(&self, bytes: u64) -> Result<()> {
+        let stat = statvfs(&self.root).with_context(|| format!("looking at {}", self.root.display()))?;
+        let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
+        if free < bytes {
+            bail!(
+                "no space in {}: {} MiB are needed and {} MiB are free; free some, or set XDG_CACHE_HOME to a larger file system",
+                self.root.display(),
+                bytes >> 20,
+                free >> 20
+            );
+        }
+        Ok(())
+    }
+
+    /// Removes the entries of `dir` that start with `prefix`, are not `keep`, and that no host uses.
+    pub fn prune(&self, dir: &str, prefix: &str, keep: &str) -> Result<()> {
+        let in_use: Vec<PathBuf> =
+            self.runs()?.iter().filter_map(|run| fs::read_link(run.join("saved")).ok()).collect();
+        for path in children(&self.path(dir))? {
+            let name = file_name(&path);
+            let ours = name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-'));
+            if path.is_dir() && ours && name != keep && !in_use.contains(&path) {
+                remove_tree(&path)?;
+                remove_file(&self.path(dir).join(format!("{name}.lock")))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directories of hosts that run, or died without tidying up.
+    pub fn runs(&self) -> Result<Vec<PathBuf>> {
+        let mut runs = children(&self.path("run"))?;
+        runs.retain(|path| path.is_dir());
+        Ok(runs)
+    }
+
+    /// A directory for one host. Its lock is held by this process and, inherited, by QEMU: while
+    /// either lives, the directory is in use.
+    pub fn new_run(&self, name: &str) -> Result<Run> {
+        // Between making a directory and locking it, another run must not take it for a dead one's.
+        let _making = self.lock_runs()?;
+        self.sweep_locked()?;
+        let dir = self.path("run").join(name);
+        fs::create_dir_all(self.path("run"))?;
+        // Only its owner may reach the sockets of a host.
+        fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => anyhow::anyhow!("a host named {name} is up already"),
+            _ => anyhow::Error::new(error).context(format!("making {}", dir.display())),
+        })?;
+        let lock = try_lock(&dir.join("lock"))?.context("a fresh directory is locked")?;
+        Ok(Run { dir, lock: Some(lock) })
+    }
+
+    /// Removes what dead hosts left.
+    pub fn sweep(&self) -> Result<()> {
+        let _making = self.lock_runs()?;
+        self.sweep_locked()
+    }
+
+    fn lock_runs(&self) -> Result<Flock<File>> {
+        lock(&self.path("run.lock"), "another run starts or ends a host")
+    }
+
+    fn sweep_locked(&self) -> Result<()> {
+        for dir in self.runs()? {
+            if let Some(_lock) = try_lock(&dir.join("lock"))? {
+                remove_tree(&dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes everything but hosts that run.
+    pub fn clean(&self) -> Result<()> {
+        self.sweep()?;
+        let up = self.runs()?;
+        if let Some(run) = up.first() {
+            bail!("a host still runs in {}: hack/testbed down first", run.display());
+        }
+        let step = Step::begin(format!("removing {}", self.root.display()));
+        remove_tree(&self.root)?;
+        step.done("");
+        Ok(())
+    }
+}
+
+/// The directory of one host.
+pub struct Run {
+    dir: PathBuf,
+    lock: Option<Flock<File>>,
+}
+
+impl Run {
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The lock's file, for QEMU to inherit.
+    pub fn lock_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.lock.as_ref().map(|lock| lock.as_fd())
+    }
+
+    /// Leaves the directory to QEMU, which holds the lock too.
+    pub fn leave(mut self) -> PathBuf {
+        // Unlocking would unlock for QEMU as well: they share the open file.
+        std::mem::forget(self.lock.take());
+        std::mem::take(&mut self.dir)
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if !self.dir.as_os_str().is_empty() {
+            let _ = remove_tree(&self.dir);
+        }
+    }
+}
+
+/// When a saved host was last used, for people.
+pub fn age(path: &Path) -> Option<std::time::Duration> {
+    SystemTime::now().duration_since(fs::metadata(path).ok()?.modified().ok()?).ok()
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("opening the lock {}", path.display()))
+}
+
+fn try_lock(path: &Path) -> Result<Option<Flock<File>>> {
+    match Flock::lock(open_lock(path)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno).with_context(|| format!("locking {}", path.display())),
+    }
+}
+
+fn lock(path: &Path, wait: &str) -> Result<Flock<File>> {
+    if let Some(lock) = try_lock(path)? {
+        return Ok(lock);
+    }
+    say(format_args!("{wait}: waiting for it"));
+    Flock::lock(open_lock(path)?, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno)
+        .with_context(|| format!("locking {}", path.display()))
+}
+
+/// The entries of a directory; none if it does not exist.
+pub fn children(dir: &Path) -> Result<Vec<PathBuf>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => {
+            let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+            paths.sort();
+            Ok(paths)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("reading {}", dir.display())),
+    }
+}
+
+/// The bytes that a directory's files take on the disk.
+pub fn disk_use(dir: &Path) -> Result<u64> {
+    let mut total = 0;
+    for path in children(dir)? {
+        let meta = path.symlink_metadata()?;
+        total += if meta.is_dir() { disk_use(&path)? } else { meta.blocks() * 512 };
+    }
+    Ok(total)
+}
+
+pub fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+pub fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+    }
+}
+
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+    }
+}

@@ -1,0 +1,294 @@
+//! The disk of the emulated host: Debian packages unpacked, configured and made into a file system.
+//!
+//! No package's scripts run, so a foreign architecture is as easy as one's own, and neither root nor
+//! a loop device is needed.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt::{Apt, NEWER_SUITE, SUITE};
+use crate::cache::{Cache, children, digest, file_name, remove_tree};
+use crate::kernel::{Initrd, module_closure, write_bootable};
+use crate::oci;
+use crate::progress::Step;
+use crate::spec::Arch;
+use crate::tools::run;
+
+/// What every host has. Dependencies follow by themselves; recommendations do not.
+const PACKAGES: &str = "base-files base-passwd bash coreutils dash diffutils findutils grep gzip hostname kmod libc-bin \
+    login mawk mount ncurses-base procps psmisc sed tar util-linux xz-utils \
+    ethtool iproute2 iptables iputils-ping nftables passt socat \
+    containerd containernetworking-plugins crun docker-cli docker.io runc \
+    busybox-static e2fsprogs erofs-utils fio iperf3 jq strace";
+
+/// The virtual machine monitor beside which ours is measured.
+const fn qemu_package(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "qemu-system-x86",
+        Arch::Aarch64 => "qemu-system-arm",
+    }
+}
+
+/// Taken from the newer suite, beside the ones of the suite.
+const NEWER: [&str; 2] = ["containerd", "runc"];
+
+/// Never needed in a test bed, and half of what is unpacked.
+const LEFT_OUT: [&str; 18] = [
+    "./usr/share/doc/*",
+    "./usr/share/man/*",
+    "./usr/share/locale/*",
+    "./usr/share/i18n/*",
+    "./usr/share/gtk-doc/*",
+    "./usr/share/info/*",
+    "./usr/share/lintian/*",
+    "*/kernel/drivers/gpu/*",
+    "*/kernel/drivers/media/*",
+    "*/kernel/drivers/infiniband/*",
+    "*/kernel/drivers/iio/*",
+    "*/kernel/drivers/net/ethernet/*",
+    "*/kernel/drivers/net/wireless/*",
+    "*/kernel/drivers/scsi/*",
+    "*/kernel/drivers/staging/*",
+    "*/kernel/drivers/usb/*",
+    "*/kernel/drivers/hid/*",
+    "*/kernel/sound/*",
+];
+
+/// Modules with which the host finds its disk, its network and the shared directories.
+const INITRD_MODULES: [&str; 7] =
+    ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_net", "9pnet_virtio", "9p"];
+const INITRD_LATE_MODULES: [&str; 1] = ["virtio_rng"];
+
+/// The files that configure the host. They are part of what names an image.
+const FILES: [(&str, u32, &str); 8] = [
+    ("usr/local/lib/testbed/services", 0o755, include_str!("../files/services")),
+    ("usr/local/sbin/service", 0o755, include_str!("../files/service")),
+    ("etc/containerd/base-1.7.toml", 0o644, include_str!("../files/base-1.7.toml")),
+    ("etc/containerd/base-2.1.toml", 0o644, include_str!("../files/base-2.1.toml")),
+    ("etc/containerd/cri-1.7.toml", 0o644, include_str!("../files/cri-1.7.toml")),
+    ("etc/containerd/cri-2.1.toml", 0o644, include_str!("../files/cri-2.1.toml")),
+    ("etc/cni/net.d/10-testbed.conflist", 0o644, include_str!("../files/cni.conflist")),
+    ("usr/local/lib/testbed/guest-init", 0o755, include_str!("../files/guest-init")),
+];
+
+/// What a change of makes another image.
+const RECIPE: [&str; 4] =
+    [include_str!("image.rs"), include_str!("apt.rs"), include_str!("oci.rs"), include_str!("kernel.rs")];
+
+/// The disk is sparse: it takes what is in it.
+const DISK: &str = "16G";
+/// What building takes: downloads, the unpacked tree and the disk.
+const ROOM: u64 = 4 << 30;
+
+/// A built image.
+pub struct Image {
+    dir: PathBuf,
+}
+
+impl Image {
+    /// The image for `arch`, built if it is not in the cache.
+    pub fn open(cache: &Cache, arch: Arch, rebuild: bool) -> Result<Self> {
+        let name = format!("{}-{}", arch.name(), recipe());
+        let dir = cache.entry("image", &name, ROOM, rebuild, |dir| build(cache, arch, dir))?;
+        cache.prune("image", arch.name(), &name)?;
+        Ok(Self { dir })
+    }
+
+    pub fn name(&self) -> String {
+        file_name(&self.dir)
+    }
+
+    /// The root file system, raw.
+    pub fn disk(&self) -> PathBuf {
+        self.dir.join("disk")
+    }
+
+    pub fn kernel(&self) -> PathBuf {
+        self.dir.join("kernel")
+    }
+
+    /// The modules for the initrd, in the order of their names.
+    pub fn modules(&self) -> PathBuf {
+        self.dir.join("modules")
+    }
+}
+
+fn recipe() -> String {
+    let files = FILES.iter().map(|(_, _, text)| *text);
+    digest(RECIPE.into_iter().chain(files).map(str::as_bytes))
+}
+
+fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
+    crate::progress::say(format_args!(
+        "the image of the {} host is built once: Debian {SUITE} with containerd, docker, QEMU and tools",
+        arch.name()
+    ));
+    let apt = Apt::open(cache.path(&format!("apt-{}", arch.debian())), arch)?;
+    let kernel = format!("linux-image-{}", arch.debian());
+    let guest_kernel = format!("linux-image-cloud-{}", arch.debian());
+    let mut names: Vec<&str> = PACKAGES.split_whitespace().collect();
+    names.extend([qemu_package(arch), &kernel, &guest_kernel]);
+    let packages = apt.closure(&names)?;
+    let newer = apt.newer(&NEWER)?;
+
+    let root = dir.join("root");
+    let step = Step::begin("unpacking");
+    for (count, package) in packages.iter().enumerate() {
+        step.at(format_args!("{} of {}", count + 1, packages.len()));
+        unpack(package, &root)?;
+    }
+    for package in &newer {
+        unpack(package, &root.join("opt/containerd-2.1"))?;
+    }
+    step.done(format_args!("{} packages", packages.len()));
+
+    let step = Step::begin("configuring");
+    configure(&root)?;
+    let host = kernel_version(&root, |version| !version.contains("cloud"))?;
+    let guest = kernel_version(&root, |version| version.contains("cloud"))?;
+    for version in [&host, &guest] {
+        run(Command::new("depmod").arg("-b").arg(&root).arg(version))?;
+    }
+    write_bootable(&root.join("boot").join(format!("vmlinuz-{host}")), arch, &dir.join("kernel"))?;
+    pick_modules(&root, &host, &dir.join("modules"))?;
+    guest_files(&root, arch, &guest)?;
+    oci::write_images(&root.join("usr/bin/busybox"), arch, &root.join("usr/local/lib/testbed/busybox.tar"))?;
+    step.done(format_args!("host kernel {host}, guest kernel {guest}"));
+
+    let step = Step::begin("making the disk");
+    // The journal would only make the host slower: a disk that a crash damages is thrown away.
+    run(Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,root_owner=0:0", "-m", "0", "-d"])
+        .args([&root, &dir.join("disk")])
+        .arg(DISK))?;
+    step.done("");
+    remove_tree(&root)
+}
+
+fn unpack(package: &Path, root: &Path) -> Result<()> {
+    fs::create_dir_all(root)?;
+    let mut contents = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(package)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run dpkg-deb: the test bed's image is made of Debian packages")?;
+    let pipe = contents.stdout.take().context("no pipe from dpkg-deb")?;
+    let mut tar = Command::new("tar");
+    tar.args(["-x", "--keep-directory-symlink", "--wildcards", "-C"]).arg(root);
+    tar.args(LEFT_OUT.map(|pattern| format!("--exclude={pattern}")));
+    let status = tar.stdin(pipe).status().context("cannot run tar")?;
+    let packer = contents.wait()?;
+    if !status.success() || !packer.success() {
+        bail!("unpacking {} failed (dpkg-deb: {packer}, tar: {status})", package.display());
+    }
+    Ok(())
+}
+
+/// Does what the scripts of the packages would have done, as far as a test bed notices.
+fn configure(root: &Path) -> Result<()> {
+    for name in ["passwd", "group"] {
+        fs::copy(root.join(format!("usr/share/base-passwd/{name}.master")), root.join("etc").join(name))?;
+    }
+    for (path, text) in [
+        ("etc/hostname", "testbed\n"),
+        ("etc/hosts", "127.0.0.1 localhost testbed\n::1 localhost\n"),
+        // Empty: there is no network outside, and each look-up would wait for one.
+        ("etc/resolv.conf", ""),
+        ("etc/machine-id", "5ca1ab1e5ca1ab1e5ca1ab1e5ca1ab1e\n"),
+        ("etc/subuid", "root:100000:65536\n"),
+        ("etc/subgid", "root:100000:65536\n"),
+    ] {
+        fs::write(root.join(path), text)?;
+    }
+    for (link, target) in [
+        ("usr/bin/awk", "mawk"),
+        ("usr/bin/nc", "busybox"),
+        ("usr/bin/vi", "busybox"),
+        ("usr/bin/less", "busybox"),
+        ("usr/bin/ps-busybox", "busybox"),
+        ("usr/sbin/iptables", "xtables-nft-multi"),
+        ("usr/sbin/iptables-save", "xtables-nft-multi"),
+        ("usr/sbin/iptables-restore", "xtables-nft-multi"),
+        ("usr/sbin/ip6tables", "xtables-nft-multi"),
+        ("usr/sbin/ip6tables-save", "xtables-nft-multi"),
+        ("usr/sbin/ip6tables-restore", "xtables-nft-multi"),
+        ("var/run", "/run"),
+    ] {
+        let path = root.join(link);
+        if path.symlink_metadata().is_err() {
+            symlink(target, &path).with_context(|| format!("linking {link}"))?;
+        }
+    }
+    for (path, mode, text) in FILES {
+        write_with_mode(&root.join(path), mode, text.as_bytes())?;
+    }
+    for dir in ["share", "run", "tmp", "proc", "sys", "dev", "root", "var/lib/containerd", "var/log"] {
+        fs::create_dir_all(root.join(dir))?;
+    }
+    Ok(())
+}
+
+fn write_with_mode(path: &Path, mode: u32, data: &[u8]) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::write(path, data)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    Ok(())
+}
+
+fn kernel_version(root: &Path, matches: impl Fn(&str) -> bool) -> Result<String> {
+    children(&root.join("usr/lib/modules"))?
+        .iter()
+        .map(|path| file_name(path))
+        .find(|version| matches(version))
+        .context("a kernel package brought no modules")
+}
+
+fn pick_modules(root: &Path, version: &str, to: &Path) -> Result<()> {
+    let dir = root.join("usr/lib/modules").join(version);
+    let read =
+        |name| fs::read_to_string(dir.join(name)).with_context(|| format!("reading {name} of {version}"));
+    let wanted: Vec<&str> = INITRD_MODULES.into_iter().chain(INITRD_LATE_MODULES).collect();
+    let order = module_closure(&read("modules.dep")?, &read("modules.builtin")?, &wanted)?;
+    fs::create_dir(to)?;
+    for (number, path) in order.iter().enumerate() {
+        let file = path.rsplit('/').next().unwrap_or(path);
+        fs::copy(dir.join(path), to.join(format!("{number:02}-{file}")))
+            .with_context(|| format!("copying the module {path}"))?;
+    }
+    Ok(())
+}
+
+/// The kernel of the guests inside, where the product's package would have it, and the control
+/// guest's initrd, whose init only says which kernel runs.
+fn guest_files(root: &Path, arch: Arch, version: &str) -> Result<()> {
+    let dir = root.join("usr/share/supermachine/guest");
+    fs::create_dir_all(&dir)?;
+    let packaged = root.join("boot").join(format!("vmlinuz-{version}"));
+    let name = match arch {
+        Arch::X86_64 => "vmlinux",
+        Arch::Aarch64 => "Image",
+    };
+    write_bootable(&packaged, arch, &dir.join(name))?;
+    if arch == Arch::X86_64 {
+        fs::copy(&packaged, dir.join("bzImage"))?;
+    }
+    symlink(format!("/usr/lib/modules/{version}"), dir.join("modules"))?;
+    let mut initrd = Initrd::new(BufWriter::new(File::create(dir.join("control-initrd"))?));
+    for path in ["bin", "proc", "dev"] {
+        initrd.dir(path)?;
+    }
+    initrd.file("bin/busybox", 0o755, &fs::read(root.join("usr/bin/busybox"))?)?;
+    initrd.file("init", 0o755, include_bytes!("../files/guest-init"))?;
+    initrd.finish()?;
+    let suite = format!("Debian {SUITE}, containerd 2.1 of {NEWER_SUITE}\n");
+    Ok(fs::write(root.join("etc/testbed-release"), suite)?)
+}

@@ -1,0 +1,61 @@
+//! The init of the emulated host.
+//!
+//! As process 1 of the initrd it loads the drivers of the root disk and moves there; then it mounts
+//! what a host has, starts the services and serves requests (see `protocol`) on a TCP port that the
+//! tool forwards to. Process 1 itself only reaps: everything else happens in its one child, so that
+//! waiting for commands and adopting orphans never fight over the same process.
+
+#[path = "../protocol.rs"]
+#[allow(dead_code, missing_docs)]
+mod protocol;
+
+mod boot;
+mod command;
+mod prepare;
+mod serve;
+
+use std::process::ExitCode;
+
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("testbed-init is process 1 of the emulated host; on this machine use hack/testbed");
+        return ExitCode::from(2);
+    }
+    if let Err(error) = boot::into_root() {
+        return stop(&format!("cannot boot: {error:#}"));
+    }
+    // SAFETY: this process has one thread, so the child owns every lock it could need.
+    match unsafe { fork() } {
+        Ok(ForkResult::Child) => {
+            let error = serve::serve();
+            println!("testbed-init: serving ended: {error:#}");
+            ExitCode::FAILURE
+        }
+        Ok(ForkResult::Parent { child }) => reap_until(child),
+        Err(errno) => stop(&format!("cannot fork: {errno}")),
+    }
+}
+
+/// Collects orphans until the serving child is gone.
+fn reap_until(server: Pid) -> ExitCode {
+    loop {
+        match waitpid(None, None) {
+            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) if pid == server => {
+                return stop("the server is gone");
+            }
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return stop(&format!("cannot wait: {errno}")),
+        }
+    }
+}
+
+/// Says why and switches the host off: QEMU ends, and the tool shows the console.
+fn stop(why: &str) -> ExitCode {
+    println!("testbed-init: {why}");
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+    ExitCode::FAILURE
+}

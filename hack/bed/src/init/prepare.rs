@@ -1,0 +1,120 @@
+//! Making the host fit for commands, and fit for being saved.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+
+use crate::command::PATH;
+use crate::protocol::Prepare;
+
+/// What the working tree built, shared by the tool; copied to where a package would put it.
+const PAYLOAD_TAG: &str = "payload";
+const PAYLOAD: &str = "/run/testbed/payload";
+const SHARE_TAG: &str = "share";
+const SHARE: &str = "/share";
+
+/// Sets the clock, brings up every processor, installs the binaries and mounts the share.
+pub fn prepare(how: &Prepare) -> Result<()> {
+    let now = TimeSpec::from_duration(std::time::Duration::from_nanos(how.time_ns));
+    clock_settime(ClockId::CLOCK_REALTIME, now).context("setting the clock")?;
+    for path in offline_processors("0")? {
+        fs::write(&path, "1").with_context(|| format!("bringing up {path}"))?;
+    }
+    mount_9p(PAYLOAD_TAG, PAYLOAD, true)?;
+    run("cp", &["-a", "--no-preserve=ownership", &format!("{PAYLOAD}/."), "/"])?;
+    unmount(PAYLOAD)?;
+    if how.share {
+        mount_9p(SHARE_TAG, SHARE, false)?;
+    }
+    Ok(())
+}
+
+/// Undoes [`prepare`] and drops what need not be in the saved memory.
+///
+/// Only the first processor stays up: on an emulated aarch64 host the EL2 timer of the others does
+/// not survive being saved, and a processor brought up afresh has a working one.
+pub fn quiesce() -> Result<()> {
+    for point in [SHARE, PAYLOAD] {
+        unmount(point)?;
+    }
+    // SAFETY: sync has no arguments and cannot fail.
+    unsafe { libc::sync() };
+    fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")?;
+    if cfg!(target_arch = "aarch64") {
+        for path in offline_processors("1")? {
+            fs::write(&path, "0").with_context(|| format!("taking down {path}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Switches the host off; does not return when it works.
+pub fn power_off() -> Result<()> {
+    // SAFETY: sync has no arguments and cannot fail.
+    unsafe { libc::sync() };
+    match reboot(RebootMode::RB_POWER_OFF) {
+        Ok(never) => match never {},
+        Err(errno) => bail!("switching off: {errno}"),
+    }
+}
+
+/// Loopback, and the address that QEMU's user network expects its guest to have.
+pub fn network() -> Result<()> {
+    for arguments in [
+        &["link", "set", "lo", "up"][..],
+        &["address", "add", "10.0.2.15/24", "dev", "eth0"],
+        &["link", "set", "eth0", "up"],
+    ] {
+        run("ip", arguments)?;
+    }
+    Ok(())
+}
+
+/// The `online` files of processors whose state is `state`; the first processor has none.
+fn offline_processors(state: &str) -> Result<Vec<String>> {
+    let mut paths = Vec::new();
+    for number in 1.. {
+        let path = format!("/sys/devices/system/cpu/cpu{number}/online");
+        if !Path::new(&path).exists() {
+            break;
+        }
+        if fs::read_to_string(&path)?.trim() == state {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+fn mount_9p(tag: &str, point: &str, read_only: bool) -> Result<()> {
+    fs::create_dir_all(point)?;
+    let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+    mount(Some(tag), point, Some("9p"), flags, Some("trans=virtio,version=9p2000.L,msize=524288,cache=none"))
+        .with_context(|| format!("mounting the directory shared as {tag} on {point}"))
+}
+
+fn unmount(point: &str) -> Result<()> {
+    match umount2(point, MntFlags::empty()) {
+        // Not mounted, or never made.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => bail!("unmounting {point}: {errno}"),
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", PATH)
+        .output()
+        .with_context(|| format!("running {program}"))?;
+    if !output.status.success() {
+        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

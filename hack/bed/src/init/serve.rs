@@ -1,0 +1,108 @@
+//! The port on which the tool's requests arrive.
+
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Error, Result, bail};
+
+use crate::protocol::{Kind, PORT, Reply, Request, read_frame, write_json};
+use crate::{command, prepare};
+
+/// The script that starts the services, and where what it prints goes.
+const SERVICES: &str = "/usr/local/lib/testbed/services";
+const SERVICES_LOG: &str = "/var/log/services.log";
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How far the services are: `None` while they start.
+type Services = Arc<(Mutex<Option<Result<(), String>>>, Condvar)>;
+
+/// Starts the services and answers requests; returns only when it cannot go on.
+pub fn serve() -> Error {
+    match try_serve() {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+fn try_serve() -> Result<std::convert::Infallible> {
+    prepare::network().context("bringing up the network")?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("listening for the tool")?;
+    let services = Services::default();
+    let starting = Arc::clone(&services);
+    thread::spawn(move || {
+        let outcome = start_services().map_err(|error| format!("{error:#}"));
+        let (state, changed) = &*starting;
+        *state.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        changed.notify_all();
+    });
+    loop {
+        let (stream, _) = listener.accept().context("accepting the tool")?;
+        let services = Arc::clone(&services);
+        thread::spawn(move || {
+            if let Err(error) = answer(&stream, &services) {
+                println!("testbed-init: request dropped: {error:#}");
+            }
+        });
+    }
+}
+
+fn start_services() -> Result<()> {
+    let log = File::create(SERVICES_LOG)?;
+    let status = Command::new(SERVICES)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .env("PATH", command::PATH)
+        .status()
+        .with_context(|| format!("running {SERVICES}"))?;
+    if !status.success() {
+        bail!("{SERVICES} ended with {status}:\n{}", std::fs::read_to_string(SERVICES_LOG)?);
+    }
+    Ok(())
+}
+
+fn answer(stream: &TcpStream, services: &Services) -> Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(REQUEST_DEADLINE))?;
+    let request = match read_frame(stream)? {
+        Some((Kind::Request, payload)) => serde_json::from_slice(&payload)?,
+        Some((kind, _)) => bail!("the first frame is {kind:?}"),
+        None => return Ok(()),
+    };
+    stream.set_read_timeout(None)?;
+    let done = |outcome: Result<()>| match outcome {
+        Ok(()) => Reply::Done,
+        Err(error) => Reply::Failed(format!("{error:#}")),
+    };
+    let reply = match request {
+        Request::Ping => Reply::Done,
+        Request::Prepare(how) => done(wait_for_services(services).and_then(|()| prepare::prepare(&how))),
+        Request::Exec(what) => return command::run(stream, &what),
+        Request::Quiesce => done(wait_for_services(services).and_then(|()| prepare::quiesce())),
+        Request::PowerOff => {
+            write_json(stream, Kind::Reply, &Reply::Done)?;
+            return prepare::power_off();
+        }
+    };
+    match write_json(stream, Kind::Reply, &reply) {
+        // The tool gave up waiting; it asks again on a new connection.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+fn wait_for_services(services: &Services) -> Result<()> {
+    let (state, changed) = &**services;
+    let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    let state =
+        changed.wait_while(state, |outcome| outcome.is_none()).unwrap_or_else(PoisonError::into_inner);
+    match &*state {
+        Some(Err(why)) => bail!("{why}"),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,156 @@
+//! `testbed`: an emulated host that has virtualization, with containerd in it.
+//!
+//! `run` restores a saved host, runs a command in it and throws it away; `up` keeps one for many
+//! `exec`s. Images and saved hosts are built when they are first needed and kept in the cache.
+
+mod accel;
+mod apt;
+mod cache;
+mod ending;
+mod exec;
+mod host;
+mod image;
+mod kernel;
+mod oci;
+mod payload;
+mod progress;
+mod qemu;
+mod qmp;
+mod saved;
+mod spec;
+mod tools;
+mod usage;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::{Cache, file_name};
+use crate::ending::Ending;
+use crate::host::{Host, Up, Workshop};
+use crate::payload::Payload;
+use crate::progress::say;
+use crate::usage::{Call, Verb};
+
+fn main() -> ExitCode {
+    match tool() {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
+        Err(error) => {
+            eprintln!("testbed: {error:#}");
+            ExitCode::from(125)
+        }
+    }
+}
+
+fn tool() -> Result<i32> {
+    let ending = Ending::watch()?;
+    let Some(call) = usage::parse(std::env::args_os())? else {
+        print!("{}", usage::HELP);
+        return Ok(0);
+    };
+    let cache = Cache::open(cache_dir()?)?;
+    match &call.verb {
+        Verb::Run(argv) => run(&cache, &call, argv, &ending),
+        Verb::Up => up(&cache, &call, &ending),
+        Verb::Exec(argv) => exec_in(&cache, &call, argv, false, &ending),
+        Verb::Shell => exec_in(&cache, &call, &["bash".to_owned(), "-i".to_owned()], true, &ending),
+        Verb::Down => {
+            Up::find(&cache, &call.name())?.down(&cache)?;
+            say(format_args!("{} is down", call.name()));
+            Ok(0)
+        }
+        Verb::Status => status(&cache),
+        Verb::Console => {
+            let up = Up::find(&cache, &call.name())?;
+            print!("{}", String::from_utf8_lossy(&fs::read(up.dir.join("console"))?));
+            Ok(0)
+        }
+        Verb::Build => {
+            let workshop = Workshop::open(&cache, &call.start, &ending)?;
+            saved::Saved::open(&workshop)?;
+            Ok(0)
+        }
+        Verb::Clean => cache.clean().map(|()| 0),
+    }
+}
+
+fn cache_dir() -> Result<PathBuf> {
+    let base = match std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
+            .join(".cache"),
+    };
+    if !base.is_absolute() {
+        bail!("XDG_CACHE_HOME is {}: it must be an absolute path", base.display());
+    }
+    Ok(base.join("supermachine/testbed"))
+}
+
+fn run(cache: &Cache, call: &Call, argv: &[String], ending: &Ending) -> Result<i32> {
+    let workshop = Workshop::open(cache, &call.start, ending)?;
+    let name = format!("run-{}", std::process::id());
+    let host = Host::start(&workshop, &call.start, &name, false)?;
+    let code = exec::run(host.port(), argv, false, call.start.timeout, ending);
+    host.end();
+    code
+}
+
+fn up(cache: &Cache, call: &Call, ending: &Ending) -> Result<i32> {
+    let workshop = Workshop::open(cache, &call.start, ending)?;
+    let name = call.name();
+    let host = Host::start(&workshop, &call.start, &name, true)?;
+    fs::write(host.run_dir().join("spec"), call.start.spec.name())?;
+    let share = call.start.share.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
+    fs::write(host.run_dir().join("share"), share)?;
+    fs::write(host.run_dir().join("prepared"), "")?;
+    ending.leaves();
+    host.leave();
+    say(format_args!("{name} is up: hack/testbed exec -- CMD, shell, console, down"));
+    Ok(0)
+}
+
+fn exec_in(cache: &Cache, call: &Call, argv: &[String], interactive: bool, ending: &Ending) -> Result<i32> {
+    let up = Up::find(cache, &call.name())?;
+    // What was built since the host was prepared is brought in first.
+    let payload = Payload::build(call.start.spec.arch)?;
+    let stamp = up.dir.join("prepared");
+    if payload.newest()? > fs::metadata(&stamp)?.modified()? {
+        host::prepare(up.port, false)?;
+        fs::write(&stamp, "")?;
+    }
+    exec::run(up.port, argv, interactive, call.start.timeout, ending)
+}
+
+fn status(cache: &Cache) -> Result<i32> {
+    cache.sweep()?;
+    let runs = cache.runs()?;
+    if runs.is_empty() {
+        println!("no host is up");
+    }
+    for dir in runs {
+        let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
+        let since = cache::age(&dir.join("pid")).unwrap_or_default().as_secs();
+        let share = match read("share") {
+            share if share.is_empty() => String::new(),
+            share => format!(", shares {share}"),
+        };
+        println!(
+            "{}: {}, QEMU {}, for {} min{share}",
+            file_name(&dir),
+            match read("spec") {
+                spec if spec.is_empty() => "one command".to_owned(),
+                spec => spec,
+            },
+            read("pid"),
+            since / 60
+        );
+    }
+    for kind in ["image", "saved"] {
+        for dir in cache::children(&cache.path(kind))?.iter().filter(|path| path.is_dir()) {
+            println!("{kind} {}: {} MiB", file_name(dir), cache::disk_use(dir)? >> 20);
+        }
+    }
+    Ok(0)
+}
