@@ -24,7 +24,7 @@ pub fn into_root() -> Result<()> {
     load_modules(Path::new("/modules"))?;
     wait_for(Path::new(ROOT_DISK))?;
     fs::create_dir_all("/root")?;
-    mount(Some(ROOT_DISK), "/root", Some("ext4"), MsFlags::MS_NOATIME, None::<&str>)
+    mount(Some(ROOT_DISK), "/root", Some("ext4"), MsFlags::MS_NOATIME, Some("noinit_itable"))
         .with_context(|| format!("mounting {ROOT_DISK}"))?;
     for point in ["dev", "proc", "sys"] {
         let to = format!("/root/{point}");
