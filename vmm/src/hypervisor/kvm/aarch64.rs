@@ -1,0 +1,137 @@
+//! What KVM wants to hear on aarch64.
+
+use kvm_bindings::{
+    KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
+    KVM_CAP_ARM_VM_IPA_SIZE, KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR,
+    KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_REG_ARM_CORE, KVM_REG_ARM64,
+    KVM_REG_SIZE_U64, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device,
+    kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_vcpu_init,
+};
+use kvm_ioctls::VmFd;
+use vm_memory::{Address, GuestMemory};
+
+use super::super::{Error, Vcpu};
+use super::vm::call;
+use super::{Attempt, Kvm, KvmVcpu, KvmVm};
+use crate::arch::aarch64::layout::{GICD_BASE, GICR_BASE, SPI_BASE, SPI_COUNT};
+use crate::arch::aarch64::{Entry, Registers};
+use crate::memory::GuestRam;
+
+/// The width that every KVM has, and the default where none is asked for.
+const DEFAULT_IPA_BITS: u32 = 40;
+
+/// PSTATE at the entry: EL1 on its own stack pointer, all interrupts masked, as Linux demands.
+const PSTATE_EL1H_MASKED: u64 = 0x3c5;
+
+pub(super) fn create_vm(kvm: &Kvm, ram: &GuestRam) -> Attempt<VmFd> {
+    let needed = (u64::BITS - ram.last_addr().raw_value().leading_zeros()).max(DEFAULT_IPA_BITS);
+    if kvm.fd.check_extension_raw(u64::from(KVM_CAP_ARM_VM_IPA_SIZE)) > 0 {
+        // Hosts with fewer physical address bits than the default exist.
+        let limit = u32::try_from(kvm.fd.get_host_ipa_limit()).unwrap_or(DEFAULT_IPA_BITS);
+        kvm.fd.create_vm_with_ipa_size(needed.min(limit))
+    } else {
+        kvm.fd.create_vm()
+    }
+}
+
+/// The GIC is configured here because it wants to know all vCPUs: each gets a redistributor.
+pub(super) fn seal(vm: &KvmVm) -> Result<(), Error> {
+    if !vm.plan().interrupt_controller {
+        return Ok(());
+    }
+    let mut gic = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
+    let gic = call("KVM_CREATE_DEVICE (GICv3)", vm.fd().create_device(&mut gic))?;
+    let lines = SPI_BASE + SPI_COUNT;
+    let set = |group: u32, attr: u32, value: Option<&u64>| {
+        let attr = kvm_device_attr {
+            flags: 0,
+            group,
+            attr: u64::from(attr),
+            addr: value.map_or(0, |v| std::ptr::from_ref(v) as u64),
+        };
+        call("KVM_SET_DEVICE_ATTR (GICv3)", gic.set_device_attr(&attr))
+    };
+    set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, Some(&GICD_BASE))?;
+    set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, Some(&GICR_BASE))?;
+    // The kernel reads 32 bits here, which little endian puts first.
+    set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, Some(&u64::from(lines)))?;
+    set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, None)?;
+    // A second call would have failed on KVM_CREATE_DEVICE, so the cell is empty.
+    let _ = vm.gic.set(gic);
+    Ok(())
+}
+
+/// What KVM_IRQ_LINE calls a line.
+pub(super) fn irq_number(line: u32) -> u32 {
+    KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (SPI_BASE + line)
+}
+
+pub(super) fn init_vcpu(vm: &KvmVm, vcpu: &KvmVcpu) -> Result<(), Error> {
+    let mut init = kvm_vcpu_init::default();
+    call("KVM_ARM_PREFERRED_TARGET", vm.fd().get_preferred_target(&mut init))?;
+    init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+    if vcpu.id() != 0 {
+        init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
+    }
+    vcpu.call("KVM_ARM_VCPU_INIT", vcpu.fd().vcpu_init(&init))
+}
+
+/// Id of a 64-bit register of `struct kvm_regs`, by its index in that struct taken as an array.
+const fn core_register(index: u64) -> u64 {
+    // Core ids count in 32-bit words.
+    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE as u64 | (index * 2)
+}
+
+const SP_EL0: u64 = core_register(31);
+const PC: u64 = core_register(32);
+const PSTATE: u64 = core_register(33);
+const SP_EL1: u64 = core_register(34);
+
+fn set(vcpu: &KvmVcpu, id: u64, value: u64) -> Result<(), Error> {
+    vcpu.call("KVM_SET_ONE_REG", vcpu.fd().set_one_reg(id, &value.to_le_bytes())).map(drop)
+}
+
+fn get(vcpu: &KvmVcpu, id: u64) -> Result<u64, Error> {
+    let mut bytes = [0; 8];
+    vcpu.call("KVM_GET_ONE_REG", vcpu.fd().get_one_reg(id, &mut bytes))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+pub(super) fn enter_at(vcpu: &KvmVcpu, entry: &Entry) -> Result<(), Error> {
+    set(vcpu, PSTATE, PSTATE_EL1H_MASKED)?;
+    set(vcpu, PC, entry.pc)?;
+    set(vcpu, core_register(0), entry.x0)
+}
+
+pub(super) fn registers(vcpu: &KvmVcpu) -> Result<Registers, Error> {
+    let mut registers = Registers {
+        sp_el0: get(vcpu, SP_EL0)?,
+        sp_el1: get(vcpu, SP_EL1)?,
+        pc: get(vcpu, PC)?,
+        pstate: get(vcpu, PSTATE)?,
+        ..Registers::default()
+    };
+    for (index, x) in (0..).zip(&mut registers.x) {
+        *x = get(vcpu, core_register(index))?;
+    }
+    Ok(registers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn core_register_ids_are_those_of_the_api_document() {
+        for (id, expected) in [
+            (core_register(0), 0x6030_0000_0010_0000),
+            (core_register(30), 0x6030_0000_0010_003c),
+            (SP_EL0, 0x6030_0000_0010_003e),
+            (PC, 0x6030_0000_0010_0040),
+            (PSTATE, 0x6030_0000_0010_0042),
+            (SP_EL1, 0x6030_0000_0010_0044),
+        ] {
+            assert_eq!(id, expected);
+        }
+    }
+}

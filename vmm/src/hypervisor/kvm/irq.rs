@@ -1,0 +1,69 @@
+//! Wires into the in-kernel interrupt controller.
+
+use std::fmt;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::super::{Error, IrqLine, Trigger};
+use super::vm::VmShare;
+use super::{KvmVm, arch, vm as kvm_vm};
+
+pub(super) fn line(vm: &KvmVm, line: u32, trigger: Trigger) -> Result<Arc<dyn IrqLine>, Error> {
+    match trigger {
+        Trigger::Level => Ok(Arc::new(Level { vm: vm.share(), line })),
+        Trigger::Edge => {
+            let event = EventFd::new(EFD_NONBLOCK).map_err(|source| Error::Call {
+                call: "eventfd",
+                object: format!("interrupt line {line}"),
+                source,
+            })?;
+            kvm_vm::call("KVM_IRQFD", vm.fd().register_irqfd(&event, line))?;
+            Ok(Arc::new(Edge { event, line }))
+        }
+    }
+}
+
+struct Level {
+    vm: VmShare,
+    line: u32,
+}
+
+impl fmt::Debug for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Level({})", self.line)
+    }
+}
+
+impl IrqLine for Level {
+    fn set(&self, high: bool) -> Result<(), Error> {
+        self.vm.fd.set_irq_line(arch::irq_number(self.line), high).map_err(|errno| Error::Call {
+            call: "KVM_IRQ_LINE",
+            object: format!("interrupt line {}", self.line),
+            source: errno.into(),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Edge {
+    event: EventFd,
+    line: u32,
+}
+
+impl IrqLine for Edge {
+    fn set(&self, high: bool) -> Result<(), Error> {
+        if !high {
+            return Ok(());
+        }
+        match self.event.write(1) {
+            Ok(()) => Ok(()),
+            // The counter is full: the kernel has yet to take 2^64 - 2 earlier interrupts, and one more
+            // would not be told from them.
+            Err(full) if full.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            Err(source) => {
+                Err(Error::Call { call: "write", object: format!("interrupt line {}", self.line), source })
+            }
+        }
+    }
+}

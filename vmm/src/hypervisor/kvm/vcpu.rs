@@ -1,0 +1,193 @@
+//! One vCPU: KVM_RUN and what its exits mean.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::super::{Crash, Error, Exit, Kick, SystemEvent, Vcpu};
+use super::kick::Kicker;
+use super::vm::{self as kvm_vm, VmShare};
+use super::{Attempt, KvmVm, arch};
+use crate::arch::native;
+
+/// A processor of KVM.
+pub struct KvmVcpu {
+    id: u32,
+    fd: VcpuFd,
+    kicker: Arc<Kicker>,
+    /// Size of the mapping that `kvm_run` is the head of.
+    #[cfg(target_arch = "x86_64")]
+    mapped: usize,
+    /// The fd keeps the kernel's VM, this keeps the RAM that the VM maps.
+    _vm: VmShare,
+    // Not Send: it belongs to the thread that made it.
+    _thread: PhantomData<*const ()>,
+}
+
+impl fmt::Debug for KvmVcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KvmVcpu({})", self.id)
+    }
+}
+
+/// An exit without its data, which stays in `kvm_run` until [`KvmVcpu::deliver`] borrows it.
+enum Reason {
+    #[cfg(target_arch = "x86_64")]
+    Port,
+    Mmio,
+    Halted,
+    Shutdown,
+    SystemEvent(u32),
+    Interrupted,
+    /// Nothing to do but run again.
+    Again,
+    Crash(String),
+}
+
+impl KvmVcpu {
+    pub(super) fn new(vm: &KvmVm, id: u32) -> Result<Self, Error> {
+        let fd = kvm_vm::call("KVM_CREATE_VCPU", vm.fd().create_vcpu(u64::from(id)))?;
+        let kicker = Arc::new(Kicker::new(&fd)?);
+        let vcpu = Self {
+            id,
+            fd,
+            kicker,
+            #[cfg(target_arch = "x86_64")]
+            mapped: vm.fd().run_size(),
+            _vm: vm.share(),
+            _thread: PhantomData,
+        };
+        #[cfg(target_arch = "aarch64")]
+        arch::init_vcpu(vm, &vcpu)?;
+        Ok(vcpu)
+    }
+
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    pub(super) fn call<T>(&self, call: &'static str, result: Attempt<T>) -> Result<T, Error> {
+        result.map_err(|errno| Error::Call {
+            call,
+            object: format!("vcpu {}", self.id),
+            source: errno.into(),
+        })
+    }
+
+    fn enter(&mut self) -> Result<Reason, Error> {
+        match self.fd.run() {
+            Ok(exit) => Ok(reason(&exit)),
+            Err(errno) => match errno.errno() {
+                libc::EINTR => Ok(Reason::Interrupted),
+                // A processor that waits for its start-up IPI has been woken.
+                libc::EAGAIN => Ok(Reason::Again),
+                // What the guest brings about, such as running where no memory is, is its crash and not
+                // an error of the monitor.
+                libc::EFAULT => Ok(Reason::Crash(
+                    "KVM_RUN: bad address: the guest runs or walks page tables where there is no memory"
+                        .into(),
+                )),
+                libc::ENOSYS => {
+                    Ok(Reason::Crash("KVM_RUN: an access that KVM cannot decode for the monitor".into()))
+                }
+                _ => Err(Error::Call {
+                    call: "KVM_RUN",
+                    object: format!("vcpu {}", self.id),
+                    source: errno.into(),
+                }),
+            },
+        }
+    }
+
+    fn crash(&self, reason: String) -> Exit<'static> {
+        Exit::Crash(Box::new(Crash { vcpu: self.id, reason, registers: self.registers().ok() }))
+    }
+}
+
+fn reason(exit: &VcpuExit<'_>) -> Reason {
+    match exit {
+        #[cfg(target_arch = "x86_64")]
+        VcpuExit::IoIn(..) | VcpuExit::IoOut(..) => Reason::Port,
+        VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..) => Reason::Mmio,
+        VcpuExit::Hlt => Reason::Halted,
+        VcpuExit::Shutdown => Reason::Shutdown,
+        VcpuExit::SystemEvent(kind, _) => Reason::SystemEvent(*kind),
+        VcpuExit::Intr => Reason::Interrupted,
+        VcpuExit::IrqWindowOpen | VcpuExit::SetTpr => Reason::Again,
+        VcpuExit::FailEntry(code, cpu) => Reason::Crash(format!(
+            "KVM_EXIT_FAIL_ENTRY: the processor refused the guest's state, code {code:#x} on host cpu {cpu}"
+        )),
+        VcpuExit::InternalError => Reason::Crash("KVM_EXIT_INTERNAL_ERROR".into()),
+        VcpuExit::MemoryFault { flags, gpa, size } => {
+            Reason::Crash(format!("KVM_EXIT_MEMORY_FAULT: {size:#x} bytes at {gpa:#x}, flags {flags:#x}"))
+        }
+        other => Reason::Crash(format!("an exit this monitor did not ask for: {other:?}")),
+    }
+}
+
+/// The buffer of an access to memory, and whether the guest stores.
+fn mmio(run: &mut kvm_run) -> (u64, bool, &mut [u8]) {
+    // SAFETY: the caller has seen KVM_EXIT_MMIO, for which this is the member that the kernel filled;
+    // all of its bit patterns are values.
+    let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+    let len = (mmio.len as usize).min(mmio.data.len());
+    (mmio.phys_addr, mmio.is_write != 0, &mut mmio.data[..len])
+}
+
+impl Vcpu for KvmVcpu {
+    fn id(&self) -> u32 {
+        self.id
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        Arc::clone(&self.kicker) as Arc<dyn Kick>
+    }
+
+    fn enter_at(&mut self, entry: &native::Entry) -> Result<(), Error> {
+        arch::enter_at(self, entry)
+    }
+
+    fn run(&mut self) -> Result<Exit<'_>, Error> {
+        loop {
+            match self.enter()? {
+                Reason::Again => {}
+                #[cfg(target_arch = "x86_64")]
+                Reason::Port => {
+                    let mapped = self.mapped;
+                    return Ok(match arch::port(self.fd.get_kvm_run(), mapped) {
+                        (port, size, true, data) => Exit::PortWrite { port, size, data },
+                        (port, size, false, data) => Exit::PortRead { port, size, data },
+                    });
+                }
+                Reason::Mmio => {
+                    return Ok(match mmio(self.fd.get_kvm_run()) {
+                        (addr, true, data) => Exit::MmioWrite { addr, data },
+                        (addr, false, data) => Exit::MmioRead { addr, data },
+                    });
+                }
+                Reason::Halted => return Ok(Exit::Halted),
+                Reason::Shutdown => return Ok(Exit::System(SystemEvent::TripleFault)),
+                Reason::SystemEvent(kind) => {
+                    return Ok(match kind {
+                        KVM_SYSTEM_EVENT_SHUTDOWN => Exit::System(SystemEvent::PowerOff),
+                        KVM_SYSTEM_EVENT_RESET => Exit::System(SystemEvent::Reset),
+                        KVM_SYSTEM_EVENT_CRASH => Exit::System(SystemEvent::Crash),
+                        other => self.crash(format!("KVM_EXIT_SYSTEM_EVENT of unknown kind {other}")),
+                    });
+                }
+                Reason::Interrupted => {
+                    self.kicker.acknowledge();
+                    return Ok(Exit::Kicked);
+                }
+                Reason::Crash(reason) => return Ok(self.crash(reason)),
+            }
+        }
+    }
+
+    fn registers(&self) -> Result<native::Registers, Error> {
+        arch::registers(self)
+    }
+}

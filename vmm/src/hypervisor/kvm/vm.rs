@@ -1,0 +1,144 @@
+//! The machine: memory slots, interrupt controller, and the order in which they come.
+
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Cap, VmFd};
+use vm_memory::{Address, GuestMemory, GuestMemoryRegion};
+
+use super::super::{Error, IrqLine, Trigger, Vm, VmPlan};
+use super::{Attempt, Kvm, KvmVcpu, arch, irq, kick};
+use crate::memory::GuestRam;
+
+/// A machine of KVM.
+#[derive(Debug)]
+pub struct KvmVm {
+    fd: Arc<VmFd>,
+    plan: VmPlan,
+    /// Made when the machine is sealed.
+    #[cfg(target_arch = "aarch64")]
+    pub(super) gic: std::sync::OnceLock<kvm_ioctls::DeviceFd>,
+}
+
+impl KvmVm {
+    /// Memory slots come before the interrupt controller and before any eventfd: a slot added after
+    /// the first in-kernel device waits for two grace periods, milliseconds instead of microseconds.
+    pub(super) fn new(kvm: &Kvm, plan: &VmPlan) -> Result<Self, Error> {
+        kick::install_handler()?;
+        let fd = kvm.call("KVM_CREATE_VM", retry_interrupted(|| arch::create_vm(kvm, &plan.ram)))?;
+        let vm = Self {
+            fd: Arc::new(fd),
+            plan: plan.clone(),
+            #[cfg(target_arch = "aarch64")]
+            gic: std::sync::OnceLock::new(),
+        };
+        vm.map_ram()?;
+        #[cfg(target_arch = "x86_64")]
+        arch::prepare(&vm)?;
+        Ok(vm)
+    }
+
+    fn map_ram(&self) -> Result<(), Error> {
+        let slots = self.fd.check_extension_int(Cap::NrMemslots).max(0).cast_unsigned();
+        for (slot, region) in (0u32..).zip(self.plan.ram.iter()) {
+            let refuse = |why| Error::Ram { base: region.start_addr().raw_value(), len: region.len(), why };
+            if slot >= slots {
+                return Err(refuse("KVM has no memory slot left"));
+            }
+            let host = region
+                .get_host_address(vm_memory::MemoryRegionAddress(0))
+                .map_err(|_| refuse("the region has no host address"))?;
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: host as u64,
+            };
+            // SAFETY: `host` is the start of a mapping of `region.len()` bytes, which `self.plan.ram`
+            // keeps for as long as this VM, and with it the slot, exists: the VM fd is shared only
+            // with vCPUs and lines, and each of them holds a share of the RAM too.
+            let set = unsafe { self.fd.set_user_memory_region(slot) };
+            call("KVM_SET_USER_MEMORY_REGION", set)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn fd(&self) -> &Arc<VmFd> {
+        &self.fd
+    }
+
+    pub(super) fn plan(&self) -> &VmPlan {
+        &self.plan
+    }
+
+    pub(super) fn share(&self) -> VmShare {
+        VmShare { fd: Arc::clone(&self.fd), _ram: Arc::clone(&self.plan.ram) }
+    }
+}
+
+/// Says which call on the VM it was that failed.
+pub(super) fn call<T>(call: &'static str, result: Attempt<T>) -> Result<T, Error> {
+    result.map_err(|errno| Error::Call { call, object: "the VM".into(), source: errno.into() })
+}
+
+impl Vm for KvmVm {
+    type Vcpu = KvmVcpu;
+
+    fn create_vcpu(&self, id: u32) -> Result<KvmVcpu, Error> {
+        KvmVcpu::new(self, id)
+    }
+
+    fn seal(&self) -> Result<(), Error> {
+        #[cfg(target_arch = "aarch64")]
+        arch::seal(self)?;
+        Ok(())
+    }
+
+    fn irq_line(&self, line: u32, trigger: Trigger) -> Result<Arc<dyn IrqLine>, Error> {
+        irq::line(self, line, trigger)
+    }
+}
+
+/// What keeps the kernel's VM, and the RAM it maps, from going away.
+#[derive(Debug, Clone)]
+pub(super) struct VmShare {
+    pub(super) fd: Arc<VmFd>,
+    _ram: Arc<GuestRam>,
+}
+
+/// KVM_CREATE_VM answers EINTR when a signal arrives while it waits for other processors.
+fn retry_interrupted<T>(mut make: impl FnMut() -> Attempt<T>) -> Attempt<T> {
+    const ATTEMPTS: u32 = 8;
+    for _ in 1..ATTEMPTS {
+        match make() {
+            Err(errno) if errno.errno() == libc::EINTR => {}
+            done => return done,
+        }
+    }
+    make()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::KvmErrno;
+    use super::*;
+
+    #[test]
+    fn an_interrupted_creation_is_tried_again_but_not_for_ever() {
+        let mut left = 3;
+        let made = retry_interrupted(|| {
+            left -= 1;
+            if left > 0 { Err(KvmErrno::new(libc::EINTR)) } else { Ok(()) }
+        });
+        assert!(made.is_ok());
+
+        let mut calls = 0;
+        let made: Attempt<()> = retry_interrupted(|| {
+            calls += 1;
+            Err(KvmErrno::new(libc::EINTR))
+        });
+        assert!(made.is_err());
+        assert_eq!(calls, 8);
+    }
+}

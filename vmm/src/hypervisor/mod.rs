@@ -1,0 +1,169 @@
+//! The seam between the monitor and whatever runs guest instructions.
+//!
+//! Three traits: a [`Hypervisor`] makes a [`Vm`], a [`Vm`] makes [`Vcpu`]s and [`IrqLine`]s. They
+//! speak only in types of this crate, so the run loop, the devices and the boot code are the same
+//! on every backend. What differs between processors goes through the types of
+//! [`arch::native`](crate::arch::native), not through methods that only one of them has.
+//!
+//! Threads: a [`Vcpu`] is created, used and dropped on one thread (Hypervisor.framework insists,
+//! and KVM pays for a move); everything else may be called from any.
+
+pub mod check;
+mod exit;
+#[cfg(target_os = "linux")]
+pub mod kvm;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::arch::native;
+use crate::memory::GuestRam;
+
+pub use exit::{Crash, Exit, SystemEvent};
+
+/// A host facility that can run guests.
+pub trait Hypervisor: Send + Sync {
+    /// The machines it makes.
+    type Vm: Vm;
+
+    /// Makes a machine with all of its memory and its interrupt controller.
+    ///
+    /// The order of construction decides the time it takes, by an order of magnitude, so all
+    /// that is needed is in the plan and the order is the backend's.
+    fn create_vm(&self, plan: &VmPlan) -> Result<Self::Vm, Error>;
+}
+
+/// What a machine is made of.
+#[derive(Debug, Clone)]
+pub struct VmPlan {
+    /// Guest RAM. The machine keeps a share, so the mapping outlives the guest's use of it.
+    pub ram: Arc<GuestRam>,
+    /// How many processors will be created, with ids from 0.
+    pub vcpus: u32,
+    /// Whether there is an interrupt controller in the hypervisor. Without one a processor that
+    /// halts comes back with [`Exit::Halted`]; only guests of a few instructions do without.
+    pub interrupt_controller: bool,
+}
+
+/// One machine.
+pub trait Vm: Send + Sync + 'static {
+    /// Its processors.
+    type Vcpu: Vcpu;
+
+    /// Makes processor `id` for the calling thread.
+    fn create_vcpu(&self, id: u32) -> Result<Self::Vcpu, Error>;
+
+    /// To be called once, when all processors exist and none has run: what the interrupt controller
+    /// could not settle before it knew them is settled now. Lines exist only after it.
+    fn seal(&self) -> Result<(), Error>;
+
+    /// The wire `line` of the interrupt controller: a GSI on x86_64, the number of a shared
+    /// peripheral interrupt (INTID - 32) on aarch64.
+    fn irq_line(&self, line: u32, trigger: Trigger) -> Result<Arc<dyn IrqLine>, Error>;
+}
+
+/// How the guest was told to listen to a wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// The interrupt is pending for as long as the wire is high.
+    Level,
+    /// Each rise of the wire is an interrupt.
+    Edge,
+}
+
+/// A wire into the interrupt controller.
+pub trait IrqLine: Send + Sync {
+    /// Drives the wire. On an [`Trigger::Edge`] wire each `true` is one interrupt and `false` does
+    /// nothing.
+    fn set(&self, high: bool) -> Result<(), Error>;
+}
+
+/// One processor, owned by the thread that created it.
+pub trait Vcpu {
+    /// Its number, from 0.
+    fn id(&self) -> u32;
+
+    /// The means to get it out of [`Vcpu::run`] from another thread.
+    fn kicker(&self) -> Arc<dyn Kick>;
+
+    /// Sets the state before the first instruction.
+    fn enter_at(&mut self, entry: &native::Entry) -> Result<(), Error>;
+
+    /// Runs the guest until something needs the monitor.
+    ///
+    /// The answer to a read is written into the exit's buffer and takes effect at the next call.
+    /// That call *completes* the access before anything else, also when it has been kicked; so
+    /// [`Exit::Kicked`] is the one point at which the processor is between two instructions and
+    /// its state may be looked at, saved or replaced.
+    fn run(&mut self) -> Result<Exit<'_>, Error>;
+
+    /// General registers, for people who read crash reports.
+    fn registers(&self) -> Result<native::Registers, Error>;
+}
+
+/// Gets one processor out of the guest.
+pub trait Kick: Send + Sync {
+    /// The current [`Vcpu::run`], or the next one if none is under way, returns [`Exit::Kicked`].
+    ///
+    /// Kicks are not counted: any number before the return is one. Whoever kicks says first, in
+    /// memory that the processor's thread reads after the return, what it is wanted for.
+    fn kick(&self);
+}
+
+/// The hypervisor refused something.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The device node could not be opened.
+    #[error("cannot open {}: {source}", path.display())]
+    Open {
+        /// Which node.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The node answers, but not as the hypervisor this crate speaks to.
+    #[error("{} speaks version {found} of the interface, not {wanted}", path.display())]
+    Version {
+        /// Which node.
+        path: PathBuf,
+        /// What it said.
+        found: i32,
+        /// What is needed.
+        wanted: i32,
+    },
+    /// A call failed.
+    #[error("{call} on {object} failed: {source}")]
+    Call {
+        /// Name of the call in the hypervisor's own documentation.
+        call: &'static str,
+        /// What it was made on.
+        object: String,
+        /// What came back.
+        source: io::Error,
+    },
+    /// The hypervisor took fewer values than it was given.
+    #[error("{call} on {object} took {done} of {given} values; the next is {next}")]
+    Partial {
+        /// Name of the call.
+        call: &'static str,
+        /// What it was made on.
+        object: String,
+        /// How many were taken.
+        done: usize,
+        /// How many were given.
+        given: usize,
+        /// The first that was not.
+        next: String,
+    },
+    /// Guest RAM has more regions or other addresses than the hypervisor can map.
+    #[error("cannot give the guest RAM at {base:#x}, {len:#x} bytes: {why}")]
+    Ram {
+        /// Guest-physical address.
+        base: u64,
+        /// Length.
+        len: u64,
+        /// What stands against it.
+        why: &'static str,
+    },
+}

@@ -1,0 +1,69 @@
+//! Guest RAM.
+//!
+//! RAM is shared by everything that touches it: the hypervisor maps it into the guest, devices
+//! read rings from it, the loader fills it. All of them hold an [`Arc`](std::sync::Arc) of one [`GuestRam`], so the
+//! mapping outlives its last user and nobody has to tear down in a particular order.
+
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+
+/// RAM of one guest: disjoint regions of host memory at guest-physical addresses.
+pub type GuestRam = GuestMemoryMmap<()>;
+
+/// RAM could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The machine was given no memory at all.
+    #[error("a guest needs memory: give it at least one region that is not empty")]
+    Empty,
+    /// The host refused the mapping.
+    #[error(
+        "cannot map {bytes} bytes of guest RAM: {source}; lower the guest's memory or the host's use of it"
+    )]
+    Map {
+        /// Size of all regions together.
+        bytes: u64,
+        /// What the mapping said.
+        source: FromRangesError,
+    },
+}
+
+/// Maps anonymous, zeroed memory for the regions given as (guest-physical address, length).
+///
+/// Pages cost nothing until the guest touches them.
+pub fn anonymous(regions: &[(u64, u64)]) -> Result<GuestRam, Error> {
+    let bytes: u64 = regions.iter().map(|(_, len)| len).sum();
+    if bytes == 0 {
+        return Err(Error::Empty);
+    }
+    let ranges: Vec<_> = regions.iter().map(|&(addr, len)| (GuestAddress(addr), len as usize)).collect();
+    GuestRam::from_ranges(&ranges).map_err(|source| Error::Map { bytes, source })
+}
+
+/// The number of bytes in all regions.
+pub fn size(ram: &GuestRam) -> u64 {
+    ram.iter().map(GuestMemoryRegion::len).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn regions_are_zeroed_and_writable() {
+        let ram = anonymous(&[(0, 0x1000), (0x10_0000, 0x2000)]).unwrap();
+        assert_eq!(size(&ram), 0x3000);
+        assert_eq!(ram.read_obj::<u64>(GuestAddress(0x10_1ff8)).unwrap(), 0);
+        ram.write_obj(7u32, GuestAddress(0xffc)).unwrap();
+        assert_eq!(ram.read_obj::<u32>(GuestAddress(0xffc)).unwrap(), 7);
+        assert!(ram.write_obj(7u32, GuestAddress(0x1000)).is_err(), "the hole is no memory");
+    }
+
+    #[test]
+    fn no_memory_is_an_error_and_not_a_panic() {
+        assert!(matches!(anonymous(&[]), Err(Error::Empty)));
+        assert!(matches!(anonymous(&[(0, 0)]), Err(Error::Empty)));
+        assert!(matches!(anonymous(&[(0, 1 << 62)]), Err(Error::Map { .. })));
+    }
+}
