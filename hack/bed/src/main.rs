@@ -73,6 +73,7 @@ fn tool() -> Result<i32> {
             Ok(0)
         }
         Verb::Clean => cache.clean().map(|()| 0),
+        Verb::BusyboxImage(busybox, tar) => oci::write_images(busybox, call.start.spec.arch, tar).map(|()| 0),
     }
 }
 

@@ -21,6 +21,7 @@ hack/testbed: an emulated host with virtualization, containerd inside, for tests
   hack/testbed down                       end it
   hack/testbed [OPTIONS] build            only build image and saved host
   hack/testbed clean                      remove the cache
+  hack/testbed busybox-image BUSYBOX TAR  write the host's busybox image, of a static BUSYBOX
 
   --arch x86_64|aarch64    of the host (default: this machine's)
   --cpus N                 default 2
@@ -63,6 +64,8 @@ pub enum Verb {
     Console,
     Build,
     Clean,
+    /// From a static busybox, the images of the host, as one tar.
+    BusyboxImage(PathBuf, PathBuf),
 }
 
 /// What is asked for; `None` is help.
@@ -105,6 +108,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Call>> {
                     "console" => Verb::Console,
                     "build" => Verb::Build,
                     "clean" => Verb::Clean,
+                    "busybox-image" => {
+                        Verb::BusyboxImage(parser.value()?.into(), parser.value()?.into())
+                    }
                     "help" => return Ok(None),
                     _ => bail!("{word:?} is not something to do: hack/testbed --help lists what is"),
                 });
