@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::cache::children;
 use crate::progress::Step;
 use crate::spec::Arch;
-use crate::tools::{capture, run};
+use crate::tools::{self, capture, run};
 
 /// The suite of the host, and the one whose containerd is taken beside it.
 pub const SUITE: &str = "trixie";
@@ -73,7 +73,7 @@ impl Apt {
         ));
         let mut download = self.command("apt-get");
         download.args(["-qq", "-y", "--download-only", "install"]).args(packages);
-        crate::tools::run_watched(&mut download, || {
+        tools::run_watched(&mut download, || {
             let have: u64 = children(&archives)
                 .into_iter()
                 .chain(children(&archives.join("partial")))
@@ -105,7 +105,7 @@ impl Apt {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        let mut command = tools::command(program);
         let arch = self.arch.debian();
         for option in [
             format!("APT::Architecture={arch}"),
@@ -140,9 +140,12 @@ impl Apt {
 
 /// The machine's own Debian mirror, or on other systems the one debootstrap knows.
 fn mirror() -> Result<String> {
-    let targets =
-        capture(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI) $(ORIGIN) $(LABEL)"]))
-            .unwrap_or_default();
+    let targets = capture(tools::command("apt-get").args([
+        "indextargets",
+        "--format",
+        "$(REPO_URI) $(ORIGIN) $(LABEL)",
+    ]))
+    .unwrap_or_default();
     if let Some(uri) = targets.lines().find_map(|line| line.strip_suffix(" Debian Debian")) {
         return Ok(uri.to_owned());
     }

@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,7 +21,7 @@ use crate::qemu::{Machine, Memory, Process, Qemu};
 use crate::qmp::Qmp;
 use crate::saved::Saved;
 use crate::spec::{Spec, Start};
-use crate::tools::run as run_tool;
+use crate::tools;
 
 /// A host that is not up within this, hangs.
 pub const BOOT: Duration = Duration::from_secs(180);
@@ -88,7 +87,7 @@ impl Host {
         let share = start.share.as_deref();
         let cold = start.cold || start.kernel_append.is_some();
         let mut host = if cold {
-            Self::boot(workshop, name, share, stay, start.kernel_append.as_deref().unwrap_or_default())?
+            Self::boot(workshop, start, name, stay)?
         } else {
             let saved = Saved::open(workshop)?;
             Self::restore(workshop, &saved, name, share, stay)?
@@ -98,13 +97,13 @@ impl Host {
         Ok(host)
     }
 
-    fn boot(workshop: &Workshop, name: &str, share: Option<&Path>, stay: bool, append: &str) -> Result<Self> {
+    fn boot(workshop: &Workshop, start: &Start, name: &str, stay: bool) -> Result<Self> {
         let run = workshop.cache.new_run(name)?;
         let disk = run.dir().join("disk");
         overlay(&workshop.image.disk(), "raw", &disk)?;
-        let mut machine = workshop.machine(&run, disk, share)?;
-        append.clone_into(&mut machine.kernel_append);
-        Self::launch(workshop, run, &machine, stay, BOOT)
+        let mut machine = workshop.machine(&run, disk, start.share.as_deref())?;
+        machine.kernel_append = start.kernel_append.clone().unwrap_or_default();
+        Self::launch(workshop, run, &machine, stay, start.boot_timeout)
     }
 
     fn restore(
@@ -286,8 +285,11 @@ fn forwarded_port(text: &str) -> Result<u16> {
 
 /// A disk that begins as `base` and takes only what is changed.
 pub fn overlay(base: &Path, format: &str, to: &Path) -> Result<()> {
-    run_tool(
-        Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(base).arg(to),
+    tools::run(
+        tools::command("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", format, "-b"])
+            .arg(base)
+            .arg(to),
     )
 }
 

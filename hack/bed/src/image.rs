@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::BufWriter;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
@@ -17,7 +17,7 @@ use crate::kernel::{Initrd, module_closure, write_bootable};
 use crate::oci;
 use crate::progress::Step;
 use crate::spec::Arch;
-use crate::tools::run;
+use crate::tools::{self, run};
 
 /// What every host has. Dependencies follow by themselves; recommendations do not.
 const PACKAGES: &str = "base-files base-passwd bash coreutils dash diffutils findutils grep gzip hostname kmod libc-bin \
@@ -137,13 +137,14 @@ fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
     let newer = apt.newer(&NEWER)?;
 
     let root = dir.join("root");
+    let owners = dir.join("owners");
     let step = Step::begin("unpacking");
     for (count, package) in packages.iter().enumerate() {
         step.at(format_args!("{} of {}", count + 1, packages.len()));
-        unpack(package, &root)?;
+        unpack(package, &root, &owners)?;
     }
     for package in &newer {
-        unpack(package, &root.join("opt/containerd-2.1"))?;
+        unpack(package, &root.join("opt/containerd-2.1"), &owners)?;
     }
     step.done(format_args!("{} packages", packages.len()));
 
@@ -152,7 +153,7 @@ fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
     let host = kernel_version(&root, |version| !version.contains("cloud"))?;
     let guest = kernel_version(&root, |version| version.contains("cloud"))?;
     for version in [&host, &guest] {
-        run(Command::new("depmod").arg("-b").arg(&root).arg(version))?;
+        run(tools::command("depmod").arg("-b").arg(&root).arg(version))?;
     }
     write_bootable(&root.join("boot").join(format!("vmlinuz-{host}")), arch, &dir.join("kernel"))?;
     pick_modules(&root, &host, &dir.join("modules"))?;
@@ -162,7 +163,7 @@ fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
 
     let step = Step::begin("making the disk");
     // The journal would only make the host slower: a disk that a crash damages is thrown away.
-    run(Command::new("mkfs.ext4")
+    run(tools::command_as_root("mkfs.ext4", &owners)?
         .args(["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,root_owner=0:0", "-m", "0", "-d"])
         .args([&root, &dir.join("disk")])
         .arg(DISK))?;
@@ -170,9 +171,9 @@ fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
     remove_tree(&root)
 }
 
-fn unpack(package: &Path, root: &Path) -> Result<()> {
+fn unpack(package: &Path, root: &Path, owners: &Path) -> Result<()> {
     fs::create_dir_all(root)?;
-    let mut contents = Command::new("dpkg-deb")
+    let mut contents = tools::command("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(package)
         .stdin(Stdio::null())
@@ -180,7 +181,7 @@ fn unpack(package: &Path, root: &Path) -> Result<()> {
         .spawn()
         .context("cannot run dpkg-deb: the test bed's image is made of Debian packages")?;
     let pipe = contents.stdout.take().context("no pipe from dpkg-deb")?;
-    let mut tar = Command::new("tar");
+    let mut tar = tools::command_as_root("tar", owners)?;
     tar.args(["-x", "--keep-directory-symlink", "--wildcards", "-C"]).arg(root);
     tar.args(LEFT_OUT.map(|pattern| format!("--exclude={pattern}")));
     let status = tar.stdin(pipe).status().context("cannot run tar")?;

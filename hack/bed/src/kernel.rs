@@ -3,12 +3,13 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 use cpio::newc::{self, ModeFileType};
 
 use crate::spec::Arch;
+use crate::tools::command;
 
 /// Writes the kernel of the package file `from` as it is booted: on x86_64 the vmlinux inside the
 /// bzImage, entered by PVH without firmware or decompressor; on aarch64 the Image as it comes.
@@ -21,7 +22,7 @@ pub fn write_bootable(from: &Path, arch: Arch, to: &Path) -> Result<()> {
     if !payload.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         bail!("{}: the kernel inside is not compressed with zstd", from.display());
     }
-    let mut zstd = Command::new("zstd")
+    let mut zstd = command("zstd")
         .args(["-dcq"])
         .stdin(Stdio::piped())
         .stdout(File::create(to)?)

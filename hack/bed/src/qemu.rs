@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use crate::accel::Accel;
 use crate::cache::{Run, digest};
 use crate::spec::{Arch, Spec};
-use crate::tools::capture;
+use crate::tools::{capture, command};
 
 /// Older ones emulate the 16-byte compare-and-exchange wrongly, which Go programs use.
 const OLDEST: u32 = 8;
@@ -32,7 +32,7 @@ impl Qemu {
             Arch::X86_64 => ("qemu-system-x86_64", "qemu-system-x86"),
             Arch::Aarch64 => ("qemu-system-aarch64", "qemu-system-arm"),
         };
-        let text = capture(Command::new(program).arg("--version"))
+        let text = capture(command(program).arg("--version"))
             .with_context(|| format!("{program} is needed: apt-get install {package} (or run make setup)"))?;
         let version = text.split_whitespace().nth(3).unwrap_or_default().to_owned();
         let major: u32 = version.split('.').next().and_then(|word| word.parse().ok()).unwrap_or(0);

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::Result;
 
@@ -76,7 +75,7 @@ fn save(workshop: &Workshop, run_name: &str, dir: &Path) -> Result<()> {
     let host = Host::launch(workshop, run, &machine, false, BOOT)?;
     host.save(&dir.join("devices"))?;
     // What the kernel freed it did not write over with zeros, but much was never used.
-    tools::run(Command::new("fallocate").arg("--dig-holes").arg(&memory))?;
+    tools::run(tools::command("fallocate").arg("--dig-holes").arg(&memory))?;
     let used = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&memory)?) * 512;
     step.done(format_args!("{} MiB of memory in use", used >> 20));
     Ok(())

@@ -155,6 +155,8 @@ pub struct Start {
     pub cold: bool,
     /// Added to the kernel's command line; means a cold boot.
     pub kernel_append: Option<String>,
+    /// A host that is not up by then is killed.
+    pub boot_timeout: Duration,
     /// Builds the image again even if one is there.
     pub rebuild: bool,
 }

@@ -1,11 +1,38 @@
 //! Running the programs of the machine: their failure says which call it was and what it printed.
 
+use std::fs::File;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+
+/// A command that ends with this process, however that ends.
+pub fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    // SAFETY: prctl is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
+    }
+    command
+}
+
+/// A command that sees itself as root, for files that root shall own in an image. Where this process
+/// is not root, `state` remembers who owns what between such commands.
+pub fn command_as_root(program: &str, state: &Path) -> Result<Command> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(command(program));
+    }
+    File::options().create(true).append(true).open(state)?;
+    let mut command = command("fakeroot");
+    command.arg("-s").arg(state).arg("-i").arg(state).args(["--", program]);
+    Ok(command)
+}
 
 /// Runs to success; what it prints is shown only in the error.
 pub fn run(command: &mut Command) -> Result<()> {
@@ -51,8 +78,8 @@ pub fn run_watched(command: &mut Command, mut watch: impl FnMut()) -> Result<()>
 
 fn not_started(command: &Command) -> String {
     format!(
-        "cannot run {:?}: is it installed? make setup installs what the test bed needs",
-        command.get_program()
+        "cannot run {}: is it installed? make setup installs what the test bed needs",
+        command.get_program().display()
     )
 }
 

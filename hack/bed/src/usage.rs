@@ -1,12 +1,13 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
 
+use crate::host::BOOT;
 use crate::spec::{Spec, Start};
 
 pub const HELP: &str = "\
@@ -34,6 +35,7 @@ hack/testbed: an emulated host with virtualization, containerd inside, for tests
   --name NAME              of a host that stays (default: its architecture)
   --cold                   boot instead of restoring the saved host
   --kernel-append WORDS    boot with these words for the kernel, too
+  --boot-timeout S         a host that is not up by then is killed (default 180)
   --rebuild                build the image anew
 
 CMD's exit code is passed on; 125 says that the test bed itself failed.
@@ -76,6 +78,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Call>> {
         timeout: None,
         cold: false,
         kernel_append: None,
+        boot_timeout: BOOT,
         rebuild: false,
     };
     let mut name = None;
@@ -89,11 +92,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Call>> {
             Long("containerd") => start.spec.containerd = parser.value()?.parse()?,
             Long("docker") => start.spec.docker = true,
             Long("cri") => start.spec.cri = true,
-            Long("share") => start.share = Some(shared_dir(PathBuf::from(parser.value()?))?),
+            Long("share") => start.share = Some(shared_dir(Path::new(&parser.value()?))?),
             Long("timeout") => start.timeout = Some(Duration::from_secs(parser.value()?.parse()?)),
             Long("name") => name = Some(host_name(parser.value()?.string()?)?),
             Long("cold") => start.cold = true,
             Long("kernel-append") => start.kernel_append = Some(parser.value()?.string()?),
+            Long("boot-timeout") => start.boot_timeout = Duration::from_secs(parser.value()?.parse()?),
             Long("rebuild") => start.rebuild = true,
             Long("help") | Short('h') => return Ok(None),
             Value(word) if verb.is_none() => {
@@ -108,9 +112,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Call>> {
                     "console" => Verb::Console,
                     "build" => Verb::Build,
                     "clean" => Verb::Clean,
-                    "busybox-image" => {
-                        Verb::BusyboxImage(parser.value()?.into(), parser.value()?.into())
-                    }
+                    "busybox-image" => Verb::BusyboxImage(parser.value()?.into(), parser.value()?.into()),
                     "help" => return Ok(None),
                     _ => bail!("{word:?} is not something to do: hack/testbed --help lists what is"),
                 });
@@ -128,7 +130,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Call>> {
 fn command(parser: &mut lexopt::Parser) -> Result<Vec<String>> {
     let mut argv = parser
         .raw_args()?
-        .map(|word| word.into_string().map_err(|word| anyhow::anyhow!("{word:?} is not UTF-8")))
+        .map(|word| word.into_string().map_err(|word| anyhow::anyhow!("{} is not UTF-8", word.display())))
         .collect::<Result<Vec<_>>>()?;
     if argv.first().is_some_and(|word| word == "--") {
         argv.remove(0);
@@ -139,7 +141,7 @@ fn command(parser: &mut lexopt::Parser) -> Result<Vec<String>> {
     Ok(argv)
 }
 
-fn shared_dir(path: PathBuf) -> Result<PathBuf> {
+fn shared_dir(path: &Path) -> Result<PathBuf> {
     let full = path.canonicalize().with_context(|| format!("--share {}", path.display()))?;
     if !full.is_dir() {
         bail!("--share {}: not a directory", path.display());
