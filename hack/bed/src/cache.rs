@@ -104,16 +104,22 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes the entries of `dir` that start with `prefix`, are not `keep`, and that no host uses.
-    pub fn prune(&self, dir: &str, prefix: &str, keep: &str) -> Result<()> {
+    /// Removes what `keep`, called `NAME-DIGEST`, replaces: other digests of the same name that no
+    /// host uses, and what was left half made.
+    pub fn prune(&self, dir: &str, keep: &str) -> Result<()> {
         let in_use: Vec<PathBuf> =
             self.runs()?.iter().filter_map(|run| fs::read_link(run.join("saved")).ok()).collect();
         for path in children(&self.path(dir))? {
-            let name = file_name(&path);
-            let ours = name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-'));
-            if path.is_dir() && ours && name != keep && !in_use.contains(&path) {
+            let entry = file_name(&path);
+            let name = entry.strip_suffix(".new").unwrap_or(&entry);
+            if !path.is_dir() || entry == keep || in_use.contains(&path) || !replaces(keep, name) {
+                continue;
+            }
+            let lock_path = self.path(dir).join(format!("{name}.lock"));
+            // Whoever makes it right now holds its lock.
+            if let Some(_lock) = try_lock(&lock_path)? {
                 remove_tree(&path)?;
-                remove_file(&self.path(dir).join(format!("{name}.lock")))?;
+                remove_file(&lock_path)?;
             }
         }
         Ok(())
@@ -174,6 +180,12 @@ impl Cache {
         step.done("");
         Ok(())
     }
+}
+
+/// Whether two names differ in nothing but the digest at their end.
+fn replaces(one: &str, other: &str) -> bool {
+    let stem = |name: &str| name.rsplit_once('-').map(|(stem, _)| stem.to_owned());
+    stem(one).is_some() && stem(one) == stem(other)
 }
 
 /// The directory of one host.
@@ -280,5 +292,89 @@ pub fn remove_file(path: &Path) -> Result<()> {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cache in a directory of its own, which goes with it.
+    struct Scratch(Cache);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("testbed-cache-{name}-{}", std::process::id()));
+            let _ = remove_tree(&dir);
+            Self(Cache::open(dir).unwrap())
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = remove_tree(&self.0.root);
+        }
+    }
+
+    #[test]
+    fn an_entry_is_made_once_and_whole() {
+        let Scratch(cache) = &Scratch::new("entry");
+        let make = |again, text: &'static str| {
+            cache.entry("d", "e-1", 0, again, |dir| Ok(fs::write(dir.join("f"), text)?)).unwrap()
+        };
+        let read = |path: PathBuf| fs::read_to_string(path.join("f")).unwrap();
+        assert_eq!(read(make(false, "one")), "one");
+        assert_eq!(read(make(false, "two")), "one", "it is there");
+        assert_eq!(read(make(true, "two")), "two", "made again");
+        let failed = cache.entry("d", "e-2", 0, false, |dir| {
+            fs::write(dir.join("f"), "half")?;
+            bail!("no")
+        });
+        assert!(failed.is_err());
+        assert!(!cache.path("d/e-2").exists() && !cache.path("d/e-2.new").exists());
+    }
+
+    #[test]
+    fn no_room_is_said_before_anything_is_made() {
+        let Scratch(cache) = &Scratch::new("room");
+        let error = cache.entry("d", "e-1", u64::MAX, false, |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("no space in") && error.contains("XDG_CACHE_HOME"), "{error}");
+    }
+
+    #[test]
+    fn only_what_is_replaced_is_pruned() {
+        let Scratch(cache) = &Scratch::new("prune");
+        for name in ["a-1", "a-2", "a-2.new", "a-b-1", "a-3", "b-1"] {
+            fs::create_dir_all(cache.path("d").join(name)).unwrap();
+        }
+        fs::create_dir_all(cache.path("run/x")).unwrap();
+        std::os::unix::fs::symlink(cache.path("d/a-3"), cache.path("run/x/saved")).unwrap();
+        let made_by_another = try_lock(&cache.path("d/a-2.lock")).unwrap().unwrap();
+        cache.prune("d", "a-1").unwrap();
+        let left: Vec<String> = children(&cache.path("d"))
+            .unwrap()
+            .iter()
+            .filter(|path| path.is_dir())
+            .map(|path| file_name(path))
+            .collect();
+        // a-3 is used by a host; a-2 is locked by whoever makes it.
+        assert_eq!(left, ["a-1", "a-2", "a-2.new", "a-3", "a-b-1", "b-1"]);
+        drop(made_by_another);
+        cache.prune("d", "a-1").unwrap();
+        assert!(!cache.path("d/a-2").exists() && !cache.path("d/a-2.new").exists());
+    }
+
+    #[test]
+    fn dead_hosts_are_swept_and_living_ones_are_not() {
+        let Scratch(cache) = &Scratch::new("sweep");
+        let alive = cache.new_run("alive").unwrap();
+        fs::create_dir_all(cache.path("run/dead")).unwrap();
+        cache.sweep().unwrap();
+        assert_eq!(cache.runs().unwrap(), [alive.dir().to_owned()]);
+        assert!(cache.new_run("alive").is_err(), "the name is taken");
+        assert!(cache.clean().is_err(), "a host runs");
+        drop(alive);
+        assert!(cache.runs().unwrap().is_empty());
+        cache.clean().unwrap();
     }
 }

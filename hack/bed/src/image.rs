@@ -95,7 +95,7 @@ impl Image {
     pub fn open(cache: &Cache, arch: Arch, rebuild: bool) -> Result<Self> {
         let name = format!("{}-{}", arch.name(), recipe());
         let dir = cache.entry("image", &name, ROOM, rebuild, |dir| build(cache, arch, dir))?;
-        cache.prune("image", arch.name(), &name)?;
+        cache.prune("image", &name)?;
         Ok(Self { dir })
     }
 
@@ -197,6 +197,8 @@ fn configure(root: &Path) -> Result<()> {
     for name in ["passwd", "group"] {
         fs::copy(root.join(format!("usr/share/base-passwd/{name}.master")), root.join("etc").join(name))?;
     }
+    let group = root.join("etc/group");
+    fs::write(&group, fs::read_to_string(&group)? + "docker:x:999:\n")?;
     for (path, text) in [
         ("etc/hostname", "testbed\n"),
         ("etc/hosts", "127.0.0.1 localhost testbed\n::1 localhost\n"),
@@ -213,7 +215,6 @@ fn configure(root: &Path) -> Result<()> {
         ("usr/bin/nc", "busybox"),
         ("usr/bin/vi", "busybox"),
         ("usr/bin/less", "busybox"),
-        ("usr/bin/ps-busybox", "busybox"),
         ("usr/sbin/iptables", "xtables-nft-multi"),
         ("usr/sbin/iptables-save", "xtables-nft-multi"),
         ("usr/sbin/iptables-restore", "xtables-nft-multi"),
@@ -223,6 +224,10 @@ fn configure(root: &Path) -> Result<()> {
         ("var/run", "/run"),
     ] {
         let path = root.join(link);
+        // Some packages bring an empty directory where the link belongs.
+        if path.is_dir() {
+            remove_tree(&path)?;
+        }
         if path.symlink_metadata().is_err() {
             symlink(target, &path).with_context(|| format!("linking {link}"))?;
         }
@@ -230,7 +235,7 @@ fn configure(root: &Path) -> Result<()> {
     for (path, mode, text) in FILES {
         write_with_mode(&root.join(path), mode, text.as_bytes())?;
     }
-    for dir in ["share", "run", "tmp", "proc", "sys", "dev", "root", "var/lib/containerd", "var/log"] {
+    for dir in ["share", "run", "tmp", "proc", "sys", "dev", "root", "usr/local/bin", "var/log"] {
         fs::create_dir_all(root.join(dir))?;
     }
     Ok(())

@@ -44,6 +44,8 @@ pub fn write_images(busybox: &Path, arch: Arch, to: &Path) -> Result<()> {
     };
     let layer_descriptor = blob("application/vnd.oci.image.layer.v1.tar", &layer)?;
     let mut manifests = Vec::new();
+    // The older form of the same, which docker load still wants.
+    let mut archive = Vec::new();
     for (name, command) in IMAGES {
         let config = json!({
             "architecture": arch.oci(),
@@ -52,6 +54,9 @@ pub fn write_images(busybox: &Path, arch: Arch, to: &Path) -> Result<()> {
             "rootfs": { "type": "layers", "diff_ids": [layer_descriptor["digest"]] },
         });
         let config = blob("application/vnd.oci.image.config.v1+json", &serde_json::to_vec(&config)?)?;
+        archive.push(json!({
+            "Config": blob_path(&config), "RepoTags": [name], "Layers": [blob_path(&layer_descriptor)],
+        }));
         let media = "application/vnd.oci.image.manifest.v1+json";
         let manifest = json!({
             "schemaVersion": 2, "mediaType": media, "config": config, "layers": [layer_descriptor],
@@ -66,8 +71,13 @@ pub fn write_images(busybox: &Path, arch: Arch, to: &Path) -> Result<()> {
     }
     let index = json!({ "schemaVersion": 2, "manifests": manifests });
     append(&mut layout, "index.json", &serde_json::to_vec(&index)?)?;
+    append(&mut layout, "manifest.json", &serde_json::to_vec(&archive)?)?;
     layout.into_inner()?.flush()?;
     Ok(())
+}
+
+fn blob_path(descriptor: &Value) -> String {
+    format!("blobs/{}", descriptor["digest"].as_str().unwrap_or_default().replace(':', "/"))
 }
 
 fn layer(busybox: &[u8]) -> io::Result<Vec<u8>> {

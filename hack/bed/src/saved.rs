@@ -37,7 +37,7 @@ impl Saved {
         let key = Self::key(workshop);
         let name = format!("{spec}-{key}");
         let dir = workshop.cache.entry("saved", &name, ROOM, false, |dir| save(workshop, &run, dir))?;
-        workshop.cache.prune("saved", &spec, &name)?;
+        workshop.cache.prune("saved", &name)?;
         Ok(Self { dir })
     }
 

@@ -17,7 +17,7 @@ use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::protocol::{Exec, Kind, Reply, read_frame, write_frame, write_json};
+use testbed::{Exec, Kind, Reply, read_frame, write_frame, write_json};
 
 /// Where programs are looked for.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

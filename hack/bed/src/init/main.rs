@@ -1,13 +1,9 @@
 //! The init of the emulated host.
 //!
 //! As process 1 of the initrd it loads the drivers of the root disk and moves there; then it mounts
-//! what a host has, starts the services and serves requests (see `protocol`) on a TCP port that the
+//! what a host has, starts the services and serves requests (see the library) on a TCP port that the
 //! tool forwards to. Process 1 itself only reaps: everything else happens in its one child, so that
 //! waiting for commands and adopting orphans never fight over the same process.
-
-#[path = "../protocol.rs"]
-#[allow(dead_code, missing_docs)]
-mod protocol;
 
 mod boot;
 mod command;

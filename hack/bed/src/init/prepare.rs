@@ -12,7 +12,7 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
 use crate::command::PATH;
-use crate::protocol::Prepare;
+use testbed::Prepare;
 
 /// What the working tree built, shared by the tool; copied to where a package would put it.
 const PAYLOAD_TAG: &str = "payload";

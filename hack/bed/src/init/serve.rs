@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail};
 
-use crate::protocol::{Kind, PORT, Reply, Request, read_frame, write_json};
 use crate::{command, prepare};
+use testbed::{Kind, PORT, Reply, Request, read_frame, write_json};
 
 /// The script that starts the services, and where what it prints goes.
 const SERVICES: &str = "/usr/local/lib/testbed/services";
