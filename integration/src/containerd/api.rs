@@ -99,7 +99,8 @@ impl Api {
         Ok(found)
     }
 
-    fn namespaces(&self) -> Result<Vec<String>> {
+    /// The namespaces there are.
+    pub fn namespaces(&self) -> Result<Vec<String>> {
         let mut client = NamespacesClient::new(self.channel.clone());
         let request = ListNamespacesRequest { filter: String::new() };
         let answer = self.call("Namespaces.List", client.list(request))?;

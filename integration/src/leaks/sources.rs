@@ -20,19 +20,24 @@ const CGROUPS_DEEP: usize = 8;
 
 pub(super) fn look(scope: &Scope, into: &mut Snapshot) -> Result<()> {
     // containerd first: asking it opens descriptors, and those are gone again by the time they are counted.
-    containerd_objects(scope, into)?;
+    let api = Api::connect(&scope.containerd, "default", ASKING)?;
+    for object in api.objects()? {
+        into.add(Kind::ContainerdObject, object, "");
+    }
+    let namespaces = api.namespaces()?;
+    drop(api);
     processes(into);
     mounts(into)?;
     network(into);
     sockets(into)?;
     tree(Path::new("/sys/fs/cgroup"), CGROUPS_DEEP, &mut |path, is_directory| {
-        if is_directory {
+        if is_directory && !is_shelf(path, &namespaces) {
             into.add(Kind::Cgroup, path.display().to_string(), "");
         }
     });
     for directory in &scope.directories {
         tree(directory, FILES_DEEP, &mut |path, _| {
-            if !belongs_to_containerd(directory, path) {
+            if !belongs_to_containerd(directory, path) && !is_shelf(path, &namespaces) {
                 into.add(Kind::File, path.display().to_string(), "");
             }
         });
@@ -135,14 +140,6 @@ fn loop_devices(into: &mut Snapshot) {
     }
 }
 
-fn containerd_objects(scope: &Scope, into: &mut Snapshot) -> Result<()> {
-    let api = Api::connect(&scope.containerd, "default", ASKING)?;
-    for object in api.objects()? {
-        into.add(Kind::ContainerdObject, object, "");
-    }
-    Ok(())
-}
-
 /// The process that listens at `socket`, by what its descriptors stand for.
 fn containerd_descriptors(socket: &Path, into: &mut Snapshot) -> Result<()> {
     let wanted: HashSet<String> = read_listeners()?
@@ -184,6 +181,20 @@ fn belongs_to_containerd(root: &Path, path: &Path) -> bool {
     inside
         .components()
         .any(|part| ITS_OWN.iter().any(|own| part.as_os_str().to_string_lossy().starts_with(own)))
+}
+
+/// A directory that containerd or runc makes for the first container and keeps for all later ones. What
+/// stands on a shelf counts, the shelf does not.
+fn is_shelf(path: &Path, namespaces: &[String]) -> bool {
+    const OF_ALL: [&str; 3] = ["fifo", "s", "runc"];
+    const WITH_NAMESPACES: [&str; 3] = ["runc", "io.containerd.runtime.v2.task", "cgroup"];
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (own, parent) = (name(path), path.parent().map(name).unwrap_or_default());
+    let is_namespace = namespaces.contains(&own);
+    // Control groups of version 1 have a hierarchy for each controller in between.
+    let in_controller = path.parent().and_then(Path::parent) == Some(Path::new("/sys/fs/cgroup"));
+    (parent == "containerd" && OF_ALL.contains(&own.as_str()))
+        || (is_namespace && (WITH_NAMESPACES.contains(&parent.as_str()) || in_controller))
 }
 
 /// Calls `found` for everything below `root`, other file systems and symbolic links left alone.
@@ -249,6 +260,25 @@ mod tests {
             ("/var/lib/x", "/var/lib/x"),
         ] {
             assert_eq!(without_inode(target), name);
+        }
+    }
+
+    #[test]
+    fn shelves_do_not_count_but_what_stands_on_them() {
+        let namespaces = ["default".to_owned()];
+        for (path, shelf) in [
+            ("/run/containerd/fifo", true),
+            ("/run/containerd/fifo/123", false),
+            ("/run/containerd/s", true),
+            ("/run/containerd/runc/default", true),
+            ("/run/containerd/runc/default/it-1", false),
+            ("/run/containerd/io.containerd.runtime.v2.task/default", true),
+            ("/run/containerd/io.containerd.runtime.v2.task/other", false),
+            ("/sys/fs/cgroup/default", true),
+            ("/sys/fs/cgroup/memory/default", true),
+            ("/sys/fs/cgroup/default/it-1", false),
+        ] {
+            assert_eq!(is_shelf(Path::new(path), &namespaces), shelf, "{path}");
         }
     }
 

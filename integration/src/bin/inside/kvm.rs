@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use integration::command::{CommandError, contains};
+use anyhow::{Context, Result};
+use integration::command::CommandError;
 use integration::{Ctx, Outcome, Rounds, Test};
 
 use crate::world::Inside;
@@ -45,8 +45,8 @@ fn check(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// What the kernel says when it hands over, whatever the init is.
-const INIT: &str = "as init process";
+/// What the init of the control guest begins with; its kernel's name follows.
+const INIT: &str = "control guest: Linux";
 
 fn stock_kernel(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let guest = &ctx.world.guest;
@@ -60,7 +60,7 @@ fn stock_kernel(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         )));
     }
     let kernel = find(guest, &["vmlinux", "Image"])?;
-    let initrd = find(guest, &["initrd", "initramfs"])?;
+    let initrd = find(guest, &["control-initrd"])?;
     let (program, machine, console) = match std::env::consts::ARCH {
         "aarch64" => ("qemu-system-aarch64", "virt,gic-version=host", "ttyAMA0"),
         _ => ("qemu-system-x86_64", "q35", "ttyS0"),
@@ -81,16 +81,9 @@ fn stock_kernel(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         }
         other => other?,
     };
-    // The first words are said with or without a working machine behind them; the last need all of it.
     let reached = running.until_stdout_has(INIT, ctx.left().mul_f64(0.8));
-    let said = running.stdout_so_far();
     drop(running);
     reached.context("the kernel did not start its init")?;
-    ensure!(
-        contains(&said, b"Linux version"),
-        "there is an init but no kernel: {}",
-        String::from_utf8_lossy(&said)
-    );
     Ok(Outcome::Passed)
 }
 
