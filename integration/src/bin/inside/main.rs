@@ -1,0 +1,25 @@
+//! The tests that run in the emulated host, next to containerd and our programs.
+//!
+//! `control.*` is the control group: nothing of the product takes part, so when one of these fails the host
+//! is broken and not supermachine.
+
+mod answers;
+mod kvm;
+mod runc_api;
+mod runc_ctr;
+mod share;
+mod world;
+
+use std::process::ExitCode;
+
+use integration::Test;
+use world::Inside;
+
+fn main() -> ExitCode {
+    let tests: Vec<Test<Inside>> =
+        [answers::tests(), runc_ctr::tests(), runc_api::tests(), kvm::tests(), share::tests()]
+            .into_iter()
+            .flatten()
+            .collect();
+    integration::run("inside", &tests)
+}

@@ -1,0 +1,73 @@
+//! Starting the emulated host: every time, and fast.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use integration::{Ctx, Outcome, Rounds, Test};
+
+use crate::world::Outside;
+
+pub fn tests() -> Vec<Test<Outside>> {
+    vec![
+        Test {
+            name: "bed.boots",
+            proves: "a cold boot ends with a host that runs a command, every time",
+            run: boots,
+            deadline: Duration::from_mins(4),
+            rounds: Rounds::once_or(20),
+            tags: &["control"],
+        },
+        Test {
+            name: "bed.restores",
+            proves: "a saved host is restored and serves containerd, every time",
+            run: restores,
+            deadline: Duration::from_mins(4),
+            rounds: Rounds::once_or(20),
+            tags: &["control"],
+        },
+        Test {
+            name: "bed.warm-start",
+            proves: "with a warm cache `run -- true` takes at most 5 s (x86_64) or 6 s (aarch64)",
+            run: warm_start,
+            deadline: Duration::from_mins(4),
+            rounds: Rounds::once_or(3),
+            tags: &["control"],
+        },
+    ]
+}
+
+fn boots(ctx: &mut Ctx<'_, Outside>) -> Result<Outcome> {
+    let done = Outside::run(ctx, &["--cold"], ["uname", "-m"])?.ok()?;
+    let arch = ctx.world.bed()?.arch;
+    ensure!(done.out().trim() == arch, "the host is a {:?}", done.out());
+    Ok(Outcome::Passed)
+}
+
+fn restores(ctx: &mut Ctx<'_, Outside>) -> Result<Outcome> {
+    let done = Outside::run(ctx, &[], ["ctr", "version"])?.ok()?;
+    ensure!(done.out().contains("Server:"), "containerd does not answer: {}", done.out());
+    Ok(Outcome::Passed)
+}
+
+fn warm_start(ctx: &mut Ctx<'_, Outside>) -> Result<Outcome> {
+    let limit = Duration::from_secs(if ctx.world.bed()?.arch == "x86_64" { 5 } else { 6 });
+    // What the cache lacks is made by this one.
+    Outside::run(ctx, &[], ["true"])?.ok()?;
+    let mut taken = Vec::new();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        Outside::run(ctx, &[], ["true"])?.ok()?;
+        taken.push(begun.elapsed());
+    }
+    taken.sort();
+    let told: Vec<String> = taken.iter().map(|time| format!("{:.2} s", time.as_secs_f64())).collect();
+    ctx.note(told.join(", "));
+    ensure!(
+        taken[1] <= limit,
+        "`run -- true` took {} (median {:.2} s, limit {} s); is this machine busy?",
+        told.join(", "),
+        taken[1].as_secs_f64(),
+        limit.as_secs()
+    );
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,180 @@
+//! The life of one container over gRPC, step by step as a client like docker takes them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use containerd_client::services::v1::container::Runtime;
+use containerd_client::services::v1::{
+    CloseIoRequest, Container as Record, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest,
+    DeleteTaskRequest, KillRequest, StartRequest, WaitRequest,
+};
+use containerd_client::tonic::Code;
+use containerd_client::types::Mount;
+use prost_types::Any;
+
+use super::api::{Api, SNAPSHOTTER, code};
+use super::spec::spec;
+
+/// What a container is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct NewContainer<'a> {
+    /// Its id, new in its namespace.
+    pub id: &'a str,
+    /// The name of an image that is unpacked already.
+    pub image: &'a str,
+    /// `io.containerd.runc.v2` and the like.
+    pub runtime: &'a str,
+    /// What it runs.
+    pub process: &'a [&'a str],
+}
+
+/// Paths of the FIFOs a task reads and writes. The runc shim wants stdout and stderr both or neither.
+#[derive(Clone, Debug)]
+pub struct Stdio {
+    /// What it reads; without it, /dev/null.
+    pub stdin: Option<PathBuf>,
+    /// What it writes.
+    pub stdout: PathBuf,
+    /// What it complains to.
+    pub stderr: PathBuf,
+}
+
+/// A container of a test. Dropping it removes whatever is left of it, so that a test which fails half way
+/// leaves nothing for the next.
+pub struct Container<'a> {
+    api: &'a Api,
+    id: String,
+    rootfs: Vec<Mount>,
+    has_task: bool,
+}
+
+impl Api {
+    /// Prepares a root file system and registers the container; nothing runs yet.
+    pub fn create(&self, new: &NewContainer<'_>) -> Result<Container<'_>> {
+        let parent = self.top_layer(new.image)?;
+        let rootfs = self.prepare_snapshot(new.id, &parent)?;
+        // From here on the snapshot goes with the value, whatever fails.
+        let container = Container { api: self, id: new.id.to_owned(), rootfs, has_task: false };
+        let spec = spec(new.id, self.namespace(), new.process, false);
+        let record = Record {
+            id: new.id.into(),
+            image: new.image.into(),
+            runtime: Some(Runtime { name: new.runtime.into(), options: None }),
+            spec: Some(Any {
+                type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
+                value: serde_json::to_vec(&spec).context("writing the container's configuration")?,
+            }),
+            snapshotter: SNAPSHOTTER.into(),
+            snapshot_key: new.id.into(),
+            ..Record::default()
+        };
+        let request = self.within(CreateContainerRequest { container: Some(record) })?;
+        self.call("Containers.Create", self.containers().create(request))?;
+        Ok(container)
+    }
+}
+
+impl Api {
+    /// Removes whatever there is of a container `id`, running or not; fine if there is nothing.
+    pub fn purge(&self, id: &str) -> Result<()> {
+        let mut container = Container { api: self, id: id.to_owned(), rootfs: Vec::new(), has_task: true };
+        let removed = container.abandon();
+        std::mem::forget(container);
+        removed
+    }
+}
+
+impl Container<'_> {
+    /// Creates its task and returns the pid that containerd gives for it.
+    pub fn create_task(&mut self, stdio: &Stdio) -> Result<u32> {
+        let request = self.api.within(CreateTaskRequest {
+            container_id: self.id.clone(),
+            rootfs: self.rootfs.clone(),
+            stdin: stdio.stdin.as_deref().map(text).unwrap_or_default(),
+            stdout: text(&stdio.stdout),
+            stderr: text(&stdio.stderr),
+            ..CreateTaskRequest::default()
+        })?;
+        self.has_task = true;
+        Ok(self.api.call("Tasks.Create", self.api.tasks().create(request))?.pid)
+    }
+
+    /// Starts its task.
+    pub fn start(&self) -> Result<()> {
+        let request = StartRequest { container_id: self.id.clone(), ..StartRequest::default() };
+        self.api.call("Tasks.Start", self.api.tasks().start(self.api.within(request)?)).map(drop)
+    }
+
+    /// Waits for the end of its task and returns the exit status.
+    pub fn wait(&self, deadline: Duration) -> Result<u32> {
+        let request = WaitRequest { container_id: self.id.clone(), ..WaitRequest::default() };
+        let mut tasks = self.api.tasks();
+        let answer = tasks.wait(self.api.within(request)?);
+        Ok(self.api.call_within("Tasks.Wait", deadline, answer)?.exit_status)
+    }
+
+    /// Sends `signal` to its first process.
+    pub fn kill(&self, signal: u32) -> Result<()> {
+        let request = KillRequest { container_id: self.id.clone(), signal, ..KillRequest::default() };
+        self.api.call("Tasks.Kill", self.api.tasks().kill(self.api.within(request)?))
+    }
+
+    /// Ends its input.
+    pub fn close_stdin(&self) -> Result<()> {
+        let request =
+            CloseIoRequest { container_id: self.id.clone(), stdin: true, ..CloseIoRequest::default() };
+        self.api.call("Tasks.CloseIO", self.api.tasks().close_io(self.api.within(request)?))
+    }
+
+    /// Deletes its task, which must have ended, and returns the exit status.
+    pub fn delete_task(&mut self) -> Result<u32> {
+        let request = DeleteTaskRequest { container_id: self.id.clone() };
+        let answer = self.api.call("Tasks.Delete", self.api.tasks().delete(self.api.within(request)?))?;
+        self.has_task = false;
+        Ok(answer.exit_status)
+    }
+
+    /// Removes it with its root file system.
+    pub fn delete(self) -> Result<()> {
+        let removed = self.remove();
+        std::mem::forget(self);
+        removed
+    }
+
+    fn remove(&self) -> Result<()> {
+        let request = DeleteContainerRequest { id: self.id.clone() };
+        let api = self.api;
+        let record = api.call("Containers.Delete", api.containers().delete(api.within(request)?));
+        let snapshot = api.remove_snapshot(&self.id);
+        // Half of it may never have been made.
+        for done in [record, snapshot] {
+            done.or_else(|error| if code(&error) == Some(Code::NotFound) { Ok(()) } else { Err(error) })?;
+        }
+        Ok(())
+    }
+
+    fn abandon(&mut self) -> Result<()> {
+        if self.has_task {
+            // Ended already, or it never came to be: Delete tells.
+            let _ = self.kill(9).and_then(|()| self.wait(Duration::from_secs(20)));
+            match self.delete_task() {
+                Err(error) if code(&error) != Some(Code::NotFound) => return Err(error),
+                _ => {}
+            }
+        }
+        self.remove()
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.abandon() {
+            eprintln!("# removing the container {}: {error:#}", self.id);
+        }
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}

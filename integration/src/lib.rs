@@ -1,0 +1,28 @@
+//! The harness of the end-to-end tests.
+//!
+//! A test program is a table of [`Test`]s handed to [`run`]. Each round of a test runs in a child process of
+//! its own, so that a panic or a hang costs that test and nothing else; when a test fails, what the system
+//! logged meanwhile is attached. The programs:
+//!
+//! * `inside` runs in the emulated host and drives containerd, its clients and our programs there;
+//! * `outside` runs on the developer's machine and drives the emulated host itself;
+//! * `bench` measures, `soak` repeats everything often enough to find what is rare.
+
+pub mod bed;
+mod cli;
+pub mod command;
+pub mod containerd;
+pub mod fifo;
+pub mod leaks;
+mod logs;
+pub mod process;
+mod record;
+mod runner;
+mod test;
+pub mod wait;
+
+pub use cli::{Scale, World};
+pub use logs::LogSources;
+pub use record::{Record, Verdict};
+pub use runner::run;
+pub use test::{Ctx, Outcome, Rounds, Test};

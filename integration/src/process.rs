@@ -1,0 +1,151 @@
+//! The processes of this host, read from /proc, and ways to end whole families of them.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+use crate::wait::{TimedOut, until_true};
+
+/// One process as /proc shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// Its parent's id.
+    pub parent: i32,
+    /// Its state letter: `R`, `S`, `D`, `Z`...
+    pub state: char,
+    /// When it started, in clock ticks since boot: with the pid, this names it uniquely.
+    pub started: u64,
+    /// The name of its program, at most 15 bytes.
+    pub name: String,
+    /// Its arguments, joined by spaces; empty for zombies and kernel threads.
+    pub arguments: String,
+}
+
+impl Process {
+    /// Whether it has ended and only waits for its parent to notice.
+    pub fn is_zombie(&self) -> bool {
+        self.state == 'Z'
+    }
+
+    /// Whether it belongs to the kernel.
+    pub fn is_kernel_thread(&self) -> bool {
+        self.pid == 2 || self.parent == 2
+    }
+
+    /// One line for a person.
+    pub fn describe(&self) -> String {
+        match (self.is_zombie(), self.arguments.as_str()) {
+            (true, _) => format!("{} {} (zombie)", self.pid, self.name),
+            (false, "") => format!("{} {}", self.pid, self.name),
+            (false, arguments) => format!("{} {arguments}", self.pid),
+        }
+    }
+}
+
+/// All processes. One that ends while being read is left out.
+pub fn all() -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(read).collect()
+}
+
+/// The process `pid`, if there is one.
+pub fn read(pid: i32) -> Option<Process> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    parse(&stat, &arguments)
+}
+
+fn parse(stat: &str, arguments: &[u8]) -> Option<Process> {
+    // The name is in parentheses and may itself contain any of them.
+    let (pid, rest) = stat.split_once(" (")?;
+    let (name, rest) = rest.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let arguments: Vec<_> = arguments
+        .split(|byte| *byte == 0)
+        .filter(|part| !part.is_empty())
+        .map(String::from_utf8_lossy)
+        .collect();
+    Some(Process {
+        pid: pid.parse().ok()?,
+        parent: fields.get(1)?.parse().ok()?,
+        state: fields.first()?.chars().next()?,
+        started: fields.get(19)?.parse().ok()?,
+        name: name.to_owned(),
+        arguments: arguments.join(" "),
+    })
+}
+
+/// The children of `root`, their children and so on, `root` itself not included.
+pub fn descendants(root: i32) -> Vec<Process> {
+    let mut by_parent: HashMap<i32, Vec<Process>> = HashMap::new();
+    for process in all() {
+        by_parent.entry(process.parent).or_default().push(process);
+    }
+    let (mut found, mut queue, mut seen) = (Vec::new(), vec![root], HashSet::from([root]));
+    while let Some(parent) = queue.pop() {
+        for process in by_parent.remove(&parent).unwrap_or_default() {
+            if seen.insert(process.pid) {
+                queue.push(process.pid);
+                found.push(process);
+            }
+        }
+    }
+    found
+}
+
+/// Sends SIGKILL to everything below `root` until nothing is left there, and reaps what is a direct child.
+/// A caller that is a child subreaper thereby ends daemons as well.
+pub fn kill_descendants(root: i32, deadline: Duration) -> Result<(), TimedOut> {
+    until_true("descendants to end after SIGKILL", deadline, || {
+        let left = descendants(root);
+        for process in left.iter().filter(|process| !process.is_zombie()) {
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        reap(root, &left);
+        left.is_empty()
+    })
+}
+
+/// Collects those of `processes` that are zombies and children of `parent`, which must be the caller.
+pub fn reap(parent: i32, processes: &[Process]) {
+    for process in processes.iter().filter(|process| process.is_zombie() && process.parent == parent) {
+        let _ = waitpid(Pid::from_raw(process.pid), Some(WaitPidFlag::WNOHANG));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn names_with_parentheses_and_spaces_are_read() {
+        let stat = "42 (a) b (c)) S 7 42 40 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 998877 0 0";
+        let found = parse(stat, b"/bin/a\0--b\0\0").unwrap();
+        assert_eq!((found.pid, found.parent, found.state), (42, 7, 'S'));
+        assert_eq!((found.name.as_str(), found.arguments.as_str()), ("a) b (c)", "/bin/a --b"));
+        assert_eq!(found.started, 998_877);
+        for broken in ["", "42", "42 (x)", "42 (x) S", "x (y) S 1"] {
+            assert_eq!(parse(broken, b""), None, "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn a_family_is_found_and_ended() {
+        let mut shell = Command::new("sh").args(["-c", "sleep 1000 & exec sleep 1000"]).spawn().unwrap();
+        let root = i32::try_from(shell.id()).unwrap();
+        until_true("a sleep", Duration::from_secs(10), || descendants(root).len() == 1).unwrap();
+        for process in descendants(root) {
+            kill(Pid::from_raw(process.pid), Signal::SIGKILL).unwrap();
+        }
+        until_true("no sleep", Duration::from_secs(10), || descendants(root).is_empty()).unwrap();
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+    }
+}
