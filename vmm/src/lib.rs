@@ -10,6 +10,8 @@
 
 pub mod arch;
 pub mod bus;
+pub mod console;
+pub mod devices;
 pub mod entropy;
 pub mod hypervisor;
 pub mod memory;
