@@ -14,5 +14,6 @@ pub mod console;
 pub mod devices;
 pub mod entropy;
 pub mod hypervisor;
+pub mod kernel;
 pub mod memory;
 pub mod slots;

@@ -2,4 +2,5 @@
 //! reset), and a state that is a plain struct beside it.
 
 pub mod pl011;
+pub mod power;
 pub mod uart16550;
