@@ -17,3 +17,4 @@ pub mod hypervisor;
 pub mod kernel;
 pub mod memory;
 pub mod slots;
+pub mod vcpu;
