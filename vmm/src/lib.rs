@@ -15,6 +15,8 @@ pub mod devices;
 pub mod entropy;
 pub mod hypervisor;
 pub mod kernel;
+#[cfg(not(loom))]
+pub mod machine;
 pub mod memory;
 pub mod slots;
 pub mod vcpu;
