@@ -1,10 +1,22 @@
 //! The monitor under supermachine: one value of this crate's machine type is one microVM.
 //!
 //! From the metal up: [`hypervisor`] is the seam to whatever runs guest instructions, [`arch`]
-//! holds what differs between processors (register files, memory layout, boot protocol), and
-//! [`memory`] is the guest's RAM. Nothing here is process-wide: two machines in one process do
-//! not know of each other.
+//! holds what differs between processors (register files, memory layout, boot protocol),
+//! [`memory`] is the guest's RAM, [`bus`] finds the device at an address, [`slots`] says which
+//! address that is, [`devices`] are what the guest finds there, [`console`] is the host's side of
+//! the serial port.
+//!
+//! Nothing here is process-wide: two machines in one process do not know of each other.
 
 pub mod arch;
+pub mod bus;
+pub mod console;
+pub mod devices;
+pub mod entropy;
 pub mod hypervisor;
+pub mod kernel;
+#[cfg(not(loom))]
+pub mod machine;
 pub mod memory;
+pub mod slots;
+pub mod vcpu;

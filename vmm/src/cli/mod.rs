@@ -1,6 +1,7 @@
 //! The command line. Exit codes: 0 as wished, 1 it did not work, 2 the command makes no sense.
 
 mod check;
+mod run;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -12,11 +13,24 @@ One process, one microVM.
 
 Usage:
   supermachine-vmm check [--json]    say whether this host can run microVMs, and what to mend if not
+  supermachine-vmm run --kernel FILE [options]
+                                     boot a machine by hand
   supermachine-vmm --version
   supermachine-vmm --help
+
+Options of run:
+  --kernel FILE      vmlinux or bzImage with PVH (x86_64), Image (arm64)
+  --initrd FILE      initial root file system
+  --append TEXT      more for the kernel's command line
+  --memory SIZE      guest RAM, like 512M or 2G (256M)
+  --cpus N           processors (1)
+  --console WHERE    stdio, none, file:PATH or unix:PATH (stdio)
+
+Exit codes of run: 0 the guest turned itself off, 1 it could not be run, 3 it asked for a reset,
+4 its kernel panicked, 5 it crashed, 6 it was stopped.
 ";
 
-/// How many words of the command line went wrong, and how.
+/// What is wrong with the words of the command line.
 type Usage = lexopt::Error;
 
 /// Runs the command that `args` (without the program's name) ask for.
@@ -42,6 +56,7 @@ fn run(mut args: lexopt::Parser) -> Result<ExitCode, Usage> {
         }
         Some(Value(command)) => match command.to_str() {
             Some("check") => check::main(args),
+            Some("run") => run::main(args),
             _ => Err(format!("there is no command {}", command.display()).into()),
         },
         Some(other) => Err(other.unexpected()),

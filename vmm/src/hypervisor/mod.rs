@@ -32,6 +32,9 @@ pub trait Hypervisor: Send + Sync {
     /// The order of construction decides the time it takes, by an order of magnitude, so all
     /// that is needed is in the plan and the order is the backend's.
     fn create_vm(&self, plan: &VmPlan) -> Result<Self::Vm, Error>;
+
+    /// What the host's processor can do for guests.
+    fn cpu_model(&self) -> Result<native::CpuModel, Error>;
 }
 
 /// What a machine is made of.
@@ -83,6 +86,9 @@ pub trait IrqLine: Send + Sync {
 pub trait Vcpu {
     /// Its number, from 0.
     fn id(&self) -> u32;
+
+    /// What the guest calls it: the APIC id on x86_64, MPIDR_EL1 on aarch64.
+    fn hardware_id(&self) -> Result<u64, Error>;
 
     /// The means to get it out of [`Vcpu::run`] from another thread.
     fn kicker(&self) -> Arc<dyn Kick>;

@@ -1,6 +1,9 @@
 //! aarch64: names are those of the Arm Architecture Reference Manual.
 
+pub mod boot;
+mod fdt;
+mod image;
 pub mod layout;
 mod state;
 
-pub use state::{Entry, Registers};
+pub use state::{CpuModel, Entry, Registers};

@@ -41,3 +41,8 @@ pub struct Entry {
     /// X0: the device tree, by the Linux boot protocol.
     pub x0: u64,
 }
+
+/// What the host's processor can do for guests. The hypervisor shows a guest the feature registers of
+/// the host, so there is nothing to choose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuModel;

@@ -1,7 +1,15 @@
 //! x86_64: names are those of the Intel SDM and the AMD APM.
 
+mod acpi;
+pub mod boot;
+mod bzimage;
+mod cpuid;
+mod elf;
+pub mod layout;
+mod pvh;
 mod state;
 
+pub use cpuid::CpuModel;
 pub use state::{
     CR0_ET, CR0_PE, CpuidLeaf, DescriptorTable, Entry, Msr, RFLAGS_RESERVED, Registers, Segment,
     SpecialRegisters,

@@ -4,8 +4,8 @@ use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
     KVM_CAP_ARM_VM_IPA_SIZE, KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR,
     KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_REG_ARM_CORE, KVM_REG_ARM64,
-    KVM_REG_SIZE_U64, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device,
-    kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_vcpu_init,
+    KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_vcpu_init,
 };
 use kvm_ioctls::VmFd;
 use vm_memory::{Address, GuestMemory};
@@ -14,7 +14,7 @@ use super::super::{Error, Vcpu};
 use super::vm::call;
 use super::{Attempt, Kvm, KvmVcpu, KvmVm};
 use crate::arch::aarch64::layout::{GICD_BASE, GICR_BASE, SPI_BASE, SPI_COUNT};
-use crate::arch::aarch64::{Entry, Registers};
+use crate::arch::aarch64::{CpuModel, Entry, Registers};
 use crate::memory::GuestRam;
 
 /// The width that every KVM has, and the default where none is asked for.
@@ -32,6 +32,11 @@ pub(super) fn create_vm(kvm: &Kvm, ram: &GuestRam) -> Attempt<VmFd> {
     } else {
         kvm.fd.create_vm()
     }
+}
+
+#[expect(clippy::unnecessary_wraps)] // it fails elsewhere
+pub(super) fn cpu_model(_kvm: &Kvm) -> Result<CpuModel, Error> {
+    Ok(CpuModel)
 }
 
 /// The GIC is configured here because it wants to know all vCPUs: each gets a redistributor.
@@ -97,6 +102,25 @@ fn get(vcpu: &KvmVcpu, id: u64) -> Result<u64, Error> {
     Ok(u64::from_le_bytes(bytes))
 }
 
+/// Id of a system register, by its encoding in MRS.
+const fn system_register(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {
+    KVM_REG_ARM64
+        | KVM_REG_SIZE_U64
+        | KVM_REG_ARM64_SYSREG as u64
+        | op0 << 14
+        | op1 << 11
+        | crn << 7
+        | crm << 3
+        | op2
+}
+
+const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
+
+/// KVM assigns it by the vCPU's number.
+pub(super) fn hardware_id(vcpu: &KvmVcpu) -> Result<u64, Error> {
+    get(vcpu, MPIDR_EL1)
+}
+
 pub(super) fn enter_at(vcpu: &KvmVcpu, entry: &Entry) -> Result<(), Error> {
     set(vcpu, PSTATE, PSTATE_EL1H_MASKED)?;
     set(vcpu, PC, entry.pc)?;
@@ -130,6 +154,7 @@ mod tests {
             (PC, 0x6030_0000_0010_0040),
             (PSTATE, 0x6030_0000_0010_0042),
             (SP_EL1, 0x6030_0000_0010_0044),
+            (MPIDR_EL1, 0x6030_0000_0013_c005),
         ] {
             assert_eq!(id, expected);
         }

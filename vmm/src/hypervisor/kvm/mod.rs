@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use kvm_ioctls::{Error as KvmErrno, Kvm as KvmFd};
 
 use super::{Error, Hypervisor, VmPlan};
+use crate::arch::native;
 
 pub use vcpu::KvmVcpu;
 pub use vm::KvmVm;
@@ -72,5 +73,9 @@ impl Hypervisor for Kvm {
 
     fn create_vm(&self, plan: &VmPlan) -> Result<KvmVm, Error> {
         KvmVm::new(self, plan)
+    }
+
+    fn cpu_model(&self) -> Result<native::CpuModel, Error> {
+        arch::cpu_model(self)
     }
 }

@@ -142,6 +142,10 @@ impl Vcpu for KvmVcpu {
         self.id
     }
 
+    fn hardware_id(&self) -> Result<u64, Error> {
+        arch::hardware_id(self)
+    }
+
     fn kicker(&self) -> Arc<dyn Kick> {
         Arc::clone(&self.kicker) as Arc<dyn Kick>
     }

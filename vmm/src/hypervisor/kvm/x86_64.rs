@@ -1,15 +1,17 @@
 //! What KVM wants to hear on x86_64.
 
 use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_EXIT_IO_OUT, Msrs, kvm_cpuid_entry2, kvm_dtable,
-    kvm_msr_entry, kvm_regs, kvm_run, kvm_segment,
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_EXIT_IO_OUT, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2,
+    kvm_dtable, kvm_msr_entry, kvm_regs, kvm_run, kvm_segment,
 };
 use kvm_ioctls::VmFd;
 
 use super::super::{Error, Vcpu};
 use super::vm::call;
 use super::{Attempt, Kvm, KvmVcpu, KvmVm};
-use crate::arch::x86_64::{CpuidLeaf, DescriptorTable, Entry, Msr, Registers, Segment, SpecialRegisters};
+use crate::arch::x86_64::{
+    CpuModel, CpuidLeaf, DescriptorTable, Entry, Msr, Registers, Segment, SpecialRegisters,
+};
 use crate::memory::GuestRam;
 
 /// Three pages that VMX without "unrestricted guest" keeps a task state segment in, and one below
@@ -35,6 +37,29 @@ pub(super) fn prepare(vm: &KvmVm) -> Result<(), Error> {
 /// What KVM_IRQ_LINE calls a line.
 pub(super) fn irq_number(line: u32) -> u32 {
     line
+}
+
+/// KVM gives each vCPU its number as APIC id.
+#[expect(clippy::unnecessary_wraps)] // it fails elsewhere
+pub(super) fn hardware_id(vcpu: &KvmVcpu) -> Result<u64, Error> {
+    Ok(u64::from(vcpu.id()))
+}
+
+pub(super) fn cpu_model(kvm: &Kvm) -> Result<CpuModel, Error> {
+    let list = kvm.call("KVM_GET_SUPPORTED_CPUID", kvm.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
+    let cpuid = list
+        .as_slice()
+        .iter()
+        .map(|entry| CpuidLeaf {
+            leaf: entry.function,
+            subleaf: (entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0).then_some(entry.index),
+            eax: entry.eax,
+            ebx: entry.ebx,
+            ecx: entry.ecx,
+            edx: entry.edx,
+        })
+        .collect();
+    Ok(CpuModel { cpuid })
 }
 
 pub(super) fn enter_at(vcpu: &KvmVcpu, entry: &Entry) -> Result<(), Error> {

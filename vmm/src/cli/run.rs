@@ -1,0 +1,243 @@
+//! `supermachine-vmm run`: a machine by hand.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::{fs, thread};
+
+use anyhow::{Context, bail};
+use lexopt::prelude::*;
+use vmm::console::{InputPort, feed};
+use vmm::machine::{Config, Machine, Outcome};
+
+use super::Usage;
+
+/// What every guest is told, before what the caller adds.
+#[cfg(target_arch = "x86_64")]
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=a";
+#[cfg(target_arch = "aarch64")]
+const COMMAND_LINE: &str = "console=ttyAMA0 panic=-1";
+
+const MEMORY: u64 = 256 << 20;
+
+/// Exit codes by which a caller tells how the guest ended.
+const RESET: u8 = 3;
+const PANIC: u8 = 4;
+const CRASH: u8 = 5;
+const STOPPED: u8 = 6;
+
+struct Options {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    append: String,
+    memory: u64,
+    vcpus: u32,
+    console: Console,
+}
+
+/// Where the serial port leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Console {
+    Stdio,
+    File(PathBuf),
+    Unix(PathBuf),
+    None,
+}
+
+impl Console {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "stdio" => Ok(Self::Stdio),
+            None if text == "none" => Ok(Self::None),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            _ => Err(format!("{text} is no console: give stdio, none, file:PATH or unix:PATH")),
+        }
+    }
+}
+
+/// A size like 512M or 2G, in bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) => {
+            let shift = match text.as_bytes().last() {
+                Some(b'K') => 10,
+                Some(b'M') => 20,
+                _ => 30,
+            };
+            (digits, shift)
+        }
+        None => (text, 0),
+    };
+    let number: Option<u64> = digits.parse().ok();
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| format!("{text} is no size: give a number, with K, M or G behind it if you like"))
+}
+
+fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
+    let (mut kernel, mut initrd, mut append) = (None, None, String::new());
+    let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
+    while let Some(arg) = args.next()? {
+        match arg {
+            Long("kernel") => kernel = Some(args.value()?.into()),
+            Long("initrd") => initrd = Some(args.value()?.into()),
+            Long("append") => append = args.value()?.string()?,
+            Long("memory") => memory = size(&args.value()?.string()?)?,
+            Long("cpus") => vcpus = args.value()?.parse()?,
+            Long("console") => console = Console::parse(&args.value()?.string()?)?,
+            other => return Err(other.unexpected()),
+        }
+    }
+    let kernel = kernel.ok_or("--kernel is missing")?;
+    Ok(Options { kernel, initrd, append, memory, vcpus, console })
+}
+
+pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
+    let options = parse(args)?;
+    Ok(match run(options) {
+        Ok(outcome) => {
+            if !matches!(outcome, Outcome::PowerOff) {
+                eprintln!("supermachine-vmm: {outcome}");
+            }
+            match outcome {
+                Outcome::PowerOff => ExitCode::SUCCESS,
+                Outcome::Reset => ExitCode::from(RESET),
+                Outcome::GuestPanic => ExitCode::from(PANIC),
+                Outcome::Crash(_) => ExitCode::from(CRASH),
+                Outcome::Stopped => ExitCode::from(STOPPED),
+                Outcome::Failed(_) => ExitCode::FAILURE,
+            }
+        }
+        Err(error) => {
+            eprintln!("supermachine-vmm: {error:#}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn build(_config: Config) -> anyhow::Result<Machine> {
+    bail!("this build has no hypervisor for this system; use a Linux host with KVM")
+}
+
+#[cfg(target_os = "linux")]
+fn build(config: Config) -> anyhow::Result<Machine> {
+    use vmm::hypervisor::check;
+    use vmm::hypervisor::kvm::{DEVICE, Kvm};
+
+    let built = Kvm::open(DEVICE.as_ref())
+        .map_err(anyhow::Error::from)
+        .and_then(|kvm| Ok(Machine::build(&kvm, config)?));
+    built.or_else(|error| {
+        // Whoever gets here has a host that cannot, or a wrong option; the check knows which.
+        let report = check::host(&check::Host::default());
+        if report.usable() {
+            Err(error)
+        } else {
+            bail!("{error:#}; {}; see supermachine-vmm check", report.verdict())
+        }
+    })
+}
+
+type Sink = Box<dyn Write + Send>;
+type Source = Box<dyn io::Read + Send>;
+
+fn open(console: &Console) -> anyhow::Result<(Sink, Option<Source>)> {
+    Ok(match console {
+        Console::Stdio => (Box::new(io::stdout()), Some(Box::new(io::stdin()))),
+        Console::None => (Box::new(io::sink()), None),
+        Console::File(path) => {
+            let file = fs::File::create(path)
+                .with_context(|| format!("cannot create the console's file {}", path.display()))?;
+            (Box::new(file), None)
+        }
+        Console::Unix(path) => {
+            let stream = UnixStream::connect(path).with_context(|| {
+                format!("cannot connect the console to {}: somebody must listen there", path.display())
+            })?;
+            let source = stream.try_clone().context("cannot duplicate the console's socket")?;
+            (Box::new(stream), Some(Box::new(source)))
+        }
+    })
+}
+
+fn run(options: Options) -> anyhow::Result<Outcome> {
+    let (sink, source) = open(&options.console)?;
+    let machine = build(Config {
+        kernel: options.kernel,
+        initrd: options.initrd,
+        command_line: [COMMAND_LINE, &options.append].join(" ").trim_end().to_owned(),
+        memory: options.memory,
+        vcpus: options.vcpus,
+        console: sink,
+        markers: Vec::new(),
+    })?;
+    if let Some(source) = source {
+        listen(source, machine.console()).context("cannot start a thread for the console's input")?;
+    }
+    machine.resume()?;
+    Ok(machine.wait())
+}
+
+/// Not joined: it may sit in a read for ever, and ends with the process.
+fn listen(mut source: Source, port: Arc<dyn InputPort>) -> io::Result<()> {
+    thread::Builder::new()
+        .name("stdin".into())
+        .spawn(move || {
+            if let Err(error) = feed(&mut source, &*port) {
+                log::warn!("the console's input failed: {error}");
+            }
+        })
+        .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("4096", Some(4096)),
+            ("64K", Some(64 << 10)),
+            ("512M", Some(512 << 20)),
+            ("8G", Some(8 << 30)),
+            ("", None),
+            ("M", None),
+            ("-1M", None),
+            ("1T", None),
+            ("99999999999G", None),
+        ] {
+            assert_eq!(size(text).ok(), bytes, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn consoles() {
+        for (text, console) in [
+            ("stdio", Some(Console::Stdio)),
+            ("none", Some(Console::None)),
+            ("file:/a:b", Some(Console::File("/a:b".into()))),
+            ("unix:s", Some(Console::Unix("s".into()))),
+            ("file:", None),
+            ("tcp:1", None),
+            ("", None),
+        ] {
+            assert_eq!(Console::parse(text).ok(), console, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_there_must_be() {
+        let parse = |args: &[&str]| parse(lexopt::Parser::from_args(args));
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--kernel", "k", "--cpus", "x"]).is_err());
+        assert!(parse(&["--kernel", "k", "extra"]).is_err());
+        let options = parse(&["--kernel", "k", "--cpus", "4", "--memory=1G"]).unwrap();
+        assert_eq!((options.vcpus, options.memory), (4, 1 << 30));
+    }
+}

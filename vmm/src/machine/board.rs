@@ -1,0 +1,60 @@
+//! What is soldered on: the devices that every machine has, and their places on the buses.
+
+use std::sync::Arc;
+
+use super::{Error, OnSystemEvent};
+use crate::bus::BusDevice;
+use crate::console::{InputPort, Output};
+#[cfg(target_arch = "x86_64")]
+use crate::devices::power::AcpiPower;
+use crate::hypervisor::{Trigger, Vm};
+use crate::vcpu::Buses;
+
+/// The board of one machine.
+pub(super) struct Board {
+    /// Its buses, with room for more.
+    pub(super) buses: Buses,
+    /// The serial port, for input.
+    pub(super) console: Arc<dyn InputPort>,
+    /// The power button.
+    pub(super) power: Option<PowerButton>,
+}
+
+/// Presses the button.
+pub(super) type PowerButton = Box<dyn Fn() -> Result<(), crate::hypervisor::Error> + Send + Sync>;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, on_event: OnSystemEvent) -> Result<Board, Error> {
+    use crate::arch::x86_64::layout;
+    use crate::devices::power::{self, KeyboardReset};
+    use crate::devices::uart16550::{self, Uart16550};
+
+    let serial = Arc::new(Uart16550::new(vm.irq_line(layout::SERIAL_LINE, Trigger::Edge)?, output));
+    let power =
+        Arc::new(AcpiPower::new(Arc::clone(&on_event), vm.irq_line(layout::POWER_LINE, Trigger::Edge)?));
+    let mut buses = Buses::default();
+    let ports: [(_, _, _, Arc<dyn BusDevice>); 3] = [
+        ("serial", layout::SERIAL_PORT, uart16550::WINDOW, Arc::clone(&serial) as _),
+        ("power", layout::POWER_PORT, power::WINDOW, Arc::clone(&power) as _),
+        ("keyboard", KeyboardReset::PORT, 1, Arc::new(KeyboardReset(on_event))),
+    ];
+    for (name, port, len, device) in ports {
+        buses.ports.insert(name, u64::from(port), len, device)?;
+    }
+    let button = move || power.notify(power::EVENT_POWER_BUTTON);
+    Ok(Board { buses, console: serial, power: Some(Box::new(button)) })
+}
+
+/// Power is PSCI's business here, and in the hypervisor.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, _on_event: OnSystemEvent) -> Result<Board, Error> {
+    use crate::arch::aarch64::layout;
+    use crate::devices::pl011::{self, Pl011};
+
+    let irq = vm.irq_line(layout::SERIAL_LINE, Trigger::Level)?;
+    let serial = Arc::new(Pl011::new(pl011::State::default(), irq, output));
+    let mut buses = Buses::default();
+    let device: Arc<dyn BusDevice> = Arc::clone(&serial) as _;
+    buses.memory.insert("serial", layout::SERIAL_BASE, pl011::WINDOW, device)?;
+    Ok(Board { buses, console: serial, power: None })
+}

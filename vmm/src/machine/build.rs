@@ -1,0 +1,209 @@
+//! From a configuration to a machine that stands before its first instruction.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::board::{self, Board};
+use super::life::{Machine, Shared};
+use super::{Config, Error, OnSystemEvent};
+use crate::arch::native::{Entry, boot, layout};
+use crate::console::Output;
+use crate::hypervisor::{self, Hypervisor, Kick, Vcpu, Vm, VmPlan};
+use crate::kernel::Image;
+use crate::memory::{self, GuestRam};
+use crate::slots::SlotMap;
+use crate::vcpu::{self, Buses, Counters, Ended, Member};
+
+/// What a processor's thread needs; it is on no deep call path.
+const STACK: usize = 256 * 1024;
+/// A processor is made in microseconds; an emulated host takes milliseconds.
+const READY: Duration = Duration::from_secs(30);
+
+impl Machine {
+    /// Builds a machine. Its guest stands still until [`Machine::resume`].
+    ///
+    /// The kernel is loaded while the hypervisor makes machine and processors, since neither needs
+    /// the other before the tables are written.
+    pub fn build<H: Hypervisor>(hypervisor: &H, config: Config) -> Result<Self, Error> {
+        config.check()?;
+        let kernel = Image::open("kernel", &config.kernel)?;
+        let initrd = config.initrd.as_deref().map(|path| Image::open("initrd", path)).transpose()?;
+        let ram = Arc::new(memory::anonymous(&layout::ram(config.memory))?);
+        let plan = VmPlan { ram: Arc::clone(&ram), vcpus: config.vcpus, interrupt_controller: true };
+
+        let (loaded, shell) = thread::scope(|scope| {
+            let loader = scope.spawn(|| boot::load(&ram, kernel, initrd));
+            let shell = Shell::build(hypervisor, &plan);
+            let loaded = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (loaded, shell)
+        });
+        let shell = shell?;
+        let (loaded, model) = (loaded?, hypervisor.cpu_model()?);
+
+        let output = Output::new(config.console, config.markers, Box::new(|_| {}))
+            .map_err(|source| Error::Host { what: "start the console's thread", source })?;
+        let output = Arc::new(output);
+        let board = board::assemble(&*shell.vm, Arc::clone(&output), shell.on_system_event())?;
+        let slots = SlotMap::new(layout::VIRTIO);
+        let mut seed = [0; 64];
+        crate::entropy::fill(&mut seed).map_err(|source| Error::Host { what: "get randomness", source })?;
+        let platform = boot::Platform {
+            command_line: &config.command_line,
+            hardware_ids: &shell.hardware_ids,
+            slots: &slots,
+            model: &model,
+            seed: &seed,
+        };
+        let entries =
+            boot::finish(&ram, &loaded, &platform).map_err(|error| Error::Tables(error.to_string()))?;
+        shell.start(board, output, entries)
+    }
+}
+
+/// A machine without devices or guest: memory, interrupt controller, and processors whose threads
+/// wait to be told where to begin.
+struct Shell<V> {
+    vm: Arc<V>,
+    shared: Arc<Shared>,
+    hardware_ids: Vec<u64>,
+    processors: Vec<Processor>,
+}
+
+struct Processor {
+    start: Sender<Start>,
+    started: Receiver<Result<(), hypervisor::Error>>,
+    thread: JoinHandle<()>,
+    counters: Arc<Counters>,
+}
+
+struct Start {
+    buses: Arc<Buses>,
+    entry: Option<Entry>,
+}
+
+/// What a processor's thread reports when its processor exists.
+struct Born {
+    kicker: Arc<dyn Kick>,
+    hardware_id: u64,
+}
+
+impl<V: Vm> Shell<V> {
+    fn build<H: Hypervisor<Vm = V>>(hypervisor: &H, plan: &VmPlan) -> Result<Self, Error> {
+        let vm = Arc::new(hypervisor.create_vm(plan)?);
+        let shared = Arc::new(Shared::new());
+        let mut processors = Vec::new();
+        let mut births = Vec::new();
+        for id in 0..plan.vcpus {
+            let (processor, birth) = spawn(id, &vm, &shared)?;
+            processors.push(processor);
+            births.push((id, birth));
+        }
+        let mut hardware_ids = Vec::new();
+        for (id, birth) in births {
+            let born = birth.recv_timeout(READY).map_err(|_| Error::Thread(id))??;
+            shared.add_kicker(born.kicker);
+            hardware_ids.push(born.hardware_id);
+        }
+        vm.seal()?;
+        Ok(Self { vm, shared, hardware_ids, processors })
+    }
+
+    /// For devices, which must not keep the machine that keeps them.
+    fn on_system_event(&self) -> OnSystemEvent {
+        let shared: Weak<Shared> = Arc::downgrade(&self.shared);
+        Arc::new(move |event| {
+            if let Some(shared) = shared.upgrade() {
+                shared.system_event(None, event);
+            }
+        })
+    }
+
+    fn start(self, board: Board, output: Arc<Output>, entries: Vec<Option<Entry>>) -> Result<Machine, Error> {
+        let buses = Arc::new(board.buses);
+        let (mut threads, mut counters, mut waits) = (Vec::new(), Vec::new(), Vec::new());
+        for ((id, processor), entry) in (0..).zip(self.processors).zip(entries) {
+            let start = Start { buses: Arc::clone(&buses), entry };
+            processor.start.send(start).map_err(|_| Error::Thread(id))?;
+            waits.push((id, processor.started));
+            threads.push(processor.thread);
+            counters.push(processor.counters);
+        }
+        let machine = Machine {
+            shared: self.shared,
+            threads,
+            counters,
+            console: board.console,
+            output,
+            power: board.power,
+            _vm: Box::new(self.vm),
+        };
+        // From here on an error drops the machine, which stops its threads.
+        for (id, started) in waits {
+            match started.recv_timeout(READY) {
+                Ok(result) => result?,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Thread(id));
+                }
+            }
+        }
+        Ok(machine)
+    }
+}
+
+type Birth = Receiver<Result<Born, hypervisor::Error>>;
+
+fn spawn<V: Vm>(id: u32, vm: &Arc<V>, shared: &Arc<Shared>) -> Result<(Processor, Birth), Error> {
+    let (birth, births) = channel();
+    let (start, starts) = channel();
+    let (started_tx, started) = channel();
+    let counters = Arc::new(Counters::default());
+    let thread = {
+        let (vm, shared, counters) = (Arc::clone(vm), Arc::clone(shared), Arc::clone(&counters));
+        let member = Member::join(&shared.epoch);
+        thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .stack_size(STACK)
+            .spawn(move || {
+                let Some(mut vcpu) = be_born(id, &*vm, &birth) else { return };
+                // Whoever builds gave up: there is nothing to run.
+                let Ok(Start { buses, entry }) = starts.recv() else { return };
+                let entered = entry.map_or(Ok(()), |entry| vcpu.enter_at(&entry));
+                let ready = entered.is_ok();
+                if started_tx.send(entered).is_err() || !ready {
+                    return;
+                }
+                let ended = vcpu::run(&mut vcpu, &buses, &member, &counters);
+                log_end(id, &ended);
+                shared.ended(id, ended);
+            })
+            .map_err(|source| Error::Host { what: "start a processor's thread", source })?
+    };
+    Ok((Processor { start, started, thread, counters }, births))
+}
+
+fn be_born<V: Vm>(id: u32, vm: &V, birth: &Sender<Result<Born, hypervisor::Error>>) -> Option<V::Vcpu> {
+    let made = vm.create_vcpu(id).and_then(|vcpu| {
+        let born = Born { kicker: vcpu.kicker(), hardware_id: vcpu.hardware_id()? };
+        Ok((vcpu, born))
+    });
+    let (vcpu, born) = match made {
+        Ok((vcpu, born)) => (Some(vcpu), Ok(born)),
+        Err(error) => (None, Err(error)),
+    };
+    birth.send(born).ok().and(vcpu)
+}
+
+fn log_end(id: u32, ended: &Ended) {
+    match ended {
+        Ended::Stopped | Ended::System(_) => log::debug!("vcpu {id}: {ended:?}"),
+        other => log::warn!("vcpu {id}: {other:?}"),
+    }
+}
+
+/// The loader fills the RAM that the hypervisor maps meanwhile; both only need to share it.
+const _: fn() = || {
+    fn shared<T: Sync>() {}
+    shared::<GuestRam>();
+};

@@ -1,0 +1,115 @@
+//! What a machine is to be.
+
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+
+use super::Error;
+use crate::arch::native::layout;
+use crate::console::Marker;
+
+/// The most processors a machine can have.
+pub const VCPUS_MAX: u32 = 32;
+/// The least memory that a kernel gets anywhere with.
+const MEMORY_MIN: u64 = 32 << 20;
+/// More is beyond what every host can address for a guest.
+const MEMORY_MAX: u64 = 512 << 30;
+/// Memory comes in pages of any host.
+const MEMORY_GRAIN: u64 = 64 << 10;
+
+/// Everything that a machine is built from.
+pub struct Config {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initrd's file.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line, complete.
+    pub command_line: String,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// Processors.
+    pub vcpus: u32,
+    /// Where the console's output goes.
+    pub console: Box<dyn Write + Send>,
+    /// What to look for in it.
+    pub markers: Vec<Marker>,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("kernel", &self.kernel)
+            .field("initrd", &self.initrd)
+            .field("command_line", &self.command_line)
+            .field("memory", &self.memory)
+            .field("vcpus", &self.vcpus)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// What can be found wrong without touching the host.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if !(1..=VCPUS_MAX).contains(&self.vcpus) {
+            return Err(Error::Vcpus(self.vcpus));
+        }
+        let memory = |why| Err(Error::Memory { bytes: self.memory, why });
+        if self.memory < MEMORY_MIN {
+            return memory("a machine needs at least 32 MiB");
+        }
+        if self.memory > MEMORY_MAX {
+            return memory("a machine has at most 512 GiB");
+        }
+        if !self.memory.is_multiple_of(MEMORY_GRAIN) {
+            return memory("it must be a multiple of 64 KiB");
+        }
+        let line = |why| Err(Error::CommandLine { why });
+        if self.command_line.len() >= layout::COMMAND_LINE_MAX {
+            let max = layout::COMMAND_LINE_MAX - 1;
+            return line(format!("has {} bytes; Linux reads {max}", self.command_line.len()));
+        }
+        if let Some(byte) = self.command_line.bytes().find(u8::is_ascii_control) {
+            return line(format!("has a control character ({byte:#04x}) in it"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        const MIB: u64 = 1 << 20;
+        let ok = ("quiet".to_owned(), 128 * MIB, 1);
+        for ((command_line, memory, vcpus), word) in [
+            (ok.clone(), None),
+            (("x".repeat(2047), 32 * MIB, 32), None),
+            ((ok.0.clone(), ok.1, 0), Some("0 processors")),
+            ((ok.0.clone(), ok.1, 33), Some("33 processors")),
+            ((ok.0.clone(), ok.1, 1000), Some("1 to 32")),
+            ((ok.0.clone(), 0, 1), Some("at least")),
+            ((ok.0.clone(), 128 * MIB + 4096, 1), Some("multiple")),
+            ((ok.0.clone(), u64::MAX, 1), Some("at most")),
+            (("x".repeat(2048), ok.1, 1), Some("2047")),
+            (("a\nb".into(), ok.1, 1), Some("0x0a")),
+            (("a\0b".into(), ok.1, 1), Some("0x00")),
+        ] {
+            let config = Config {
+                kernel: "vmlinux".into(),
+                initrd: None,
+                command_line,
+                memory,
+                vcpus,
+                console: Box::new(std::io::sink()),
+                markers: vec![],
+            };
+            match (config.check(), word) {
+                (Ok(()), None) => {}
+                (Err(error), Some(word)) => assert!(error.to_string().contains(word), "{error}"),
+                (result, word) => panic!("{result:?}, expected {word:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! A machine's life: built, running, paused, ended.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::Error;
+use super::board::PowerButton;
+use crate::console::{InputPort, Output, OutputStats};
+use crate::hypervisor::{Crash, Kick, SystemEvent};
+use crate::vcpu::{Counters, Counts, Ended, Epoch, Phase};
+
+/// How a machine ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// The guest turned itself off.
+    PowerOff,
+    /// The guest wants to start again.
+    Reset,
+    /// The guest says that its kernel has crashed.
+    GuestPanic,
+    /// The guest drove a processor into a state without a way out.
+    Crash(Box<Crash>),
+    /// The host stopped it.
+    Stopped,
+    /// The hypervisor failed.
+    Failed(String),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest turned itself off"),
+            Self::Reset => f.write_str("the guest asked for a reset"),
+            Self::GuestPanic => f.write_str("the guest's kernel panicked"),
+            Self::Crash(crash) => write!(f, "the guest crashed: {crash}"),
+            Self::Stopped => f.write_str("the machine was stopped"),
+            Self::Failed(error) => write!(f, "the hypervisor failed: {error}"),
+        }
+    }
+}
+
+/// What a machine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Its guest runs.
+    Running,
+    /// Its guest stands still, also before its first instruction.
+    Paused,
+    /// It is over.
+    Ended,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Ended => "over",
+        })
+    }
+}
+
+/// What all of a machine's threads share.
+pub(super) struct Shared {
+    pub(super) epoch: Arc<Epoch>,
+    kickers: Mutex<Vec<Arc<dyn Kick>>>,
+    outcome: Mutex<Option<Outcome>>,
+    over: Condvar,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        Self {
+            epoch: Arc::new(Epoch::new()),
+            kickers: Mutex::new(Vec::new()),
+            outcome: Mutex::new(None),
+            over: Condvar::new(),
+        }
+    }
+
+    pub(super) fn add_kicker(&self, kicker: Arc<dyn Kick>) {
+        self.kickers.lock().unwrap_or_else(PoisonError::into_inner).push(kicker);
+    }
+
+    /// Changes what the processors do, and makes sure they notice. False once the machine is over.
+    pub(super) fn set(&self, phase: Phase) -> bool {
+        let live = self.epoch.set(phase);
+        for kicker in self.kickers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            kicker.kick();
+        }
+        live
+    }
+
+    fn outcome(&self) -> MutexGuard<'_, Option<Outcome>> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the machine. The first outcome is the one that counts.
+    pub(super) fn end(&self, outcome: Outcome) {
+        self.outcome().get_or_insert(outcome);
+        self.set(Phase::Stop);
+        self.over.notify_all();
+    }
+
+    /// Hears what the guest wants of the machine.
+    pub(super) fn system_event(&self, vcpu: Option<u32>, event: SystemEvent) {
+        self.end(match event {
+            SystemEvent::PowerOff => Outcome::PowerOff,
+            SystemEvent::Reset => Outcome::Reset,
+            SystemEvent::Crash => Outcome::GuestPanic,
+            SystemEvent::TripleFault => Outcome::Crash(Box::new(Crash {
+                vcpu: vcpu.unwrap_or(0),
+                reason: "triple fault".into(),
+                registers: None,
+            })),
+        });
+    }
+
+    /// Hears that a processor's thread came home.
+    pub(super) fn ended(&self, vcpu: u32, ended: Ended) {
+        match ended {
+            Ended::Stopped => {}
+            Ended::System(event) => self.system_event(Some(vcpu), event),
+            Ended::Halted => self.end(Outcome::Failed(format!("vcpu {vcpu} halted for good"))),
+            Ended::Crash(crash) => self.end(Outcome::Crash(crash)),
+            Ended::Failed(error) => self.end(Outcome::Failed(error.to_string())),
+        }
+    }
+}
+
+/// One microVM. Dropping it stops it.
+pub struct Machine {
+    pub(super) shared: Arc<Shared>,
+    pub(super) threads: Vec<JoinHandle<()>>,
+    pub(super) counters: Vec<Arc<Counters>>,
+    pub(super) console: Arc<dyn InputPort>,
+    pub(super) output: Arc<Output>,
+    pub(super) power: Option<PowerButton>,
+    // Keeps the hypervisor's machine until the threads have ended.
+    pub(super) _vm: Box<dyn Any + Send + Sync>,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Machine({} vcpus, {})", self.threads.len(), self.status())
+    }
+}
+
+impl Machine {
+    /// What it is doing.
+    pub fn status(&self) -> Status {
+        match self.shared.epoch.phase() {
+            Phase::Run => Status::Running,
+            Phase::Pause => Status::Paused,
+            Phase::Stop => Status::Ended,
+        }
+    }
+
+    /// Lets the guest run: from its first instruction, or from where it was paused.
+    pub fn resume(&self) -> Result<(), Error> {
+        if self.shared.set(Phase::Run) {
+            Ok(())
+        } else {
+            Err(Error::Order { what: "resume", status: Status::Ended })
+        }
+    }
+
+    /// Makes the guest stand still, every processor between two instructions. When that takes longer
+    /// than `within`, the guest runs on and this is an error.
+    pub fn pause(&self, within: Duration) -> Result<(), Error> {
+        if !self.shared.set(Phase::Pause) {
+            return Err(Error::Order { what: "pause", status: Status::Ended });
+        }
+        self.shared.epoch.wait_parked(within).map_err(|source| {
+            self.shared.set(Phase::Run);
+            Error::Pause { within, source }
+        })?;
+        // A machine that ends while it is being paused has no processors left to wait for.
+        match self.status() {
+            Status::Paused => Ok(()),
+            status => Err(Error::Order { what: "pause", status }),
+        }
+    }
+
+    /// Asks the guest to turn itself off. What it makes of that is its business.
+    pub fn press_power_button(&self) -> Result<(), Error> {
+        let press = self.power.as_ref().ok_or(Error::NoButton)?;
+        Ok(press()?)
+    }
+
+    /// Ends the guest where it is.
+    pub fn stop(&self) {
+        self.shared.end(Outcome::Stopped);
+    }
+
+    /// Something that can stop the machine from elsewhere.
+    pub fn stopper(&self) -> impl Fn() + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.end(Outcome::Stopped)
+    }
+
+    /// Waits for the end.
+    pub fn wait(&self) -> Outcome {
+        let mut outcome = self.shared.outcome();
+        loop {
+            match &*outcome {
+                Some(outcome) => return outcome.clone(),
+                None => {
+                    outcome = self.shared.over.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+
+    /// Waits for the end, but no longer than `within`.
+    pub fn wait_for(&self, within: Duration) -> Option<Outcome> {
+        let outcome = self.shared.outcome();
+        self.shared
+            .over
+            .wait_timeout_while(outcome, within, |outcome| outcome.is_none())
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .clone()
+    }
+
+    /// The serial port, for input.
+    pub fn console(&self) -> Arc<dyn InputPort> {
+        Arc::clone(&self.console)
+    }
+
+    /// What went through the console.
+    pub fn console_stats(&self) -> OutputStats {
+        self.output.stats()
+    }
+
+    /// Exits of each processor.
+    pub fn counts(&self) -> Vec<Counts> {
+        self.counters.iter().map(|counters| counters.get()).collect()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+        self.console.gate().close();
+        for thread in self.threads.drain(..) {
+            // A panic has been reported by itself, and the machine is over anyway.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! One microVM, from its parts to its end.
+
+mod board;
+mod build;
+mod config;
+mod life;
+
+pub use config::{Config, VCPUS_MAX};
+pub use life::{Machine, Outcome, Status};
+
+use std::time::Duration;
+
+use crate::{bus, devices, hypervisor, kernel, memory, slots, vcpu};
+
+/// A machine could not be built, or did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No machine has that many processors.
+    #[error("{0} processors: a machine has 1 to {VCPUS_MAX}")]
+    Vcpus(u32),
+    /// No machine has that much memory, or so little.
+    #[error("{bytes} bytes of memory: {why}")]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+        /// What stands against it.
+        why: &'static str,
+    },
+    /// The kernel's command line cannot be handed over.
+    #[error("the kernel's command line {why}")]
+    CommandLine {
+        /// What stands against it.
+        why: String,
+    },
+    /// From the hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    /// From guest RAM.
+    #[error(transparent)]
+    Ram(#[from] memory::Error),
+    /// From kernel or initrd.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+    /// From the tables that the guest boots by.
+    #[error("{0}")]
+    Tables(String),
+    /// From the slots.
+    #[error(transparent)]
+    Slots(#[from] slots::Error),
+    /// From a bus.
+    #[error(transparent)]
+    Bus(#[from] bus::Error),
+    /// The host gave no thread, or no randomness.
+    #[error("cannot {what}: {source}")]
+    Host {
+        /// What was wanted of it.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A processor's thread is gone before its time.
+    #[error("the thread of vcpu {0} ended while the machine was being built")]
+    Thread(u32),
+    /// Not in this state.
+    #[error("cannot {what} a machine that is {status}")]
+    Order {
+        /// What was asked.
+        what: &'static str,
+        /// What the machine is.
+        status: Status,
+    },
+    /// Not all processors stopped in time. The machine goes on as it was.
+    #[error("the machine was not paused within {within:?}: {source}; it goes on running")]
+    Pause {
+        /// The deadline.
+        within: Duration,
+        /// Who was late.
+        source: vcpu::Deadline,
+    },
+    /// There is no power button on this machine.
+    #[error("this machine has no power button; tell its init in another way")]
+    NoButton,
+}
+
+/// Devices are told of on the way to their slots.
+pub(crate) type OnSystemEvent = devices::power::OnSystemEvent;

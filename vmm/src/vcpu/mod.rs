@@ -1,0 +1,10 @@
+//! Running processors: the loop that serves their exits, and the epoch word by which they are
+//! paused, resumed and stopped together.
+
+mod epoch;
+#[cfg(not(loom))]
+mod run;
+
+pub use epoch::{Deadline, Epoch, Go, Member, Phase};
+#[cfg(not(loom))]
+pub use run::{Buses, Counters, Counts, Ended, run};
