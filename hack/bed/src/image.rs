@@ -137,14 +137,13 @@ fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
     let newer = apt.newer(&NEWER)?;
 
     let root = dir.join("root");
-    let owners = dir.join("owners");
     let step = Step::begin("unpacking");
     for (count, package) in packages.iter().enumerate() {
         step.at(format_args!("{} of {}", count + 1, packages.len()));
-        unpack(package, &root, &owners)?;
+        unpack(package, &root)?;
     }
     for package in &newer {
-        unpack(package, &root.join("opt/containerd-2.1"), &owners)?;
+        unpack(package, &root.join("opt/containerd-2.1"))?;
     }
     step.done(format_args!("{} packages", packages.len()));
 
@@ -163,7 +162,7 @@ fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
 
     let step = Step::begin("making the disk");
     // The journal would only make the host slower: a disk that a crash damages is thrown away.
-    run(tools::command_as_root("mkfs.ext4", &owners)?
+    run(tools::command_as_root("mkfs.ext4")
         .args(["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,root_owner=0:0", "-m", "0", "-d"])
         .args([&root, &dir.join("disk")])
         .arg(DISK))?;
@@ -171,7 +170,8 @@ fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
     remove_tree(&root)
 }
 
-fn unpack(package: &Path, root: &Path, owners: &Path) -> Result<()> {
+/// Everything becomes this user's; in the image it is root's.
+fn unpack(package: &Path, root: &Path) -> Result<()> {
     fs::create_dir_all(root)?;
     let mut contents = tools::command("dpkg-deb")
         .arg("--fsys-tarfile")
@@ -181,8 +181,8 @@ fn unpack(package: &Path, root: &Path, owners: &Path) -> Result<()> {
         .spawn()
         .context("cannot run dpkg-deb: the test bed's image is made of Debian packages")?;
     let pipe = contents.stdout.take().context("no pipe from dpkg-deb")?;
-    let mut tar = tools::command_as_root("tar", owners)?;
-    tar.args(["-x", "--keep-directory-symlink", "--wildcards", "-C"]).arg(root);
+    let mut tar = tools::command("tar");
+    tar.args(["-x", "-p", "--no-same-owner", "--keep-directory-symlink", "--wildcards", "-C"]).arg(root);
     tar.args(LEFT_OUT.map(|pattern| format!("--exclude={pattern}")));
     let status = tar.stdin(pipe).status().context("cannot run tar")?;
     let packer = contents.wait()?;
