@@ -1,7 +1,7 @@
 //! A host under way: started cold or from saved state, made ready, used, ended.
 
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
@@ -57,7 +57,7 @@ impl<'a> Workshop<'a> {
         let empty = run.dir().join("empty");
         fs::create_dir_all(&empty)?;
         let initrd = run.dir().join("initrd");
-        write_initrd(&self.payload.init(), &self.image.modules(), &initrd)?;
+        write_initrd(&self.payload.packed_init(), &self.image.modules(), &initrd)?;
         Ok(Machine {
             spec: self.spec,
             accel: self.accel,
@@ -293,16 +293,16 @@ pub fn overlay(base: &Path, format: &str, to: &Path) -> Result<()> {
     )
 }
 
+/// The packed init, and behind it the modules: a kernel takes several archives in a row.
 fn write_initrd(init: &Path, modules: &Path, to: &Path) -> Result<()> {
-    let mut initrd = Initrd::new(BufWriter::new(File::create(to)?));
-    for dir in ["dev", "proc", "sys", "modules"] {
-        initrd.dir(dir)?;
-    }
-    initrd.file("init", 0o755, &fs::read(init).with_context(|| format!("reading {}", init.display()))?)?;
+    let mut file = File::create(to)?;
+    io::copy(&mut File::open(init).with_context(|| format!("reading {}", init.display()))?, &mut file)?;
+    let mut archive = Initrd::new(BufWriter::new(file));
+    archive.dir("modules")?;
     for path in children(modules)? {
-        initrd.file(&format!("modules/{}", file_name(&path)), 0o644, &fs::read(&path)?)?;
+        archive.file(&format!("modules/{}", file_name(&path)), 0o644, &fs::read(&path)?)?;
     }
-    initrd.finish()
+    archive.finish()
 }
 
 fn with_console(console: &Path, error: &Error) -> Error {

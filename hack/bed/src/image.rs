@@ -60,9 +60,23 @@ const LEFT_OUT: [&str; 18] = [
 ];
 
 /// Modules with which the host finds its disk, its network and the shared directories.
-const INITRD_MODULES: [&str; 7] =
-    ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_net", "9pnet_virtio", "9p"];
-const INITRD_LATE_MODULES: [&str; 1] = ["virtio_rng"];
+const HOST_MODULES: [&str; 8] =
+    ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_net", "9pnet_virtio", "9p", "virtio_rng"];
+
+/// Modules for the monitor's devices, and for what containers need of their guest's kernel.
+const GUEST_MODULES: [&str; 11] = [
+    "virtio_mmio",
+    "vmw_vsock_virtio_transport",
+    "virtio_rng",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_balloon",
+    "virtio_mem",
+    "overlay",
+    "erofs",
+    "crc32c_generic",
+    "ext4",
+];
 
 /// The files that configure the host. They are part of what names an image.
 const FILES: [(&str, u32, &str); 8] = [
@@ -259,22 +273,32 @@ fn kernel_version(root: &Path, matches: impl Fn(&str) -> bool) -> Result<String>
 }
 
 fn pick_modules(root: &Path, version: &str, to: &Path) -> Result<()> {
-    let dir = root.join("usr/lib/modules").join(version);
-    let read =
-        |name| fs::read_to_string(dir.join(name)).with_context(|| format!("reading {name} of {version}"));
-    let wanted: Vec<&str> = INITRD_MODULES.into_iter().chain(INITRD_LATE_MODULES).collect();
-    let order = module_closure(&read("modules.dep")?, &read("modules.builtin")?, &wanted)?;
     fs::create_dir(to)?;
-    for (number, path) in order.iter().enumerate() {
-        let file = path.rsplit('/').next().unwrap_or(path);
-        fs::copy(dir.join(path), to.join(format!("{number:02}-{file}")))
-            .with_context(|| format!("copying the module {path}"))?;
+    for (number, path) in module_order(root, version, &HOST_MODULES)?.iter().enumerate() {
+        fs::copy(path, to.join(format!("{number:02}-{}", file_name(path))))
+            .with_context(|| format!("copying the module {}", path.display()))?;
     }
     Ok(())
 }
 
-/// The kernel of the guests inside, where the product's package would have it, and the control
-/// guest's initrd, whose init only says which kernel runs.
+/// The files of the modules and of all they need, in an order in which they load.
+fn module_order(root: &Path, version: &str, wanted: &[&str]) -> Result<Vec<PathBuf>> {
+    let dir = root.join("usr/lib/modules").join(version);
+    let read =
+        |name| fs::read_to_string(dir.join(name)).with_context(|| format!("reading {name} of {version}"));
+    let order = module_closure(&read("modules.dep")?, &read("modules.builtin")?, wanted)?;
+    Ok(order.iter().map(|path| dir.join(path)).collect())
+}
+
+fn unpacked(module: &Path) -> Result<Vec<u8>> {
+    if module.extension().is_some_and(|suffix| suffix == "ko") {
+        return Ok(fs::read(module)?);
+    }
+    Ok(tools::output(tools::command("xz").arg("-dc").arg(module))?.stdout)
+}
+
+/// The kernel of the guests inside, where the product's package would have it, and the archives of
+/// which an initrd is put together (a kernel takes several in a row).
 fn guest_files(root: &Path, arch: Arch, version: &str) -> Result<()> {
     let dir = root.join("usr/share/supermachine/guest");
     fs::create_dir_all(&dir)?;
@@ -288,13 +312,33 @@ fn guest_files(root: &Path, arch: Arch, version: &str) -> Result<()> {
         fs::copy(&packaged, dir.join("bzImage"))?;
     }
     symlink(format!("/usr/lib/modules/{version}"), dir.join("modules"))?;
-    let mut initrd = Initrd::new(BufWriter::new(File::create(dir.join("control-initrd"))?));
+    let archive =
+        |name: &str| Ok::<_, anyhow::Error>(Initrd::new(BufWriter::new(File::create(dir.join(name))?)));
+    let busybox = fs::read(root.join("usr/bin/busybox"))?;
+    // The control guest's init only says which kernel runs.
+    let mut control = archive("control-initrd")?;
     for path in ["bin", "proc", "dev"] {
-        initrd.dir(path)?;
+        control.dir(path)?;
     }
-    initrd.file("bin/busybox", 0o755, &fs::read(root.join("usr/bin/busybox"))?)?;
-    initrd.file("init", 0o755, include_bytes!("../files/guest-init"))?;
-    initrd.finish()?;
+    control.file("bin/busybox", 0o755, &busybox)?;
+    control.file("init", 0o755, include_bytes!("../files/guest-init"))?;
+    control.finish()?;
+    // The drivers of the monitor's devices, unpacked: a small guest has better things to do.
+    let mut modules = archive("modules.cpio")?;
+    modules.dir("modules")?;
+    for (number, path) in module_order(root, version, &GUEST_MODULES)?.iter().enumerate() {
+        let file = file_name(path).replace(".xz", "");
+        modules.file(&format!("modules/{number:02}-{file}"), 0o644, &unpacked(path)?)?;
+    }
+    modules.finish()?;
+    // A shell and its tools, for tests that run commands in a guest.
+    let mut tools = archive("busybox.cpio")?;
+    tools.dir("bin")?;
+    tools.file("bin/busybox", 0o755, &busybox)?;
+    for applet in oci::applets() {
+        tools.link(&format!("bin/{applet}"), "busybox")?;
+    }
+    tools.finish()?;
     let suite = format!("Debian {SUITE}, containerd 2.1 of {NEWER_SUITE}\n");
     Ok(fs::write(root.join("etc/testbed-release"), suite)?)
 }

@@ -76,6 +76,10 @@ impl<W: Write> Initrd<W> {
         self.entry(path, ModeFileType::Regular, mode, data)
     }
 
+    pub fn link(&mut self, path: &str, target: &str) -> Result<()> {
+        self.entry(path, ModeFileType::Symlink, 0o777, target.as_bytes())
+    }
+
     fn entry(&mut self, path: &str, kind: ModeFileType, mode: u32, data: &[u8]) -> Result<()> {
         self.inode += 1;
         let head = newc::Builder::new(path).ino(self.inode).mode(mode).set_mode_file_type(kind);

@@ -32,6 +32,11 @@ const APPLETS: &str = "[ [[ arping ash awk base64 basename bunzip2 bzcat bzip2 c
     truncate tty uname unexpand uniq unlink unshare unxz unzip uptime usleep uuencode vi watch wc wget which \
     who whoami xargs xxd xz xzcat yes zcat";
 
+/// The commands of a busybox that get a name of their own.
+pub fn applets() -> impl Iterator<Item = &'static str> {
+    APPLETS.split_whitespace()
+}
+
 /// Writes the layout of both images, as a tar, to `to`.
 pub fn write_images(busybox: &Path, arch: Arch, to: &Path) -> Result<()> {
     let layer = layer(&fs::read(busybox).with_context(|| format!("reading {}", busybox.display()))?)?;
@@ -101,7 +106,7 @@ fn layer(busybox: &[u8]) -> io::Result<Vec<u8>> {
         tar.append_data(&mut header, dir, io::empty())?;
     }
     tar.append_data(&mut header(EntryType::Regular, 0o755, busybox.len()), "bin/busybox", busybox)?;
-    for applet in APPLETS.split_whitespace() {
+    for applet in applets() {
         tar.append_link(&mut header(EntryType::Symlink, 0o777, 0), format!("bin/{applet}"), "busybox")?;
     }
     for (path, text) in [

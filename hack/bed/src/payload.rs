@@ -1,5 +1,7 @@
 //! What the working tree builds for a host: its init, and the product where a package would put it.
 
+use std::fs::{self, File};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
@@ -7,6 +9,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 
 use crate::cache::children;
+use crate::kernel::Initrd;
 use crate::spec::Arch;
 
 pub struct Payload {
@@ -27,16 +30,38 @@ impl Payload {
         if !status.success() {
             bail!("the working tree does not build for {} (hack/build ended with {status})", arch.name());
         }
-        Ok(Self { dir: root.join("target/bed").join(arch.name()) })
+        let payload = Self { dir: root.join("target/bed").join(arch.name()) };
+        payload.pack_init()?;
+        Ok(payload)
+    }
+
+    /// Packs the init, as the first archive of a host's initrd and of a test guest's.
+    fn pack_init(&self) -> Result<()> {
+        let program = self.dir.join("testbed-init");
+        let packed = self.packed_init();
+        let time = |path: &Path| path.metadata().and_then(|meta| meta.modified());
+        if time(&packed).is_ok_and(|packed| time(&program).is_ok_and(|program| program <= packed)) {
+            return Ok(());
+        }
+        let dir = packed.parent().context("the archive has no directory")?;
+        fs::create_dir_all(dir)?;
+        let aside = packed.with_extension("new");
+        let mut archive = Initrd::new(BufWriter::new(File::create(&aside)?));
+        for dir in ["dev", "proc", "sys", "root", "tmp", "run"] {
+            archive.dir(dir)?;
+        }
+        archive.file("init", 0o755, &fs::read(&program).with_context(|| program.display().to_string())?)?;
+        archive.finish()?;
+        Ok(fs::rename(aside, packed)?)
+    }
+
+    pub fn packed_init(&self) -> PathBuf {
+        self.dir().join("usr/share/supermachine/guest/test-init.cpio")
     }
 
     /// The tree that is copied over the host's.
     pub fn dir(&self) -> PathBuf {
         self.dir.join("root")
-    }
-
-    pub fn init(&self) -> PathBuf {
-        self.dir.join("testbed-init")
     }
 
     pub fn monitor(&self) -> PathBuf {

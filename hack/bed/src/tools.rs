@@ -40,7 +40,8 @@ pub fn capture(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output(command)?.stdout).into_owned())
 }
 
-fn output(command: &mut Command) -> Result<Output> {
+/// Runs to success; all it printed.
+pub fn output(command: &mut Command) -> Result<Output> {
     let output = command.stdin(Stdio::null()).output().with_context(|| not_started(command))?;
     if !output.status.success() {
         bail!(failed(command, &output));

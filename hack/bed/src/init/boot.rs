@@ -1,4 +1,4 @@
-//! From the initrd to a mounted host.
+//! From the initrd to a mounted host, or a guest.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -16,12 +16,32 @@ use nix::unistd::{chdir, chroot, sethostname};
 const ROOT_DISK: &str = "/dev/vda";
 const ROOT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Loads the drivers, mounts the root disk and makes it the root; then mounts what a host has.
-pub fn into_root() -> Result<()> {
+/// What this machine is for.
+pub enum Role {
+    Host,
+    Guest,
+}
+
+/// Loads the drivers and mounts what the machine's role asks for.
+pub fn boot() -> Result<Role> {
     mount_fs("devtmpfs", "/dev", "mode=0755")?;
     mount_fs("proc", "/proc", "")?;
     mount_fs("sysfs", "/sys", "")?;
     load_modules(Path::new("/modules"))?;
+    let words = fs::read_to_string("/proc/cmdline")?;
+    if words.split_whitespace().any(|word| word == "testbed.guest") {
+        mount_system(&GUEST)?;
+        Ok(Role::Guest)
+    } else {
+        into_root()?;
+        mount_system(&HOST)?;
+        sethostname("testbed").context("setting the host name")?;
+        Ok(Role::Host)
+    }
+}
+
+/// Mounts the root disk and makes it the root.
+fn into_root() -> Result<()> {
     wait_for(Path::new(ROOT_DISK))?;
     fs::create_dir_all("/root")?;
     mount(Some(ROOT_DISK), "/root", Some("ext4"), MsFlags::MS_NOATIME, Some("noinit_itable"))
@@ -34,24 +54,34 @@ pub fn into_root() -> Result<()> {
     chdir("/root")?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("moving the root")?;
     chroot(".").context("entering the root")?;
-    chdir("/")?;
-    mount_host()?;
-    sethostname("testbed").context("setting the host name")
+    chdir("/").context("entering the root")
 }
 
-fn mount_host() -> Result<()> {
-    for (kind, point, options) in [
-        ("tmpfs", "/run", "mode=0755,size=50%"),
-        ("tmpfs", "/tmp", "mode=1777,size=50%"),
-        ("devpts", "/dev/pts", "gid=5,mode=0620,ptmxmode=0666"),
-        ("tmpfs", "/dev/shm", "mode=1777"),
-        ("mqueue", "/dev/mqueue", ""),
-        ("cgroup2", "/sys/fs/cgroup", "nsdelegate"),
-        ("bpf", "/sys/fs/bpf", "mode=0700"),
-        ("debugfs", "/sys/kernel/debug", ""),
-        ("tracefs", "/sys/kernel/tracing", ""),
-        ("securityfs", "/sys/kernel/security", ""),
-    ] {
+/// What a host has mounted: file system, mount point and options.
+const HOST: [(&str, &str, &str); 10] = [
+    ("tmpfs", "/run", "mode=0755,size=50%"),
+    ("tmpfs", "/tmp", "mode=1777,size=50%"),
+    ("devpts", "/dev/pts", "gid=5,mode=0620,ptmxmode=0666"),
+    ("tmpfs", "/dev/shm", "mode=1777"),
+    ("mqueue", "/dev/mqueue", ""),
+    ("cgroup2", "/sys/fs/cgroup", "nsdelegate"),
+    ("bpf", "/sys/fs/bpf", "mode=0700"),
+    ("debugfs", "/sys/kernel/debug", ""),
+    ("tracefs", "/sys/kernel/tracing", ""),
+    ("securityfs", "/sys/kernel/security", ""),
+];
+
+/// What suffices for a guest.
+const GUEST: [(&str, &str, &str); 5] = [
+    ("tmpfs", "/run", "mode=0755"),
+    ("tmpfs", "/tmp", "mode=1777"),
+    ("devpts", "/dev/pts", "gid=5,mode=0620,ptmxmode=0666"),
+    ("tmpfs", "/dev/shm", "mode=1777"),
+    ("cgroup2", "/sys/fs/cgroup", "nsdelegate"),
+];
+
+fn mount_system(mounts: &[(&str, &str, &str)]) -> Result<()> {
+    for (kind, point, options) in mounts {
         mount_fs(kind, point, options)?;
     }
     // A host's mounts are shared (as an init system sets them), so that propagation is the real one.

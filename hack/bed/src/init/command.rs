@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,6 +17,7 @@ use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::listen::Stream;
 use testbed::{Exec, Kind, Reply, read_frame, write_frame, write_json};
 
 /// Where programs are looked for.
@@ -24,14 +25,16 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 
 /// How long output may still come after the command itself is gone.
 const AFTER_EXIT: Duration = Duration::from_secs(2);
+/// How long the tool may take to hang up after it has the reply.
+const HANG_UP: Duration = Duration::from_secs(10);
 
 nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, Winsize);
 
 /// The connection, written to by whoever has output.
-type Out = Arc<Mutex<TcpStream>>;
+type Out = Arc<Mutex<Stream>>;
 
 /// Runs the command to its end, or until the tool hangs up: then its process group is killed.
-pub fn run(stream: &TcpStream, what: &Exec) -> Result<()> {
+pub fn run(stream: &Stream, what: &Exec) -> Result<()> {
     let out: Out = Arc::new(Mutex::new(stream.try_clone()?));
     let (mut child, pipes) = match spawn(what) {
         Ok(started) => started,
@@ -71,8 +74,10 @@ pub fn run(stream: &TcpStream, what: &Exec) -> Result<()> {
     }
     let stream = out.lock().unwrap_or_else(PoisonError::into_inner);
     write_json(&*stream, Kind::Reply, &reply(status))?;
-    // The thread that reads input holds a clone of the socket: end it.
-    let _ = stream.shutdown(std::net::Shutdown::Both);
+    // Only this direction is closed: the thread that reads input goes on until the tool hangs up,
+    // because a socket closed with unread input resets the connection, and the reply with it.
+    stream.set_read_timeout(Some(HANG_UP))?;
+    let _ = stream.shutdown(Shutdown::Write);
     Ok(())
 }
 
@@ -142,7 +147,7 @@ fn spawn(what: &Exec) -> Result<(Child, Pipes)> {
 
 /// Feeds frames to the command until the connection ends, which is an error.
 fn forward_input(
-    stream: &TcpStream,
+    stream: &Stream,
     mut stdin: Option<File>,
     terminal: Option<&OwnedFd>,
     group: Pid,

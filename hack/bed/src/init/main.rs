@@ -1,12 +1,16 @@
-//! The init of the emulated host.
+//! The init of the emulated host, and of the guests that test the monitor in it.
 //!
-//! As process 1 of the initrd it loads the drivers of the root disk and moves there; then it mounts
-//! what a host has, starts the services and serves requests (see the library) on a TCP port that the
-//! tool forwards to. Process 1 itself only reaps: everything else happens in its one child, so that
-//! waiting for commands and adopting orphans never fight over the same process.
+//! As process 1 of the initrd it loads the drivers that the initrd brings. In a host it then moves to
+//! the root disk, mounts what a host has, starts the services and serves requests (see the library)
+//! on a TCP port that the tool forwards to. In a guest, which the word `testbed.guest` on the kernel's
+//! command line makes it, it stays in the initrd and serves the same requests on a vsock port.
+//!
+//! Process 1 itself only reaps: everything else happens in its one child, so that waiting for
+//! commands and adopting orphans never fight over the same process.
 
 mod boot;
 mod command;
+mod listen;
 mod prepare;
 mod serve;
 
@@ -21,13 +25,15 @@ fn main() -> ExitCode {
         eprintln!("testbed-init is process 1 of the emulated host; on this machine use hack/testbed");
         return ExitCode::from(2);
     }
-    if let Err(error) = boot::into_root() {
-        return stop(&format!("cannot boot: {error:#}"));
-    }
+    let serve = match boot::boot() {
+        Ok(boot::Role::Host) => serve::serve_host,
+        Ok(boot::Role::Guest) => serve::serve_guest,
+        Err(error) => return stop(&format!("cannot boot: {error:#}")),
+    };
     // SAFETY: this process has one thread, so the child owns every lock it could need.
     match unsafe { fork() } {
         Ok(ForkResult::Child) => {
-            let error = serve::serve();
+            let error = serve();
             println!("testbed-init: serving ended: {error:#}");
             ExitCode::FAILURE
         }

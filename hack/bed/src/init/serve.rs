@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -10,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail};
 
+use crate::listen::{Listener, Stream};
 use crate::{command, prepare};
-use testbed::{Kind, PORT, Reply, Request, read_frame, write_json};
+use testbed::{Kind, Reply, Request, read_frame, write_json};
 
 /// The script that starts the services, and where what it prints goes.
 const SERVICES: &str = "/usr/local/lib/testbed/services";
@@ -21,28 +21,47 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// How far the services are: `None` while they start.
 type Services = Arc<(Mutex<Option<Result<(), String>>>, Condvar)>;
 
-/// Starts the services and answers requests; returns only when it cannot go on.
-pub fn serve() -> Error {
-    match try_serve() {
-        Ok(never) => match never {},
+/// In a host: starts the services and answers requests; returns only when it cannot go on.
+pub fn serve_host() -> Error {
+    let prepared = || {
+        prepare::network().context("bringing up the network")?;
+        Listener::tcp()
+    };
+    let services = Services::default();
+    let starting = Arc::clone(&services);
+    prepared().map_or_else(
+        |error| error,
+        |listener| {
+            thread::spawn(move || {
+                let outcome = start_services().map_err(|error| format!("{error:#}"));
+                let (state, changed) = &*starting;
+                *state.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+                changed.notify_all();
+            });
+            serve(&listener, &services)
+        },
+    )
+}
+
+/// In a guest, which has no services: the same.
+pub fn serve_guest() -> Error {
+    let services: Services = Arc::new((Mutex::new(Some(Ok(()))), Condvar::new()));
+    match Listener::vsock() {
+        Ok(listener) => {
+            println!("testbed-init: guest ready");
+            serve(&listener, &services)
+        }
         Err(error) => error,
     }
 }
 
-fn try_serve() -> Result<std::convert::Infallible> {
-    prepare::network().context("bringing up the network")?;
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("listening for the tool")?;
-    let services = Services::default();
-    let starting = Arc::clone(&services);
-    thread::spawn(move || {
-        let outcome = start_services().map_err(|error| format!("{error:#}"));
-        let (state, changed) = &*starting;
-        *state.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-        changed.notify_all();
-    });
+fn serve(listener: &Listener, services: &Services) -> Error {
     loop {
-        let (stream, _) = listener.accept().context("accepting the tool")?;
-        let services = Arc::clone(&services);
+        let stream = match listener.accept() {
+            Ok(stream) => stream,
+            Err(error) => return error,
+        };
+        let services = Arc::clone(services);
         thread::spawn(move || {
             if let Err(error) = answer(&stream, &services) {
                 println!("testbed-init: request dropped: {error:#}");
@@ -66,8 +85,7 @@ fn start_services() -> Result<()> {
     Ok(())
 }
 
-fn answer(stream: &TcpStream, services: &Services) -> Result<()> {
-    stream.set_nodelay(true)?;
+fn answer(stream: &Stream, services: &Services) -> Result<()> {
     stream.set_read_timeout(Some(REQUEST_DEADLINE))?;
     let request = match read_frame(stream)? {
         Some((Kind::Request, payload)) => serde_json::from_slice(&payload)?,
