@@ -7,10 +7,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::{fs, thread};
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
 use vmm::console::{InputPort, feed};
+use vmm::devices::virtio::rng::Rng;
 use vmm::machine::{Config, Machine, Outcome};
+
+use vmm::slots::SlotId;
 
 use super::Usage;
 
@@ -112,7 +115,7 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
             }
         }
         Err(error) => {
-            eprintln!("supermachine-vmm: {error:#}");
+            eprintln!("supermachine-vmm: {error}");
             ExitCode::FAILURE
         }
     })
@@ -137,7 +140,7 @@ fn build(config: Config) -> anyhow::Result<Machine> {
         if report.usable() {
             Err(error)
         } else {
-            bail!("{error:#}; {}; see supermachine-vmm check", report.verdict())
+            bail!("{error}; {}; see supermachine-vmm check", report.verdict())
         }
     })
 }
@@ -151,14 +154,19 @@ fn open(console: &Console) -> anyhow::Result<(Sink, Option<Source>)> {
         Console::None => (Box::new(io::sink()), None),
         Console::File(path) => {
             let file = fs::File::create(path)
-                .with_context(|| format!("cannot create the console's file {}", path.display()))?;
+                .map_err(|error| anyhow!("cannot create the console's file {}: {error}", path.display()))?;
             (Box::new(file), None)
         }
         Console::Unix(path) => {
-            let stream = UnixStream::connect(path).with_context(|| {
-                format!("cannot connect the console to {}: somebody must listen there", path.display())
+            let stream = UnixStream::connect(path).map_err(|error| {
+                anyhow!(
+                    "cannot connect the console to {}: {error}; somebody must listen there",
+                    path.display()
+                )
             })?;
-            let source = stream.try_clone().context("cannot duplicate the console's socket")?;
+            let source = stream
+                .try_clone()
+                .map_err(|error| anyhow!("cannot duplicate the console's socket: {error}"))?;
             (Box::new(stream), Some(Box::new(source)))
         }
     })
@@ -174,9 +182,11 @@ fn run(options: Options) -> anyhow::Result<Outcome> {
         vcpus: options.vcpus,
         console: sink,
         markers: Vec::new(),
+        devices: vec![(SlotId::new("rng"), Box::new(Rng::default()))],
     })?;
     if let Some(source) = source {
-        listen(source, machine.console()).context("cannot start a thread for the console's input")?;
+        listen(source, machine.console())
+            .map_err(|error| anyhow!("cannot start a thread for the console's input: {error}"))?;
     }
     machine.resume()?;
     Ok(machine.wait())
