@@ -10,7 +10,9 @@ use std::{fs, thread};
 use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
 use vmm::console::{InputPort, feed};
+use vmm::devices::virtio::Device;
 use vmm::devices::virtio::rng::Rng;
+use vmm::devices::virtio::vsock::{SOCKET, Vsock};
 use vmm::machine::{Config, Machine, Outcome};
 
 use vmm::slots::SlotId;
@@ -25,6 +27,9 @@ const COMMAND_LINE: &str = "console=ttyAMA0 panic=-1";
 
 const MEMORY: u64 = 256 << 20;
 
+/// The guest's context id, which nobody but the guest sees.
+const GUEST_CID: u64 = 3;
+
 /// Exit codes by which a caller tells how the guest ended.
 const RESET: u8 = 3;
 const PANIC: u8 = 4;
@@ -38,6 +43,7 @@ struct Options {
     memory: u64,
     vcpus: u32,
     console: Console,
+    vsock: Option<PathBuf>,
 }
 
 /// Where the serial port leads.
@@ -83,6 +89,7 @@ fn size(text: &str) -> Result<u64, String> {
 fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut kernel, mut initrd, mut append) = (None, None, String::new());
     let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
+    let mut vsock = None;
     while let Some(arg) = args.next()? {
         match arg {
             Long("kernel") => kernel = Some(args.value()?.into()),
@@ -91,11 +98,12 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("memory") => memory = size(&args.value()?.string()?)?,
             Long("cpus") => vcpus = args.value()?.parse()?,
             Long("console") => console = Console::parse(&args.value()?.string()?)?,
+            Long("vsock") => vsock = Some(args.value()?.into()),
             other => return Err(other.unexpected()),
         }
     }
     let kernel = kernel.ok_or("--kernel is missing")?;
-    Ok(Options { kernel, initrd, append, memory, vcpus, console })
+    Ok(Options { kernel, initrd, append, memory, vcpus, console, vsock })
 }
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
@@ -172,8 +180,23 @@ fn open(console: &Console) -> anyhow::Result<(Sink, Option<Source>)> {
     })
 }
 
+fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> {
+    let mut devices: Vec<(SlotId, Box<dyn Device>)> = vec![(SlotId::new("rng"), Box::new(Rng::default()))];
+    if let Some(directory) = &options.vsock {
+        let vsock = Vsock::new(GUEST_CID, directory).map_err(|error| {
+            let directory = directory.display();
+            anyhow!(
+                "cannot listen on {directory}/{SOCKET}: {error}; give a directory that has no such file yet"
+            )
+        })?;
+        devices.push((SlotId::new("vsock"), Box::new(vsock)));
+    }
+    Ok(devices)
+}
+
 fn run(options: Options) -> anyhow::Result<Outcome> {
     let (sink, source) = open(&options.console)?;
+    let devices = devices(&options)?;
     let machine = build(Config {
         kernel: options.kernel,
         initrd: options.initrd,
@@ -182,7 +205,7 @@ fn run(options: Options) -> anyhow::Result<Outcome> {
         vcpus: options.vcpus,
         console: sink,
         markers: Vec::new(),
-        devices: vec![(SlotId::new("rng"), Box::new(Rng::default()))],
+        devices,
     })?;
     if let Some(source) = source {
         listen(source, machine.console())

@@ -9,6 +9,7 @@ pub mod mmio;
 mod queue;
 pub mod rng;
 mod signals;
+pub mod vsock;
 mod worker;
 
 use std::sync::Arc;
