@@ -11,6 +11,7 @@ use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
 use vmm::console::{InputPort, feed};
 use vmm::devices::virtio::Device;
+use vmm::devices::virtio::block::Block;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::vsock::{SOCKET, Vsock};
 use vmm::machine::{Config, Machine, Outcome};
@@ -44,6 +45,7 @@ struct Options {
     vcpus: u32,
     console: Console,
     vsock: Option<PathBuf>,
+    blocks: Vec<(PathBuf, bool)>,
 }
 
 /// Where the serial port leads.
@@ -64,6 +66,14 @@ impl Console {
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
             _ => Err(format!("{text} is no console: give stdio, none, file:PATH or unix:PATH")),
         }
+    }
+}
+
+/// A path, and whether `:ro` behind it says to leave it as it is.
+fn read_only(text: &str) -> (PathBuf, bool) {
+    match text.strip_suffix(":ro") {
+        Some(path) => (path.into(), true),
+        None => (text.into(), false),
     }
 }
 
@@ -89,7 +99,7 @@ fn size(text: &str) -> Result<u64, String> {
 fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut kernel, mut initrd, mut append) = (None, None, String::new());
     let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
-    let mut vsock = None;
+    let (mut vsock, mut blocks) = (None, Vec::new());
     while let Some(arg) = args.next()? {
         match arg {
             Long("kernel") => kernel = Some(args.value()?.into()),
@@ -98,12 +108,13 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("memory") => memory = size(&args.value()?.string()?)?,
             Long("cpus") => vcpus = args.value()?.parse()?,
             Long("console") => console = Console::parse(&args.value()?.string()?)?,
+            Long("block") => blocks.push(read_only(&args.value()?.string()?)),
             Long("vsock") => vsock = Some(args.value()?.into()),
             other => return Err(other.unexpected()),
         }
     }
     let kernel = kernel.ok_or("--kernel is missing")?;
-    Ok(Options { kernel, initrd, append, memory, vcpus, console, vsock })
+    Ok(Options { kernel, initrd, append, memory, vcpus, console, vsock, blocks })
 }
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
@@ -190,6 +201,10 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
             )
         })?;
         devices.push((SlotId::new("vsock"), Box::new(vsock)));
+    }
+    for (index, (path, read_only)) in options.blocks.iter().enumerate() {
+        let block = Block::open(path, *read_only)?;
+        devices.push((SlotId::new(format!("block.{index}")), Box::new(block)));
     }
     Ok(devices)
 }
