@@ -4,11 +4,22 @@
 //! read rings from it, the loader fills it. All of them hold an [`Arc`](std::sync::Arc) of one [`GuestRam`], so the
 //! mapping outlives its last user and nobody has to tear down in a particular order.
 
+use vm_memory::bitmap::WithBitmapSlice;
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
 /// RAM of one guest: disjoint regions of host memory at guest-physical addresses.
-pub type GuestRam = GuestMemoryMmap<()>;
+pub type GuestRam = GuestMemoryMmap<RamBitmap>;
+
+/// What RAM remembers about writes to it: nothing. The file server wants a type of its own for that.
+#[cfg(all(target_os = "linux", feature = "fs"))]
+pub type RamBitmap = vhost_user_backend::bitmap::BitmapMmapRegion;
+/// What RAM remembers about writes to it: nothing.
+#[cfg(not(all(target_os = "linux", feature = "fs")))]
+pub type RamBitmap = ();
+
+/// What a piece of RAM is sliced with.
+pub type RamSlice<'a> = <RamBitmap as WithBitmapSlice<'a>>::S;
 
 /// RAM could not be had.
 #[derive(Debug, thiserror::Error)]

@@ -25,6 +25,8 @@ Options of run:
   --memory SIZE      guest RAM, like 512M or 2G (256M)
   --cpus N           processors (1)
   --console WHERE    stdio, none, file:PATH or unix:PATH (stdio)
+  --share TAG=DIR[:ro]
+                     a directory, for the guest to mount by its tag (type virtiofs)
   --block FILE[:ro]  a disk with this raw image, again for more disks
   --vsock DIR        streams: connect to DIR/vsock and write \"CONNECT PORT\" to reach the guest;
                      the guest reaches DIR/vsock_PORT

@@ -46,6 +46,27 @@ struct Options {
     console: Console,
     vsock: Option<PathBuf>,
     blocks: Vec<(PathBuf, bool)>,
+    shares: Vec<Share>,
+}
+
+/// A directory of the host that the guest mounts by its tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Share {
+    tag: String,
+    directory: PathBuf,
+    read_only: bool,
+}
+
+impl Share {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((tag, rest)) if !tag.is_empty() && !rest.is_empty() => {
+                let (directory, read_only) = read_only(rest);
+                Ok(Self { tag: tag.into(), directory, read_only })
+            }
+            _ => Err(format!("{text} is no share: give TAG=DIR or TAG=DIR:ro")),
+        }
+    }
 }
 
 /// Where the serial port leads.
@@ -99,7 +120,7 @@ fn size(text: &str) -> Result<u64, String> {
 fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut kernel, mut initrd, mut append) = (None, None, String::new());
     let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
-    let (mut vsock, mut blocks) = (None, Vec::new());
+    let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
     while let Some(arg) = args.next()? {
         match arg {
             Long("kernel") => kernel = Some(args.value()?.into()),
@@ -109,12 +130,13 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("cpus") => vcpus = args.value()?.parse()?,
             Long("console") => console = Console::parse(&args.value()?.string()?)?,
             Long("block") => blocks.push(read_only(&args.value()?.string()?)),
+            Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
             Long("vsock") => vsock = Some(args.value()?.into()),
             other => return Err(other.unexpected()),
         }
     }
     let kernel = kernel.ok_or("--kernel is missing")?;
-    Ok(Options { kernel, initrd, append, memory, vcpus, console, vsock, blocks })
+    Ok(Options { kernel, initrd, append, memory, vcpus, console, vsock, blocks, shares })
 }
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
@@ -206,7 +228,30 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
         let block = Block::open(path, *read_only)?;
         devices.push((SlotId::new(format!("block.{index}")), Box::new(block)));
     }
+    for share in &options.shares {
+        devices.push((SlotId::new(format!("fs.{}", share.tag)), self::share(share, options.vcpus)?));
+    }
     Ok(devices)
+}
+
+#[cfg(all(target_os = "linux", feature = "fs"))]
+fn share(share: &Share, vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
+    use vmm::devices::virtio::fs::Fs;
+    use vmm::devices::virtio::fs::passthrough::{Cache, Passthrough};
+
+    let server = Passthrough::open(&share.directory, share.read_only, Cache::Auto)?;
+    // A machine has at most 32.
+    Ok(Box::new(Fs::new(&share.tag, vcpus as u16, Arc::new(server))?))
+}
+
+#[cfg(not(all(target_os = "linux", feature = "fs")))]
+fn share(share: &Share, _vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
+    bail!(
+        "cannot share {} as {}{}: this build has no file server (feature fs)",
+        share.directory.display(),
+        share.tag,
+        if share.read_only { " read-only" } else { "" }
+    )
 }
 
 fn run(options: Options) -> anyhow::Result<Outcome> {
@@ -261,6 +306,23 @@ mod tests {
             ("99999999999G", None),
         ] {
             assert_eq!(size(text).ok(), bytes, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        let share = |tag: &str, directory: &str, read_only| {
+            Some(Share { tag: tag.into(), directory: directory.into(), read_only })
+        };
+        for (text, expected) in [
+            ("root=/srv", share("root", "/srv", false)),
+            ("root=/srv:ro", share("root", "/srv", true)),
+            ("a=b=c", share("a", "b=c", false)),
+            ("/srv", None),
+            ("=x", None),
+            ("x=", None),
+        ] {
+            assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
         }
     }
 

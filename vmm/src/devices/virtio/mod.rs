@@ -6,6 +6,7 @@
 //! the rules finds its device in need of a reset, and everybody else undisturbed.
 
 pub mod block;
+pub mod fs;
 pub mod mmio;
 mod queue;
 pub mod rng;

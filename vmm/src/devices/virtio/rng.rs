@@ -5,6 +5,7 @@ use virtio_queue::Writer;
 use super::queue::Chain;
 use super::{ActivateError, Activation, Broken, Device, Serve, Worker};
 use crate::entropy;
+use crate::memory::RamSlice;
 
 const KIND: u32 = 4;
 const QUEUES: [u16; 1] = [64];
@@ -47,7 +48,7 @@ impl Device for Rng {
 impl Serve for Source {
     fn serve(&mut self, _index: usize, chain: Chain) -> Result<u32, Broken> {
         let ram = chain.memory().clone();
-        let mut writer: Writer<'_, ()> = chain.writer(&ram)?;
+        let mut writer: Writer<'_, RamSlice<'_>> = chain.writer(&ram)?;
         let mut buffer = [0; ANSWER_MAX];
         let len = writer.available_bytes().min(ANSWER_MAX);
         let bytes = &mut buffer[..len];

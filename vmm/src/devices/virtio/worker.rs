@@ -13,6 +13,11 @@ const STACK: usize = 256 * 1024;
 
 /// What a device does with a request.
 pub trait Serve: Send + 'static {
+    /// Readies the thread that will serve.
+    fn begin(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Serves one request of queue `index` and says how many bytes it wrote into it. Must come to an
     /// end by itself: a reset of the device waits for it.
     fn serve(&mut self, index: usize, chain: Chain) -> Result<u32, Broken>;
@@ -58,7 +63,8 @@ impl<S> Drop for Worker<S> {
 
 fn work<S: Serve>(mut server: S, activation: Activation, stop: &Event) -> S {
     let Activation { mut queues, signals, .. } = activation;
-    if let Err(error) = serve_until(&mut server, &mut queues, &signals, stop) {
+    let begun = server.begin().map_err(|error| Broken(format!("its thread could not be readied: {error}")));
+    if let Err(error) = begun.and_then(|()| serve_until(&mut server, &mut queues, &signals, stop)) {
         log::warn!("{}: {error}", thread::current().name().unwrap_or("virtio"));
         signals.needs_reset();
         // The queues are not looked at again; the driver's reset is what comes next.

@@ -9,6 +9,7 @@ use virtio_queue::{Reader, Writer};
 
 use super::super::queue::Chain;
 use super::super::{Broken, Serve};
+use crate::memory::RamSlice;
 
 /// The unit of all positions, whatever the disk's blocks are.
 pub const SECTOR: u64 = 512;
@@ -96,7 +97,7 @@ impl Disk {
         if self.read_only { Err(invalid("the disk is read-only")) } else { Ok(()) }
     }
 
-    fn read(&mut self, sector: u64, writer: &mut Writer<'_, ()>) -> Result<(), Failure> {
+    fn read(&mut self, sector: u64, writer: &mut Writer<'_, RamSlice<'_>>) -> Result<(), Failure> {
         let mut left = writer.available_bytes();
         let mut at = self.transfer(sector, left)?;
         while left > 0 {
@@ -109,7 +110,7 @@ impl Disk {
         Ok(())
     }
 
-    fn write(&mut self, sector: u64, reader: &mut Reader<'_, ()>) -> Result<(), Failure> {
+    fn write(&mut self, sector: u64, reader: &mut Reader<'_, RamSlice<'_>>) -> Result<(), Failure> {
         self.writable()?;
         let mut left = reader.available_bytes();
         let mut at = self.transfer(sector, left)?;
@@ -124,7 +125,7 @@ impl Disk {
     }
 
     /// Discards, or writes zeroes to, all ranges of a request.
-    fn ranges(&self, zeroes: bool, reader: &mut Reader<'_, ()>) -> Result<(), Failure> {
+    fn ranges(&self, zeroes: bool, reader: &mut Reader<'_, RamSlice<'_>>) -> Result<(), Failure> {
         self.writable()?;
         let bytes = reader.available_bytes();
         if bytes == 0 || !bytes.is_multiple_of(RANGE) || bytes / RANGE > RANGES_MAX as usize {
@@ -149,7 +150,11 @@ impl Disk {
         Ok(())
     }
 
-    fn execute(&mut self, reader: &mut Reader<'_, ()>, data: &mut Writer<'_, ()>) -> Result<(), Failure> {
+    fn execute(
+        &mut self,
+        reader: &mut Reader<'_, RamSlice<'_>>,
+        data: &mut Writer<'_, RamSlice<'_>>,
+    ) -> Result<(), Failure> {
         let kind: u32 = reader.read_obj()?;
         let _reserved: u32 = reader.read_obj()?;
         let sector: u64 = reader.read_obj()?;
@@ -195,8 +200,8 @@ fn deallocate(_file: &File, _at: u64, _len: u64, _unmap: bool) -> Result<(), Fai
 impl Serve for Disk {
     fn serve(&mut self, _index: usize, chain: Chain) -> Result<u32, Broken> {
         let ram = chain.memory().clone();
-        let mut reader: Reader<'_, ()> = chain.clone().reader(&ram)?;
-        let mut data: Writer<'_, ()> = chain.writer(&ram)?;
+        let mut reader: Reader<'_, RamSlice<'_>> = chain.clone().reader(&ram)?;
+        let mut data: Writer<'_, RamSlice<'_>> = chain.writer(&ram)?;
         if reader.available_bytes() < HEADER {
             return Err(Broken("a block request without a header".into()));
         }

@@ -23,6 +23,7 @@ use virtio_queue::{Reader, Writer};
 use super::queue::Chain;
 use super::{ActivateError, Activation, Broken, Device, Signals, VirtQueue, config_bytes};
 use crate::event::Event;
+use crate::memory::RamSlice;
 
 use muxer::{Muxer, Source};
 use packet::{HEADER, Header};
@@ -204,7 +205,7 @@ impl Work {
 
     fn packet(&mut self, chain: Chain) -> Result<(), Broken> {
         let ram = chain.memory().clone();
-        let mut reader: Reader<'_, ()> = chain.reader(&ram)?;
+        let mut reader: Reader<'_, RamSlice<'_>> = chain.reader(&ram)?;
         let mut header = [0; HEADER];
         reader.read_exact(&mut header).map_err(|error| Broken(format!("a packet's header: {error}")))?;
         let header = Header::from_bytes(&header);
@@ -233,7 +234,7 @@ impl Work {
             };
             let head = chain.head_index();
             let ram = chain.memory().clone();
-            let mut writer: Writer<'_, ()> = chain.writer(&ram)?;
+            let mut writer: Writer<'_, RamSlice<'_>> = chain.writer(&ram)?;
             let room = writer.available_bytes().checked_sub(HEADER);
             let room = room.ok_or_else(|| Broken("a buffer smaller than a packet's header".into()))?;
             let room = room.min(DATA_MAX);
