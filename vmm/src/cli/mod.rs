@@ -31,6 +31,7 @@ Options of run:
   --vsock DIR        streams: connect to DIR/vsock and write \"CONNECT PORT\" to reach the guest;
                      the guest reaches DIR/vsock_PORT
 
+SIGTERM presses the power button once, SIGINT and a second SIGTERM stop the machine.
 Exit codes of run: 0 the guest turned itself off, 1 it could not be run, 3 it asked for a reset,
 4 its kernel panicked, 5 it crashed, 6 it was stopped.
 ";

@@ -9,6 +9,7 @@ use std::{fs, thread};
 
 use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
+use nix::sys::signal::{SigSet, Signal};
 use vmm::console::{InputPort, feed};
 use vmm::devices::virtio::Device;
 use vmm::devices::virtio::block::Block;
@@ -255,6 +256,7 @@ fn share(share: &Share, _vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
 }
 
 fn run(options: Options) -> anyhow::Result<Outcome> {
+    let signals = mask_signals()?;
     let (sink, source) = open(&options.console)?;
     let devices = devices(&options)?;
     let machine = build(Config {
@@ -271,8 +273,38 @@ fn run(options: Options) -> anyhow::Result<Outcome> {
         listen(source, machine.console())
             .map_err(|error| anyhow!("cannot start a thread for the console's input: {error}"))?;
     }
+    let machine = Arc::new(machine);
+    heed(signals, &machine).map_err(|error| anyhow!("cannot start a thread for signals: {error}"))?;
     machine.resume()?;
     Ok(machine.wait())
+}
+
+/// The signals that end a machine, kept from every thread that is started after this.
+fn mask_signals() -> anyhow::Result<SigSet> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().map_err(|error| anyhow!("cannot mask signals: {error}"))?;
+    Ok(signals)
+}
+
+/// SIGTERM presses the power button, where there is one; when that is not enough, or not possible,
+/// and on SIGINT, the machine is stopped. Not joined: the thread ends with the process.
+fn heed(signals: SigSet, machine: &Arc<Machine>) -> io::Result<()> {
+    let machine = Arc::downgrade(machine);
+    let mut pressed = false;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            while let (Ok(signal), Some(machine)) = (signals.wait(), machine.upgrade()) {
+                if signal == Signal::SIGTERM && !pressed && machine.press_power_button().is_ok() {
+                    pressed = true;
+                } else {
+                    machine.stop();
+                }
+            }
+        })
+        .map(drop)
 }
 
 /// Not joined: it may sit in a read for ever, and ends with the process.
