@@ -12,6 +12,7 @@ use lexopt::prelude::*;
 use nix::sys::signal::{SigSet, Signal};
 use vmm::console::{InputPort, feed};
 use vmm::devices::virtio::Device;
+use vmm::devices::virtio::balloon::Balloon;
 use vmm::devices::virtio::block::Block;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::vsock::{SOCKET, Vsock};
@@ -215,7 +216,10 @@ fn open(console: &Console) -> anyhow::Result<(Sink, Option<Source>)> {
 }
 
 fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> {
-    let mut devices: Vec<(SlotId, Box<dyn Device>)> = vec![(SlotId::new("rng"), Box::new(Rng::default()))];
+    let mut devices: Vec<(SlotId, Box<dyn Device>)> = vec![
+        (SlotId::new("rng"), Box::new(Rng::default())),
+        (SlotId::new("balloon"), Box::new(Balloon::default())),
+    ];
     if let Some(directory) = &options.vsock {
         let vsock = Vsock::new(GUEST_CID, directory).map_err(|error| {
             let directory = directory.display();

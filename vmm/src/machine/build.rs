@@ -138,7 +138,7 @@ impl<V: Vm> Shell<V> {
         let shared: Weak<Shared> = Arc::downgrade(&self.shared);
         Arc::new(move |event| {
             if let Some(shared) = shared.upgrade() {
-                shared.system_event(None, event);
+                shared.system_event(event);
             }
         })
     }

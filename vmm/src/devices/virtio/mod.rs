@@ -5,6 +5,7 @@
 //! serves them on threads of its own. What the guest says is believed nowhere: a driver that breaks
 //! the rules finds its device in need of a reset, and everybody else undisturbed.
 
+pub mod balloon;
 pub mod block;
 pub mod fs;
 pub mod mmio;
