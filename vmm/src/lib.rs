@@ -13,6 +13,7 @@ pub mod bus;
 pub mod console;
 pub mod devices;
 pub mod entropy;
+pub mod event;
 pub mod hypervisor;
 pub mod kernel;
 #[cfg(not(loom))]

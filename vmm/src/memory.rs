@@ -4,11 +4,22 @@
 //! read rings from it, the loader fills it. All of them hold an [`Arc`](std::sync::Arc) of one [`GuestRam`], so the
 //! mapping outlives its last user and nobody has to tear down in a particular order.
 
+use vm_memory::bitmap::WithBitmapSlice;
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
 /// RAM of one guest: disjoint regions of host memory at guest-physical addresses.
-pub type GuestRam = GuestMemoryMmap<()>;
+pub type GuestRam = GuestMemoryMmap<RamBitmap>;
+
+/// What RAM remembers about writes to it: nothing. The file server wants a type of its own for that.
+#[cfg(all(target_os = "linux", feature = "fs"))]
+pub type RamBitmap = vhost_user_backend::bitmap::BitmapMmapRegion;
+/// What RAM remembers about writes to it: nothing.
+#[cfg(not(all(target_os = "linux", feature = "fs")))]
+pub type RamBitmap = ();
+
+/// What a piece of RAM is sliced with.
+pub type RamSlice<'a> = <RamBitmap as WithBitmapSlice<'a>>::S;
 
 /// RAM could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +51,42 @@ pub fn anonymous(regions: &[(u64, u64)]) -> Result<GuestRam, Error> {
     GuestRam::from_ranges(&ranges).map_err(|source| Error::Map { bytes, source })
 }
 
+/// The guest has no use for a range: what the host spends on it is given back, and the guest reads
+/// zeroes there, or what a snapshot had there. A part that is not RAM is an error, and nothing happens;
+/// parts of host pages at either end stay.
+pub fn discard(ram: &GuestRam, addr: u64, len: u64) -> Result<(), DiscardError> {
+    let refused = DiscardError { addr, len };
+    let fits = usize::try_from(len).is_ok_and(|len| ram.check_range(GuestAddress(addr), len));
+    if !fits {
+        return Err(refused);
+    }
+    // SAFETY: sysconf takes no pointer.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(|_| refused)?;
+    // It fits, so it is no more than an address space.
+    for slice in ram.get_slices(GuestAddress(addr), len as usize) {
+        let slice = slice.map_err(|_| refused)?;
+        let guard = slice.ptr_guard_mut();
+        let start = (guard.as_ptr() as usize).next_multiple_of(page);
+        let end = (guard.as_ptr() as usize + slice.len()) / page * page;
+        if start < end {
+            // SAFETY: start..end are whole pages inside of a slice of guest RAM, which stays mapped
+            // while `ram` lives. The pages stay readable and writable; only what they hold changes,
+            // and of guest RAM nobody in this process holds a reference, since the guest may change
+            // it at any time.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+        }
+    }
+    Ok(())
+}
+
+/// The range is not RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{len:#x} bytes at {addr:#x} are not all RAM")]
+pub struct DiscardError {
+    addr: u64,
+    len: u64,
+}
+
 /// The number of bytes in all regions.
 pub fn size(ram: &GuestRam) -> u64 {
     ram.iter().map(GuestMemoryRegion::len).sum()
@@ -58,6 +105,23 @@ mod tests {
         ram.write_obj(7u32, GuestAddress(0xffc)).unwrap();
         assert_eq!(ram.read_obj::<u32>(GuestAddress(0xffc)).unwrap(), 7);
         assert!(ram.write_obj(7u32, GuestAddress(0x1000)).is_err(), "the hole is no memory");
+    }
+
+    #[test]
+    fn what_is_discarded_reads_as_zeroes_and_the_rest_stays() {
+        let ram = anonymous(&[(0, 0x2_0000), (0x10_0000, 0x2_0000)]).unwrap();
+        for addr in (0..0x2_0000).step_by(0x1000) {
+            ram.write_obj(7u8, GuestAddress(addr)).unwrap();
+        }
+        discard(&ram, 0x1_0000, 0x1_0000).unwrap();
+        assert_eq!(ram.read_obj::<u8>(GuestAddress(0xf000)).unwrap(), 7);
+        assert_eq!(ram.read_obj::<u8>(GuestAddress(0x1_0000)).unwrap(), 0);
+        discard(&ram, 0x1, 0x10).unwrap();
+        assert_eq!(ram.read_obj::<u8>(GuestAddress(0)).unwrap(), 7, "less than a page");
+        for (addr, len) in [(0x1_0000, 0x1_0001), (0x5_0000, 1), (u64::MAX, 2), (0, u64::MAX)] {
+            assert_eq!(discard(&ram, addr, len), Err(DiscardError { addr, len }));
+        }
+        discard(&ram, 0, 0).unwrap();
     }
 
     #[test]

@@ -25,7 +25,13 @@ Options of run:
   --memory SIZE      guest RAM, like 512M or 2G (256M)
   --cpus N           processors (1)
   --console WHERE    stdio, none, file:PATH or unix:PATH (stdio)
+  --share TAG=DIR[:ro]
+                     a directory, for the guest to mount by its tag (type virtiofs)
+  --block FILE[:ro]  a disk with this raw image, again for more disks
+  --vsock DIR        streams: connect to DIR/vsock and write \"CONNECT PORT\" to reach the guest;
+                     the guest reaches DIR/vsock_PORT
 
+SIGTERM presses the power button once, SIGINT and a second SIGTERM stop the machine.
 Exit codes of run: 0 the guest turned itself off, 1 it could not be run, 3 it asked for a reset,
 4 its kernel panicked, 5 it crashed, 6 it was stopped.
 ";

@@ -7,10 +7,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::{fs, thread};
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
+use nix::sys::signal::{SigSet, Signal};
 use vmm::console::{InputPort, feed};
+use vmm::devices::virtio::Device;
+use vmm::devices::virtio::balloon::Balloon;
+use vmm::devices::virtio::block::Block;
+use vmm::devices::virtio::rng::Rng;
+use vmm::devices::virtio::vsock::{SOCKET, Vsock};
 use vmm::machine::{Config, Machine, Outcome};
+
+use vmm::slots::SlotId;
 
 use super::Usage;
 
@@ -21,6 +29,9 @@ const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=a";
 const COMMAND_LINE: &str = "console=ttyAMA0 panic=-1";
 
 const MEMORY: u64 = 256 << 20;
+
+/// The guest's context id, which nobody but the guest sees.
+const GUEST_CID: u64 = 3;
 
 /// Exit codes by which a caller tells how the guest ended.
 const RESET: u8 = 3;
@@ -35,6 +46,29 @@ struct Options {
     memory: u64,
     vcpus: u32,
     console: Console,
+    vsock: Option<PathBuf>,
+    blocks: Vec<(PathBuf, bool)>,
+    shares: Vec<Share>,
+}
+
+/// A directory of the host that the guest mounts by its tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Share {
+    tag: String,
+    directory: PathBuf,
+    read_only: bool,
+}
+
+impl Share {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((tag, rest)) if !tag.is_empty() && !rest.is_empty() => {
+                let (directory, read_only) = read_only(rest);
+                Ok(Self { tag: tag.into(), directory, read_only })
+            }
+            _ => Err(format!("{text} is no share: give TAG=DIR or TAG=DIR:ro")),
+        }
+    }
 }
 
 /// Where the serial port leads.
@@ -55,6 +89,14 @@ impl Console {
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
             _ => Err(format!("{text} is no console: give stdio, none, file:PATH or unix:PATH")),
         }
+    }
+}
+
+/// A path, and whether `:ro` behind it says to leave it as it is.
+fn read_only(text: &str) -> (PathBuf, bool) {
+    match text.strip_suffix(":ro") {
+        Some(path) => (path.into(), true),
+        None => (text.into(), false),
     }
 }
 
@@ -80,6 +122,7 @@ fn size(text: &str) -> Result<u64, String> {
 fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut kernel, mut initrd, mut append) = (None, None, String::new());
     let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
+    let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
     while let Some(arg) = args.next()? {
         match arg {
             Long("kernel") => kernel = Some(args.value()?.into()),
@@ -88,11 +131,14 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("memory") => memory = size(&args.value()?.string()?)?,
             Long("cpus") => vcpus = args.value()?.parse()?,
             Long("console") => console = Console::parse(&args.value()?.string()?)?,
+            Long("block") => blocks.push(read_only(&args.value()?.string()?)),
+            Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
+            Long("vsock") => vsock = Some(args.value()?.into()),
             other => return Err(other.unexpected()),
         }
     }
     let kernel = kernel.ok_or("--kernel is missing")?;
-    Ok(Options { kernel, initrd, append, memory, vcpus, console })
+    Ok(Options { kernel, initrd, append, memory, vcpus, console, vsock, blocks, shares })
 }
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
@@ -112,7 +158,7 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
             }
         }
         Err(error) => {
-            eprintln!("supermachine-vmm: {error:#}");
+            eprintln!("supermachine-vmm: {error}");
             ExitCode::FAILURE
         }
     })
@@ -137,7 +183,7 @@ fn build(config: Config) -> anyhow::Result<Machine> {
         if report.usable() {
             Err(error)
         } else {
-            bail!("{error:#}; {}; see supermachine-vmm check", report.verdict())
+            bail!("{error}; {}; see supermachine-vmm check", report.verdict())
         }
     })
 }
@@ -151,21 +197,72 @@ fn open(console: &Console) -> anyhow::Result<(Sink, Option<Source>)> {
         Console::None => (Box::new(io::sink()), None),
         Console::File(path) => {
             let file = fs::File::create(path)
-                .with_context(|| format!("cannot create the console's file {}", path.display()))?;
+                .map_err(|error| anyhow!("cannot create the console's file {}: {error}", path.display()))?;
             (Box::new(file), None)
         }
         Console::Unix(path) => {
-            let stream = UnixStream::connect(path).with_context(|| {
-                format!("cannot connect the console to {}: somebody must listen there", path.display())
+            let stream = UnixStream::connect(path).map_err(|error| {
+                anyhow!(
+                    "cannot connect the console to {}: {error}; somebody must listen there",
+                    path.display()
+                )
             })?;
-            let source = stream.try_clone().context("cannot duplicate the console's socket")?;
+            let source = stream
+                .try_clone()
+                .map_err(|error| anyhow!("cannot duplicate the console's socket: {error}"))?;
             (Box::new(stream), Some(Box::new(source)))
         }
     })
 }
 
+fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> {
+    let mut devices: Vec<(SlotId, Box<dyn Device>)> = vec![
+        (SlotId::new("rng"), Box::new(Rng::default())),
+        (SlotId::new("balloon"), Box::new(Balloon::default())),
+    ];
+    if let Some(directory) = &options.vsock {
+        let vsock = Vsock::new(GUEST_CID, directory).map_err(|error| {
+            let directory = directory.display();
+            anyhow!(
+                "cannot listen on {directory}/{SOCKET}: {error}; give a directory that has no such file yet"
+            )
+        })?;
+        devices.push((SlotId::new("vsock"), Box::new(vsock)));
+    }
+    for (index, (path, read_only)) in options.blocks.iter().enumerate() {
+        let block = Block::open(path, *read_only)?;
+        devices.push((SlotId::new(format!("block.{index}")), Box::new(block)));
+    }
+    for share in &options.shares {
+        devices.push((SlotId::new(format!("fs.{}", share.tag)), self::share(share, options.vcpus)?));
+    }
+    Ok(devices)
+}
+
+#[cfg(all(target_os = "linux", feature = "fs"))]
+fn share(share: &Share, vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
+    use vmm::devices::virtio::fs::Fs;
+    use vmm::devices::virtio::fs::passthrough::{Cache, Passthrough};
+
+    let server = Passthrough::open(&share.directory, share.read_only, Cache::Auto)?;
+    // A machine has at most 32.
+    Ok(Box::new(Fs::new(&share.tag, vcpus as u16, Arc::new(server))?))
+}
+
+#[cfg(not(all(target_os = "linux", feature = "fs")))]
+fn share(share: &Share, _vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
+    bail!(
+        "cannot share {} as {}{}: this build has no file server (feature fs)",
+        share.directory.display(),
+        share.tag,
+        if share.read_only { " read-only" } else { "" }
+    )
+}
+
 fn run(options: Options) -> anyhow::Result<Outcome> {
+    let signals = mask_signals()?;
     let (sink, source) = open(&options.console)?;
+    let devices = devices(&options)?;
     let machine = build(Config {
         kernel: options.kernel,
         initrd: options.initrd,
@@ -174,12 +271,44 @@ fn run(options: Options) -> anyhow::Result<Outcome> {
         vcpus: options.vcpus,
         console: sink,
         markers: Vec::new(),
+        devices,
     })?;
     if let Some(source) = source {
-        listen(source, machine.console()).context("cannot start a thread for the console's input")?;
+        listen(source, machine.console())
+            .map_err(|error| anyhow!("cannot start a thread for the console's input: {error}"))?;
     }
+    let machine = Arc::new(machine);
+    heed(signals, &machine).map_err(|error| anyhow!("cannot start a thread for signals: {error}"))?;
     machine.resume()?;
     Ok(machine.wait())
+}
+
+/// The signals that end a machine, kept from every thread that is started after this.
+fn mask_signals() -> anyhow::Result<SigSet> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().map_err(|error| anyhow!("cannot mask signals: {error}"))?;
+    Ok(signals)
+}
+
+/// SIGTERM presses the power button, where there is one; when that is not enough, or not possible,
+/// and on SIGINT, the machine is stopped. Not joined: the thread ends with the process.
+fn heed(signals: SigSet, machine: &Arc<Machine>) -> io::Result<()> {
+    let machine = Arc::downgrade(machine);
+    let mut pressed = false;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            while let (Ok(signal), Some(machine)) = (signals.wait(), machine.upgrade()) {
+                if signal == Signal::SIGTERM && !pressed && machine.press_power_button().is_ok() {
+                    pressed = true;
+                } else {
+                    machine.stop();
+                }
+            }
+        })
+        .map(drop)
 }
 
 /// Not joined: it may sit in a read for ever, and ends with the process.
@@ -213,6 +342,23 @@ mod tests {
             ("99999999999G", None),
         ] {
             assert_eq!(size(text).ok(), bytes, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        let share = |tag: &str, directory: &str, read_only| {
+            Some(Share { tag: tag.into(), directory: directory.into(), read_only })
+        };
+        for (text, expected) in [
+            ("root=/srv", share("root", "/srv", false)),
+            ("root=/srv:ro", share("root", "/srv", true)),
+            ("a=b=c", share("a", "b=c", false)),
+            ("/srv", None),
+            ("=x", None),
+            ("x=", None),
+        ] {
+            assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
         }
     }
 

@@ -4,3 +4,5 @@
 pub mod pl011;
 pub mod power;
 pub mod uart16550;
+#[cfg(not(loom))]
+pub mod virtio;

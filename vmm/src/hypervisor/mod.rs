@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::arch::native;
+use crate::event::Event;
 use crate::memory::GuestRam;
 
 pub use exit::{Crash, Exit, SystemEvent};
@@ -64,6 +65,11 @@ pub trait Vm: Send + Sync + 'static {
     /// The wire `line` of the interrupt controller: a GSI on x86_64, the number of a shared
     /// peripheral interrupt (INTID - 32) on aarch64.
     fn irq_line(&self, line: u32, trigger: Trigger) -> Result<Arc<dyn IrqLine>, Error>;
+
+    /// Lets a store of the 32-bit `value` to `addr` set `event`, without an exit. False where the
+    /// hypervisor cannot do that: then the store is an exit like any other. To be called when all
+    /// processors exist.
+    fn doorbell(&self, addr: u64, value: u32, event: &Event) -> Result<bool, Error>;
 }
 
 /// How the guest was told to listen to a wire.

@@ -10,10 +10,12 @@ use super::life::{Machine, Shared};
 use super::{Config, Error, OnSystemEvent};
 use crate::arch::native::{Entry, boot, layout};
 use crate::console::Output;
-use crate::hypervisor::{self, Hypervisor, Kick, Vcpu, Vm, VmPlan};
+use crate::devices::virtio::mmio::{self, Transport};
+use crate::devices::virtio::{Device, Signals};
+use crate::hypervisor::{self, Hypervisor, Kick, Trigger, Vcpu, Vm, VmPlan};
 use crate::kernel::Image;
 use crate::memory::{self, GuestRam};
-use crate::slots::SlotMap;
+use crate::slots::{SlotId, SlotMap};
 use crate::vcpu::{self, Buses, Counters, Ended, Member};
 
 /// What a processor's thread needs; it is on no deep call path.
@@ -45,8 +47,8 @@ impl Machine {
         let output = Output::new(config.console, config.markers, Box::new(|_| {}))
             .map_err(|source| Error::Host { what: "start the console's thread", source })?;
         let output = Arc::new(output);
-        let board = board::assemble(&*shell.vm, Arc::clone(&output), shell.on_system_event())?;
-        let slots = SlotMap::new(layout::VIRTIO);
+        let mut board = board::assemble(&*shell.vm, Arc::clone(&output), shell.on_system_event())?;
+        let slots = attach(&*shell.vm, &ram, config.devices, &mut board.buses)?;
         let mut seed = [0; 64];
         crate::entropy::fill(&mut seed).map_err(|source| Error::Host { what: "get randomness", source })?;
         let platform = boot::Platform {
@@ -60,6 +62,27 @@ impl Machine {
             boot::finish(&ram, &loaded, &platform).map_err(|error| Error::Tables(error.to_string()))?;
         shell.start(board, output, entries)
     }
+}
+
+/// Gives each virtio device its slot, its wire and its doorbells.
+fn attach<V: Vm>(
+    vm: &V,
+    ram: &Arc<GuestRam>,
+    devices: Vec<(SlotId, Box<dyn Device>)>,
+    buses: &mut Buses,
+) -> Result<SlotMap, Error> {
+    let mut slots = SlotMap::new(layout::VIRTIO);
+    for (id, device) in devices {
+        let slot = slots.add(id.clone())?;
+        let signals = Signals::new(vm.irq_line(slot.line, Trigger::Edge)?);
+        let transport = Transport::new(device, Arc::clone(ram), signals)
+            .map_err(|source| Error::Transport { id: id.clone(), source })?;
+        for (index, doorbell) in (0..).zip(transport.doorbells()) {
+            vm.doorbell(slot.base + mmio::QUEUE_NOTIFY, index, doorbell)?;
+        }
+        buses.memory.insert(id.as_str(), slot.base, slot.len, Arc::new(transport))?;
+    }
+    Ok(slots)
 }
 
 /// A machine without devices or guest: memory, interrupt controller, and processors whose threads
@@ -115,7 +138,7 @@ impl<V: Vm> Shell<V> {
         let shared: Weak<Shared> = Arc::downgrade(&self.shared);
         Arc::new(move |event| {
             if let Some(shared) = shared.upgrade() {
-                shared.system_event(None, event);
+                shared.system_event(event);
             }
         })
     }

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use super::Error;
 use crate::arch::native::layout;
 use crate::console::Marker;
+use crate::devices::virtio::Device;
+use crate::slots::SlotId;
 
 /// The most processors a machine can have.
 pub const VCPUS_MAX: u32 = 32;
@@ -33,6 +35,8 @@ pub struct Config {
     pub console: Box<dyn Write + Send>,
     /// What to look for in it.
     pub markers: Vec<Marker>,
+    /// Virtio devices by name, in the order of their addresses.
+    pub devices: Vec<(SlotId, Box<dyn Device>)>,
 }
 
 impl fmt::Debug for Config {
@@ -104,6 +108,7 @@ mod tests {
                 vcpus,
                 console: Box::new(std::io::sink()),
                 markers: vec![],
+                devices: vec![],
             };
             match (config.check(), word) {
                 (Ok(()), None) => {}

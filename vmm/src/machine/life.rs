@@ -106,16 +106,13 @@ impl Shared {
     }
 
     /// Hears what the guest wants of the machine.
-    pub(super) fn system_event(&self, vcpu: Option<u32>, event: SystemEvent) {
+    pub(super) fn system_event(&self, event: SystemEvent) {
         self.end(match event {
             SystemEvent::PowerOff => Outcome::PowerOff,
             SystemEvent::Reset => Outcome::Reset,
             SystemEvent::Crash => Outcome::GuestPanic,
-            SystemEvent::TripleFault => Outcome::Crash(Box::new(Crash {
-                vcpu: vcpu.unwrap_or(0),
-                reason: "triple fault".into(),
-                registers: None,
-            })),
+            // A processor's own thread says more about it.
+            SystemEvent::TripleFault => Outcome::Failed("a processor came to a triple fault".into()),
         });
     }
 
@@ -123,7 +120,7 @@ impl Shared {
     pub(super) fn ended(&self, vcpu: u32, ended: Ended) {
         match ended {
             Ended::Stopped => {}
-            Ended::System(event) => self.system_event(Some(vcpu), event),
+            Ended::System(event) => self.system_event(event),
             Ended::Halted => self.end(Outcome::Failed(format!("vcpu {vcpu} halted for good"))),
             Ended::Crash(crash) => self.end(Outcome::Crash(crash)),
             Ended::Failed(error) => self.end(Outcome::Failed(error.to_string())),

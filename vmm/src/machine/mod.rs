@@ -47,6 +47,14 @@ pub enum Error {
     /// From the slots.
     #[error(transparent)]
     Slots(#[from] slots::Error),
+    /// From a device's transport.
+    #[error("device {id}: {source}")]
+    Transport {
+        /// Which device.
+        id: slots::SlotId,
+        /// What went wrong.
+        source: devices::virtio::mmio::Error,
+    },
     /// From a bus.
     #[error(transparent)]
     Bus(#[from] bus::Error),

@@ -108,10 +108,19 @@ pub fn run(vcpu: &mut impl Vcpu, buses: &Buses, member: &Member, counters: &Coun
                 }
             }
             Exit::Halted => return Ended::Halted,
+            Exit::System(SystemEvent::TripleFault) => return triple_fault(vcpu),
             Exit::System(event) => return Ended::System(event),
             Exit::Crash(crash) => return Ended::Crash(crash),
         }
     }
+}
+
+fn triple_fault(vcpu: &impl Vcpu) -> Ended {
+    Ended::Crash(Box::new(Crash {
+        vcpu: vcpu.id(),
+        reason: "triple fault".into(),
+        registers: vcpu.registers().ok(),
+    }))
 }
 
 #[cfg(test)]
@@ -220,7 +229,9 @@ mod tests {
 
     #[test]
     fn what_ends_a_machine_is_told_apart() {
-        for event in [SystemEvent::PowerOff, SystemEvent::Reset, SystemEvent::TripleFault] {
+        let (ended, ..) = scripted(vec![Script::Event(SystemEvent::TripleFault)]);
+        assert!(matches!(ended, Ended::Crash(crash) if crash.registers.is_some()));
+        for event in [SystemEvent::PowerOff, SystemEvent::Reset, SystemEvent::Crash] {
             let (ended, ..) = scripted(vec![Script::Event(event)]);
             assert!(matches!(ended, Ended::System(found) if found == event));
         }

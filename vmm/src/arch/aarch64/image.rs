@@ -56,6 +56,28 @@ fn place(header: &[u8; HEADER], file_len: u64) -> Result<(u64, u64), String> {
     Ok((RAM_BASE + text_offset, image_size))
 }
 
+/// Where the file's last section ends, by the PE header that kernels with an EFI stub have: the Image's
+/// own header counts memory that is not in the file, so only this tells a file that was cut short.
+fn pe_end(head: &[u8]) -> Option<u64> {
+    const SECTION: usize = 40;
+    let number = |at: usize, len: usize| {
+        let bytes = head.get(at..at.checked_add(len)?)?;
+        Some(bytes.iter().rev().fold(0usize, |value, byte| value << 8 | usize::from(*byte)))
+    };
+    let pe = number(0x3c, 4)?;
+    if head.get(pe..pe.checked_add(4)?)? != b"PE\0\0" {
+        return None;
+    }
+    let (sections, optional) = (number(pe + 6, 2)?, number(pe + 20, 2)?);
+    let table = pe + 24 + optional;
+    (0..sections)
+        .map(|index| {
+            let section = table + index * SECTION;
+            Some(number(section + 16, 4)? as u64 + number(section + 20, 4)? as u64)
+        })
+        .try_fold(0, |end, section| Some(end.max(section?)))
+}
+
 /// Loads the files. Needs nothing of the machine but its memory.
 pub fn load(ram: &GuestRam, mut kernel: Image, initrd: Option<Image>) -> Result<Loaded, Error> {
     let head = kernel.head()?;
@@ -89,6 +111,9 @@ pub fn load(ram: &GuestRam, mut kernel: Image, initrd: Option<Image>) -> Result<
 
 fn check(ram: &GuestRam, head: &[u8], len: u64, kernel: &Image) -> Result<Range, Error> {
     let header = head.first_chunk().ok_or_else(|| kernel.damaged("its header is not all there"))?;
+    if let Some(end) = pe_end(head).filter(|end| *end > len) {
+        return Err(kernel.damaged(format!("it has {len} bytes of {end}")));
+    }
     let (start, size) = place(header, len).map_err(|why| kernel.damaged(why))?;
     let end = ram.last_addr().raw_value() + 1;
     if start + size > end {
@@ -152,6 +177,31 @@ mod tests {
         ] {
             assert_eq!(place(&header, len).ok(), expected);
         }
+    }
+
+    #[test]
+    fn a_file_cut_short_is_told_by_its_sections() {
+        let mut head = header(0, 3 * MIB, 0xa).to_vec();
+        head.resize(512, 0);
+        let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0x3c, &64u32.to_le_bytes());
+        put(64, b"PE\0\0");
+        put(64 + 6, &2u16.to_le_bytes());
+        put(64 + 20, &16u16.to_le_bytes());
+        for (index, (size, offset)) in [(1000u32, 4096u32), (500, 8192)].into_iter().enumerate() {
+            put(64 + 24 + 16 + index * 40 + 16, &size.to_le_bytes());
+            put(64 + 24 + 16 + index * 40 + 20, &offset.to_le_bytes());
+        }
+        assert_eq!(pe_end(&head), Some(8692));
+        assert_eq!(pe_end(&head[..160]), None, "the section table is cut itself");
+        head[0x3f] = 0xff;
+        assert_eq!(pe_end(&head), None);
+
+        let ram = memory::anonymous(&[(RAM_BASE, 16 * MIB)]).unwrap();
+        head[0x3f] = 0;
+        let file = Scratch::new("cut", &head);
+        let error = load(&ram, file.open("kernel"), None).unwrap_err();
+        assert!(error.to_string().contains("512 bytes of 8692"), "{error}");
     }
 
     struct Scratch(PathBuf);

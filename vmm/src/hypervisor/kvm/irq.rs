@@ -1,13 +1,16 @@
-//! Wires into the in-kernel interrupt controller.
+//! Wires into the in-kernel interrupt controller, and doorbells out of the guest.
 
 use std::fmt;
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::sync::Arc;
 
+use kvm_ioctls::IoEventAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::{Error, IrqLine, Trigger};
 use super::vm::VmShare;
 use super::{KvmVm, arch, vm as kvm_vm};
+use crate::event::Event;
 
 pub(super) fn line(vm: &KvmVm, line: u32, trigger: Trigger) -> Result<Arc<dyn IrqLine>, Error> {
     match trigger {
@@ -22,6 +25,19 @@ pub(super) fn line(vm: &KvmVm, line: u32, trigger: Trigger) -> Result<Arc<dyn Ir
             Ok(Arc::new(Edge { event, line }))
         }
     }
+}
+
+pub(super) fn doorbell(vm: &KvmVm, addr: u64, value: u32, event: &Event) -> Result<(), Error> {
+    let clone = event.as_fd().try_clone_to_owned().map_err(|source| Error::Call {
+        call: "dup",
+        object: format!("the doorbell at {addr:#x}"),
+        source,
+    })?;
+    // SAFETY: the descriptor was just made and nobody else owns it. The kernel keeps the eventfd
+    // itself, so that this one may be closed at the end.
+    let clone = unsafe { EventFd::from_raw_fd(clone.into_raw_fd()) };
+    let registered = vm.fd().register_ioevent(&clone, &IoEventAddress::Mmio(addr), value);
+    kvm_vm::call("KVM_IOEVENTFD", registered)
 }
 
 struct Level {

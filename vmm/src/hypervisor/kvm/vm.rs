@@ -8,6 +8,7 @@ use vm_memory::{Address, GuestMemory, GuestMemoryRegion};
 
 use super::super::{Error, IrqLine, Trigger, Vm, VmPlan};
 use super::{Attempt, Kvm, KvmVcpu, arch, irq, kick};
+use crate::event::Event;
 use crate::memory::GuestRam;
 
 /// A machine of KVM.
@@ -97,6 +98,10 @@ impl Vm for KvmVm {
 
     fn irq_line(&self, line: u32, trigger: Trigger) -> Result<Arc<dyn IrqLine>, Error> {
         irq::line(self, line, trigger)
+    }
+
+    fn doorbell(&self, addr: u64, value: u32, event: &Event) -> Result<bool, Error> {
+        irq::doorbell(self, addr, value, event).map(|()| true)
     }
 }
 

@@ -1,0 +1,228 @@
+//! The memory balloon, section 5.5: the guest hands memory back, because it was asked to (inflating)
+//! or because it has no use for it (free page reporting). The host's pages behind it are freed at once
+//! and come back, as zeroes, when the guest touches them.
+
+use std::fmt;
+use std::io::Read;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_queue::Reader;
+
+use super::queue::Chain;
+use super::{ActivateError, Activation, Broken, Device, Serve, Signals, Worker};
+use crate::memory::{self, RamSlice};
+
+const KIND: u32 = 5;
+const QUEUES: [u16; 3] = [128, 128, 128];
+const INFLATE: usize = 0;
+const REPORT: usize = 2;
+
+/// The guest may take memory back before it runs out.
+const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+/// The guest tells of pages that it does not use.
+const F_REPORTING: u64 = 1 << 5;
+
+/// The balloon counts in these, whatever the guest's pages are.
+const PAGE: u64 = 4096;
+/// Page numbers of one request: more than any driver sends.
+const NUMBERS_MAX: usize = 4096;
+
+const CONFIG_ACTUAL: u64 = 4;
+
+#[derive(Default)]
+struct Shared {
+    target: AtomicU32,
+    actual: AtomicU32,
+    freed: AtomicU64,
+    signals: Mutex<Option<Arc<Signals>>>,
+}
+
+impl Shared {
+    fn set_signals(&self, signals: Option<Arc<Signals>>) {
+        *self.signals.lock().unwrap_or_else(PoisonError::into_inner) = signals;
+    }
+}
+
+/// What the host can ask and tell. It stays valid when the device is gone, and does nothing then.
+#[derive(Clone, Default)]
+pub struct Handle(Arc<Shared>);
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Handle(target {}, actual {})", self.target(), self.actual())
+    }
+}
+
+impl Handle {
+    /// Asks the guest to hand back that many bytes in all; how far it goes is up to it.
+    pub fn set_target(&self, bytes: u64) {
+        let pages = u32::try_from(bytes / PAGE).unwrap_or(u32::MAX);
+        self.0.target.store(pages, Ordering::Release);
+        if let Some(signals) = &*self.0.signals.lock().unwrap_or_else(PoisonError::into_inner) {
+            signals.config_changed();
+        }
+    }
+
+    /// What the guest was asked for, in bytes.
+    pub fn target(&self) -> u64 {
+        u64::from(self.0.target.load(Ordering::Acquire)) * PAGE
+    }
+
+    /// What the guest says that it has handed back, in bytes.
+    pub fn actual(&self) -> u64 {
+        u64::from(self.0.actual.load(Ordering::Acquire)) * PAGE
+    }
+
+    /// Bytes of the host that were freed since the start, some of them more than once.
+    pub fn freed(&self) -> u64 {
+        self.0.freed.load(Ordering::Relaxed)
+    }
+}
+
+/// The device.
+#[derive(Debug, Default)]
+pub struct Balloon {
+    handle: Handle,
+    worker: Option<Worker<Freeing>>,
+}
+
+impl Balloon {
+    /// The host's side of it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+}
+
+impl Device for Balloon {
+    fn kind(&self) -> u32 {
+        KIND
+    }
+
+    fn features(&self) -> u64 {
+        F_DEFLATE_ON_OOM | F_REPORTING
+    }
+
+    fn queues(&self) -> &[u16] {
+        &QUEUES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let shared = &self.handle.0;
+        let mut config = [0; 8];
+        config[..4].copy_from_slice(&shared.target.load(Ordering::Acquire).to_le_bytes());
+        config[4..].copy_from_slice(&shared.actual.load(Ordering::Acquire).to_le_bytes());
+        super::config_bytes(&config, offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if offset == CONFIG_ACTUAL && data.len() == 4 {
+            self.handle.0.actual.store(crate::bus::value(data), Ordering::Release);
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        self.handle.0.set_signals(Some(Arc::clone(&activation.signals)));
+        let worker = Worker::spawn("balloon", Freeing(self.handle.clone()), activation)
+            .map_err(|source| ActivateError { device: "balloon", source })?;
+        self.worker = Some(worker);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+        self.handle.0.set_signals(None);
+        self.handle.0.actual.store(0, Ordering::Release);
+    }
+}
+
+#[derive(Debug)]
+struct Freeing(Handle);
+
+impl Freeing {
+    fn free(&self, chain: &Chain, addr: u64, len: u64) -> Result<(), Broken> {
+        memory::discard(chain.memory(), addr, len).map_err(|error| Broken(error.to_string()))?;
+        self.0.0.freed.fetch_add(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn inflate(&self, chain: &Chain) -> Result<(), Broken> {
+        let mut reader: Reader<'_, RamSlice<'_>> = chain.clone().reader(chain.memory())?;
+        let len = reader.available_bytes();
+        if !len.is_multiple_of(4) || len / 4 > NUMBERS_MAX {
+            return Err(Broken(format!("{len} bytes of page numbers")));
+        }
+        let mut bytes = vec![0; len];
+        reader.read_exact(&mut bytes).map_err(|error| Broken(error.to_string()))?;
+        let pages = bytes.chunks_exact(4).map(crate::bus::value);
+        for (first, count) in runs(pages) {
+            self.free(chain, u64::from(first) * PAGE, count * PAGE)?;
+        }
+        Ok(())
+    }
+
+    fn report(&self, chain: &Chain) -> Result<(), Broken> {
+        for range in chain.clone() {
+            self.free(chain, range.addr().0, u64::from(range.len()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Neighbours in a list of page numbers, taken together: (first, how many).
+fn runs(pages: impl Iterator<Item = u32>) -> Vec<(u32, u64)> {
+    let mut runs: Vec<(u32, u64)> = Vec::new();
+    for page in pages {
+        match runs.last_mut() {
+            Some((first, count)) if u64::from(*first) + *count == u64::from(page) => *count += 1,
+            _ => runs.push((page, 1)),
+        }
+    }
+    runs
+}
+
+impl Serve for Freeing {
+    fn serve(&mut self, index: usize, chain: Chain) -> Result<u32, Broken> {
+        match index {
+            INFLATE => self.inflate(&chain)?,
+            REPORT => self.report(&chain)?,
+            // Deflating: the pages come back by being touched.
+            _ => {}
+        }
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_freed_together() {
+        for (pages, expected) in [
+            (&[][..], &[][..]),
+            (&[7], &[(7, 1)]),
+            (&[7, 8, 9, 3, 4], &[(7, 3), (3, 2)]),
+            (&[9, 8, 7], &[(9, 1), (8, 1), (7, 1)]),
+            (&[u32::MAX, 0], &[(u32::MAX, 1), (0, 1)]),
+        ] {
+            assert_eq!(runs(pages.iter().copied()), expected);
+        }
+    }
+
+    #[test]
+    fn target_and_actual_meet_in_the_configuration() {
+        let mut balloon = Balloon::default();
+        let handle = balloon.handle();
+        handle.set_target(3 * PAGE + 1);
+        let mut config = [0; 8];
+        balloon.read_config(0, &mut config);
+        assert_eq!(config, [3, 0, 0, 0, 0, 0, 0, 0]);
+        balloon.write_config(CONFIG_ACTUAL, &2u32.to_le_bytes());
+        balloon.write_config(0, &9u32.to_le_bytes());
+        balloon.write_config(CONFIG_ACTUAL, &[1]);
+        assert_eq!((handle.target(), handle.actual()), (3 * PAGE, 2 * PAGE));
+        handle.set_target(u64::MAX);
+        assert_eq!(handle.target(), u64::from(u32::MAX) * PAGE);
+    }
+}

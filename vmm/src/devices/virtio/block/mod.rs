@@ -1,0 +1,134 @@
+//! The block device, section 5.2, on a raw image file.
+
+mod request;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{ActivateError, Activation, Device, Worker, config_bytes};
+
+use request::{Disk, SECTOR};
+
+const KIND: u32 = 2;
+const QUEUES: [u16; 1] = [256];
+
+const F_SEG_MAX: u64 = 1 << 2;
+const F_RO: u64 = 1 << 5;
+const F_BLK_SIZE: u64 = 1 << 6;
+const F_FLUSH: u64 = 1 << 9;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
+
+/// The image could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// By the host's file system.
+    #[error("cannot open the disk {}: {source}", path.display())]
+    Open {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It is not a whole number of sectors, or none.
+    #[error("the disk {} has {len} bytes: it must be a multiple of 512 and not empty", path.display())]
+    Size {
+        /// Its path.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+    },
+    /// Somebody else has it.
+    #[error(
+        "the disk {} is in use by another machine: stop that one, or give it to both read-only",
+        path.display()
+    )]
+    Busy {
+        /// Its path.
+        path: PathBuf,
+    },
+}
+
+/// The device.
+#[derive(Debug)]
+pub struct Block {
+    file: Arc<File>,
+    len: u64,
+    read_only: bool,
+    id: String,
+    worker: Option<Worker<Disk>>,
+}
+
+impl Block {
+    /// The image at `path`. It is locked against other machines: shared when read-only.
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
+        let failed = |source| Error::Open { path: path.to_owned(), source };
+        let file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(failed(io::Error::other("it is no regular file")));
+        }
+        let len = metadata.len();
+        if len == 0 || !len.is_multiple_of(SECTOR) {
+            return Err(Error::Size { path: path.to_owned(), len });
+        }
+        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+        locked.map_err(|error| match error {
+            TryLockError::WouldBlock => Error::Busy { path: path.to_owned() },
+            TryLockError::Error(source) => failed(source),
+        })?;
+        let id = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Self { file: Arc::new(file), len, read_only, id, worker: None })
+    }
+
+    fn config(&self) -> [u8; 60] {
+        let mut config = [0; 60];
+        let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &(self.len / SECTOR).to_le_bytes());
+        // A header and a status beside the data.
+        put(12, &u32::from(QUEUES[0] - 2).to_le_bytes());
+        put(20, &(SECTOR as u32).to_le_bytes());
+        for (sectors_at, count_at) in [(36, 40), (48, 52)] {
+            put(sectors_at, &request::RANGE_SECTORS_MAX.to_le_bytes());
+            put(count_at, &request::RANGES_MAX.to_le_bytes());
+        }
+        put(44, &1u32.to_le_bytes());
+        // Zeroes may be written by taking the blocks away.
+        put(56, &[1]);
+        config
+    }
+}
+
+impl Device for Block {
+    fn kind(&self) -> u32 {
+        KIND
+    }
+
+    fn features(&self) -> u64 {
+        let common = F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
+        let ranges = if cfg!(target_os = "linux") { F_DISCARD | F_WRITE_ZEROES } else { 0 };
+        common | if self.read_only { F_RO } else { ranges }
+    }
+
+    fn queues(&self) -> &[u16] {
+        &QUEUES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        config_bytes(&self.config(), offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let disk = Disk::new(Arc::clone(&self.file), self.len, self.read_only, &self.id);
+        let worker = Worker::spawn("block", disk, activation)
+            .map_err(|source| ActivateError { device: "block", source })?;
+        self.worker = Some(worker);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}

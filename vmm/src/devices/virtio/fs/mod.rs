@@ -1,0 +1,156 @@
+//! The file system device, section 5.11: FUSE requests over queues.
+//!
+//! What answers the requests is behind [`Server`], so that a server for another host system, or one
+//! of our own, can take its place.
+
+#[cfg(all(target_os = "linux", feature = "fs"))]
+pub mod passthrough;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use super::queue::Chain;
+use super::{ActivateError, Activation, Broken, Device, Serve, Worker, config_bytes};
+
+const KIND: u32 = 26;
+/// Bytes of a tag.
+pub const TAG_MAX: usize = 36;
+/// Requests that may pass others (forgetting, interrupting), then the request queues.
+const QUEUE_SIZE: u16 = 256;
+/// More queues than this find no work.
+pub const REQUEST_QUEUES_MAX: u16 = 8;
+
+/// Answers FUSE requests. Called from one thread a queue, at the same time.
+pub trait Server: Send + Sync {
+    /// Readies the calling thread.
+    fn enter_thread(&self) -> io::Result<()>;
+
+    /// Answers one request in place and says how many bytes it wrote.
+    fn handle(&self, chain: Chain) -> Result<u32, Broken>;
+
+    /// The guest has gone or starts over: forget its files.
+    fn forget(&self);
+}
+
+/// The tag cannot name a share.
+#[derive(Debug, thiserror::Error)]
+#[error("the tag {0:?} of a share: it has 1 to {TAG_MAX} bytes")]
+pub struct TagError(String);
+
+/// The device.
+pub struct Fs {
+    tag: [u8; TAG_MAX],
+    sizes: Vec<u16>,
+    server: Arc<dyn Server>,
+    workers: Vec<Worker<OneQueue>>,
+}
+
+impl fmt::Debug for Fs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fs({:?})", String::from_utf8_lossy(&self.tag))
+    }
+}
+
+impl Fs {
+    /// A share that the guest mounts by `tag`, with as many request queues.
+    pub fn new(tag: &str, request_queues: u16, server: Arc<dyn Server>) -> Result<Self, TagError> {
+        if tag.is_empty() || tag.len() > TAG_MAX {
+            return Err(TagError(tag.into()));
+        }
+        let mut padded = [0; TAG_MAX];
+        padded[..tag.len()].copy_from_slice(tag.as_bytes());
+        let queues = 1 + request_queues.clamp(1, REQUEST_QUEUES_MAX);
+        Ok(Self { tag: padded, sizes: vec![QUEUE_SIZE; queues.into()], server, workers: Vec::new() })
+    }
+}
+
+/// Each queue has a thread: a request that waits, for a lock or for a slow disk, holds up no other
+/// queue.
+struct OneQueue(Arc<dyn Server>);
+
+impl Serve for OneQueue {
+    fn begin(&mut self) -> io::Result<()> {
+        self.0.enter_thread()
+    }
+
+    fn serve(&mut self, _index: usize, chain: Chain) -> Result<u32, Broken> {
+        self.0.handle(chain)
+    }
+}
+
+impl Device for Fs {
+    fn kind(&self) -> u32 {
+        KIND
+    }
+
+    fn queues(&self) -> &[u16] {
+        &self.sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let mut config = [0; TAG_MAX + 4];
+        config[..TAG_MAX].copy_from_slice(&self.tag);
+        config[TAG_MAX..].copy_from_slice(&(self.sizes.len() as u32 - 1).to_le_bytes());
+        config_bytes(&config, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let Activation { ram, queues, signals, features } = activation;
+        for (index, queue) in queues.into_iter().enumerate() {
+            let part = Activation {
+                ram: Arc::clone(&ram),
+                queues: vec![queue],
+                signals: Arc::clone(&signals),
+                features,
+            };
+            let worker = Worker::spawn(&format!("fs{index}"), OneQueue(Arc::clone(&self.server)), part)
+                .map_err(|source| ActivateError { device: "fs", source })?;
+            self.workers.push(worker);
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if !self.workers.is_empty() {
+            self.workers.clear();
+            self.server.forget();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Server for Nothing {
+        fn enter_thread(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn handle(&self, _: Chain) -> Result<u32, Broken> {
+            Ok(0)
+        }
+        fn forget(&self) {}
+    }
+
+    #[test]
+    fn a_tag_fits_or_is_refused() {
+        for (tag, ok) in [("r", true), (&"x".repeat(36), true), (&"x".repeat(37), false), ("", false)] {
+            assert_eq!(Fs::new(tag, 1, Arc::new(Nothing)).is_ok(), ok, "{tag:?}");
+        }
+    }
+
+    #[test]
+    fn the_configuration_names_tag_and_queues() {
+        for (asked, queues) in [(0, 1), (1, 1), (4, 4), (1000, REQUEST_QUEUES_MAX)] {
+            let fs = Fs::new("rootfs", asked, Arc::new(Nothing)).unwrap();
+            assert_eq!(fs.queues().len(), usize::from(queues) + 1);
+            let mut config = [0; 48];
+            fs.read_config(0, &mut config);
+            assert_eq!(&config[..8], b"rootfs\0\0");
+            assert_eq!(config[36..40], u32::from(queues).to_le_bytes());
+        }
+    }
+}

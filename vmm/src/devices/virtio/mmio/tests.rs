@@ -1,0 +1,223 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::super::rng::Rng;
+use super::*;
+use crate::hypervisor::{self, IrqLine};
+use crate::memory;
+
+#[derive(Default)]
+struct Wire(AtomicU32);
+
+impl IrqLine for Wire {
+    fn set(&self, high: bool) -> Result<(), hypervisor::Error> {
+        self.0.fetch_add(u32::from(high), Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+struct Guest {
+    transport: Transport,
+    ram: Arc<GuestRam>,
+    wire: Arc<Wire>,
+}
+
+const DESCRIPTORS: u64 = 0x1000;
+const AVAILABLE: u64 = 0x2000;
+const USED: u64 = 0x3000;
+const BUFFER: u64 = 0x4000;
+
+impl Guest {
+    fn new() -> Self {
+        let ram = Arc::new(memory::anonymous(&[(0, 0x1_0000)]).unwrap());
+        let wire = Arc::new(Wire::default());
+        let signals = Signals::new(Arc::clone(&wire) as Arc<dyn IrqLine>);
+        let transport = Transport::new(Box::new(Rng::default()), Arc::clone(&ram), signals).unwrap();
+        Self { transport, ram, wire }
+    }
+
+    fn get(&self, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.transport.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn set(&self, offset: u64, value: u32) {
+        self.transport.write(offset, &value.to_le_bytes());
+    }
+
+    fn negotiate(&self, features: u64) {
+        self.set(STATUS, S_ACKNOWLEDGE);
+        self.set(STATUS, S_ACKNOWLEDGE | S_DRIVER);
+        for select in [0, 1] {
+            self.set(DRIVER_FEATURES_SEL, select);
+            self.set(DRIVER_FEATURES, half(features, select));
+        }
+        self.set(STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK);
+    }
+
+    fn start(&self, used: u64) {
+        self.negotiate(F_VERSION_1);
+        self.set(QUEUE_SEL, 0);
+        self.set(QUEUE_NUM, 16);
+        for (offset, value) in
+            [(QUEUE_DESC_LOW, DESCRIPTORS), (QUEUE_DRIVER_LOW, AVAILABLE), (QUEUE_DEVICE_LOW, used)]
+        {
+            self.set(offset, value as u32);
+        }
+        self.set(QUEUE_READY, 1);
+        self.set(STATUS, 0xf);
+    }
+
+    /// Puts a writable buffer into the ring as request number `index` (from 0).
+    fn offer(&self, index: u16, address: u64, len: u32) {
+        let slot = u64::from(index % 16);
+        let descriptor = DESCRIPTORS + slot * 16;
+        self.ram.write_obj(address, GuestAddress(descriptor)).unwrap();
+        self.ram.write_obj(len, GuestAddress(descriptor + 8)).unwrap();
+        self.ram.write_obj(2u16, GuestAddress(descriptor + 12)).unwrap();
+        self.ram.write_obj(slot as u16, GuestAddress(AVAILABLE + 4 + slot * 2)).unwrap();
+        self.ram.write_obj(index + 1, GuestAddress(AVAILABLE + 2)).unwrap();
+        self.set(QUEUE_NOTIFY, 0);
+    }
+
+    fn wait(&self, what: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !what(self) {
+            assert!(Instant::now() < until, "{:?}", self.transport);
+            std::thread::yield_now();
+        }
+    }
+
+    fn used(&self) -> u16 {
+        self.ram.read_obj(GuestAddress(USED + 2)).unwrap()
+    }
+}
+
+#[test]
+fn identification() {
+    let guest = Guest::new();
+    for (offset, value) in [
+        (MAGIC_VALUE, 0x7472_6976),
+        (VERSION, 2),
+        (DEVICE_ID, 4),
+        (QUEUE_NUM_MAX, 64),
+        (QUEUE_READY, 0),
+        (INTERRUPT_STATUS, 0),
+        (STATUS, 0),
+        (SHM_LEN_LOW, u32::MAX),
+        (SHM_BASE_HIGH, u32::MAX),
+        (CONFIG, 0),
+        (0x0f0, 0),
+    ] {
+        assert_eq!(guest.get(offset), value, "{offset:#x}");
+    }
+    guest.set(DEVICE_FEATURES_SEL, 1);
+    assert_eq!(guest.get(DEVICE_FEATURES), 1);
+    guest.set(DEVICE_FEATURES_SEL, 2);
+    assert_eq!(guest.get(DEVICE_FEATURES), 0);
+    guest.set(QUEUE_SEL, 1);
+    assert_eq!(guest.get(QUEUE_NUM_MAX), 0);
+    let mut odd = [7; 2];
+    guest.transport.read(1, &mut odd);
+    assert_eq!(odd, [7; 2], "only whole registers are read");
+}
+
+#[test]
+fn features_are_agreed_upon_or_not() {
+    for (features, agreed) in [
+        (F_VERSION_1, true),
+        (F_COMMON, true),
+        (F_EVENT_IDX, false),
+        (0, false),
+        (F_VERSION_1 | 1 << 40, false),
+    ] {
+        let guest = Guest::new();
+        guest.negotiate(features);
+        assert_eq!(guest.get(STATUS) & S_FEATURES_OK != 0, agreed, "{features:#x}");
+        guest.set(STATUS, 0xf);
+        assert_eq!(guest.get(STATUS) & S_DRIVER_OK != 0, agreed);
+    }
+}
+
+#[test]
+fn requests_are_served_and_a_reset_starts_over() {
+    let guest = Guest::new();
+    for _ in 0..2 {
+        guest.start(USED);
+        guest.wire.0.store(0, Ordering::SeqCst);
+        for index in 0..40 {
+            guest.ram.write_obj(0u64, GuestAddress(BUFFER)).unwrap();
+            guest.offer(index, BUFFER, 8);
+            guest.wait(|guest| guest.used() == index + 1);
+            assert_ne!(guest.ram.read_obj::<u64>(GuestAddress(BUFFER)).unwrap(), 0);
+        }
+        guest.wait(|guest| guest.wire.0.load(Ordering::SeqCst) == 40);
+        assert_eq!(guest.get(INTERRUPT_STATUS), 1);
+        guest.set(INTERRUPT_ACK, 1);
+        assert_eq!(guest.get(INTERRUPT_STATUS), 0);
+        guest.set(STATUS, 0);
+        assert_eq!((guest.get(STATUS), guest.get(QUEUE_READY)), (0, 0));
+        for address in [AVAILABLE, USED] {
+            guest.ram.write_obj(0u32, GuestAddress(address)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_queue_outside_of_memory_needs_a_reset() {
+    let guest = Guest::new();
+    guest.start(0xffff_f000);
+    assert_ne!(guest.get(STATUS) & S_NEEDS_RESET, 0);
+    guest.set(STATUS, 0);
+    assert_eq!(guest.get(STATUS), 0);
+}
+
+#[test]
+fn a_driver_that_breaks_the_ring_needs_a_reset_and_can_have_it() {
+    let guest = Guest::new();
+    guest.start(USED);
+    // More requests than the ring has room for.
+    guest.ram.write_obj(1000u16, GuestAddress(AVAILABLE + 2)).unwrap();
+    guest.set(QUEUE_NOTIFY, 0);
+    guest.wait(|guest| guest.get(STATUS) & S_NEEDS_RESET != 0);
+    guest.set(STATUS, 0);
+    guest.ram.write_obj(0u16, GuestAddress(AVAILABLE + 2)).unwrap();
+    guest.start(USED);
+    guest.offer(0, BUFFER, 8);
+    guest.wait(|guest| guest.used() == 1);
+}
+
+#[test]
+fn buffers_that_are_not_there_or_huge_are_no_harm() {
+    for (address, len) in [(0xffff_0000, 8), (u64::MAX, u32::MAX), (0, u32::MAX), (BUFFER, 0)] {
+        let guest = Guest::new();
+        guest.start(USED);
+        guest.offer(0, address, len);
+        guest.wait(|guest| guest.used() == 1 || guest.get(STATUS) & S_NEEDS_RESET != 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_access_upsets_it(
+        garbage in proptest::collection::vec(any::<u8>(), 0x400),
+        accesses in proptest::collection::vec(
+            (any::<bool>(), 0u64..0x90, prop_oneof![any::<u32>(), 0u32..0x10, 0x1000u32..0x4000]), 0..100),
+    ) {
+        let guest = Guest::new();
+        for address in [DESCRIPTORS, AVAILABLE, USED] {
+            guest.ram.write_slice(&garbage, GuestAddress(address)).unwrap();
+        }
+        guest.start(USED);
+        for (store, register, value) in accesses {
+            if store { guest.set(register * 4, value) } else { guest.get(register * 4); }
+        }
+        guest.set(STATUS, 0);
+        prop_assert_eq!(guest.get(STATUS), 0);
+    }
+}

@@ -1,0 +1,92 @@
+//! Virtio devices (OASIS virtio 1.2) on the MMIO transport, version 2.
+//!
+//! The transport owns what the specification calls common: features, status, queue addresses,
+//! interrupts. A device says what it is and, once the driver is ready, is handed its queues and
+//! serves them on threads of its own. What the guest says is believed nowhere: a driver that breaks
+//! the rules finds its device in need of a reset, and everybody else undisturbed.
+
+pub mod balloon;
+pub mod block;
+pub mod fs;
+pub mod mmio;
+mod queue;
+pub mod rng;
+mod signals;
+pub mod vsock;
+mod worker;
+
+use std::sync::Arc;
+
+use crate::memory::GuestRam;
+
+pub use queue::{Broken, VirtQueue};
+pub use signals::Signals;
+pub use worker::{Serve, Worker};
+
+/// VIRTIO_F_VERSION_1: the one version of the interface that is spoken.
+pub const F_VERSION_1: u64 = 1 << 32;
+/// VIRTIO_F_EVENT_IDX: both sides say when they want to be notified.
+pub const F_EVENT_IDX: u64 = 1 << 29;
+/// VIRTIO_F_INDIRECT_DESC: descriptors may be in tables of their own.
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
+
+/// What every device offers, because the transport and the queues do it.
+pub const F_COMMON: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC;
+
+/// Everything that a device needs while its driver is at work.
+#[derive(Debug)]
+pub struct Activation {
+    /// Guest RAM.
+    pub ram: Arc<GuestRam>,
+    /// All queues; one that the driver left alone is not ready.
+    pub queues: Vec<VirtQueue>,
+    /// The way to the driver.
+    pub signals: Arc<Signals>,
+    /// The features that both sides have agreed on.
+    pub features: u64,
+}
+
+/// The device could not begin its work.
+#[derive(Debug, thiserror::Error)]
+#[error("{device} could not start: {source}")]
+pub struct ActivateError {
+    /// Which device.
+    pub device: &'static str,
+    /// Why not.
+    pub source: std::io::Error,
+}
+
+/// A kind of device. Its methods are called by the transport, one at a time.
+pub trait Device: Send {
+    /// The device id, section 5.
+    fn kind(&self) -> u32;
+
+    /// Features beyond [`F_COMMON`].
+    fn features(&self) -> u64 {
+        0
+    }
+
+    /// The largest size of each queue, powers of two.
+    fn queues(&self) -> &[u16];
+
+    /// The device's configuration space from `offset`; what lies behind it stays zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// A store to the configuration space. Most have nothing that can be written.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// The driver is ready. Must not block; work begins on other threads.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// The driver wants to start over, or is gone. When this returns, nothing of the device touches
+    /// guest RAM any more. May be called on a device that is not active.
+    fn reset(&mut self);
+}
+
+/// Copies the part of a configuration space that was asked for.
+pub fn config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let from = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
+    for (to, from) in data.iter_mut().zip(from) {
+        *to = *from;
+    }
+}

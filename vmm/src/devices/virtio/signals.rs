@@ -1,0 +1,83 @@
+//! From the device to the driver: interrupts, and the two facts they stand for.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use crate::hypervisor::IrqLine;
+
+/// InterruptStatus: a used buffer.
+pub const USED_BUFFER: u32 = 1 << 0;
+/// InterruptStatus: the configuration, or the status, has changed.
+pub const CONFIGURATION: u32 = 1 << 1;
+
+/// Shared by the transport and the device's threads.
+pub struct Signals {
+    irq: Arc<dyn IrqLine>,
+    interrupt_status: AtomicU32,
+    config_generation: AtomicU32,
+    needs_reset: AtomicBool,
+}
+
+impl fmt::Debug for Signals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Signals(interrupt status {:#x})", self.interrupt_status())
+    }
+}
+
+impl Signals {
+    /// On an [edge](crate::hypervisor::Trigger::Edge) interrupt.
+    pub fn new(irq: Arc<dyn IrqLine>) -> Self {
+        Self {
+            irq,
+            interrupt_status: AtomicU32::new(0),
+            config_generation: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+        }
+    }
+
+    fn interrupt(&self, cause: u32) {
+        self.interrupt_status.fetch_or(cause, Ordering::AcqRel);
+        if let Err(error) = self.irq.set(true).and_then(|()| self.irq.set(false)) {
+            log::error!("a virtio interrupt is lost: {error}");
+        }
+    }
+
+    /// Buffers have been used.
+    pub fn used(&self) {
+        self.interrupt(USED_BUFFER);
+    }
+
+    /// The configuration space reads differently from now on.
+    pub fn config_changed(&self) {
+        self.config_generation.fetch_add(1, Ordering::AcqRel);
+        self.interrupt(CONFIGURATION);
+    }
+
+    /// The driver broke the rules; nothing works until it resets the device.
+    pub fn needs_reset(&self) {
+        self.needs_reset.store(true, Ordering::Release);
+        self.interrupt(CONFIGURATION);
+    }
+
+    pub(super) fn is_reset_needed(&self) -> bool {
+        self.needs_reset.load(Ordering::Acquire)
+    }
+
+    pub(super) fn interrupt_status(&self) -> u32 {
+        self.interrupt_status.load(Ordering::Acquire)
+    }
+
+    pub(super) fn acknowledge(&self, causes: u32) {
+        self.interrupt_status.fetch_and(!causes, Ordering::AcqRel);
+    }
+
+    pub(super) fn config_generation(&self) -> u32 {
+        self.config_generation.load(Ordering::Acquire)
+    }
+
+    pub(super) fn reset(&self) {
+        self.interrupt_status.store(0, Ordering::Release);
+        self.needs_reset.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,126 @@
+//! A thread that serves the queues of one device, for devices that need nothing but queues.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use super::queue::Chain;
+use super::{Activation, Broken, Signals, VirtQueue};
+use crate::event::{Event, wait_readable};
+
+const STACK: usize = 256 * 1024;
+
+/// What a device does with a request.
+pub trait Serve: Send + 'static {
+    /// Readies the thread that will serve.
+    fn begin(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Serves one request of queue `index` and says how many bytes it wrote into it. Must come to an
+    /// end by itself: a reset of the device waits for it.
+    fn serve(&mut self, index: usize, chain: Chain) -> Result<u32, Broken>;
+}
+
+/// The thread. Dropping it stops it.
+#[derive(Debug)]
+pub struct Worker<S> {
+    stop: Arc<Event>,
+    thread: Option<JoinHandle<S>>,
+}
+
+impl<S: Serve> Worker<S> {
+    /// Starts serving. Requests that are there already are served at once.
+    pub fn spawn(name: &str, server: S, activation: Activation) -> io::Result<Self> {
+        let stop = Arc::new(Event::new()?);
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name(name.into())
+            .stack_size(STACK)
+            .spawn(move || work(server, activation, &stopped))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Ends after the request that is under way and gives the server back, unless it panicked.
+    pub fn stop(mut self) -> Option<S> {
+        self.join()
+    }
+}
+
+impl<S> Worker<S> {
+    fn join(&mut self) -> Option<S> {
+        self.stop.set();
+        self.thread.take().and_then(|thread| thread.join().ok())
+    }
+}
+
+impl<S> Drop for Worker<S> {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+fn work<S: Serve>(mut server: S, activation: Activation, stop: &Event) -> S {
+    let Activation { mut queues, signals, .. } = activation;
+    let begun = server.begin().map_err(|error| Broken(format!("its thread could not be readied: {error}")));
+    if let Err(error) = begun.and_then(|()| serve_until(&mut server, &mut queues, &signals, stop)) {
+        log::warn!("{}: {error}", thread::current().name().unwrap_or("virtio"));
+        signals.needs_reset();
+        // The queues are not looked at again; the driver's reset is what comes next.
+        let _ = wait_readable(&[stop.as_fd()]);
+    }
+    server
+}
+
+fn serve_until<S: Serve>(
+    server: &mut S,
+    queues: &mut [VirtQueue],
+    signals: &Signals,
+    stop: &Event,
+) -> Result<(), Broken> {
+    let mut due: Vec<bool> = vec![true; queues.len()];
+    loop {
+        for (index, queue) in queues.iter_mut().enumerate() {
+            if due[index] && queue.is_ready() {
+                queue.doorbell().take();
+                if serve_all(server, index, queue, signals)? {
+                    // More than a queue full: the others, and the stop, get a turn first.
+                    queue.doorbell().set();
+                }
+            }
+        }
+        let fds: Vec<BorrowedFd<'_>> =
+            queues.iter().map(|queue| queue.doorbell().as_fd()).chain([stop.as_fd()]).collect();
+        due = wait_readable(&fds).map_err(|error| Broken(format!("its doorbells: {error}")))?;
+        if due.pop() == Some(true) {
+            return Ok(());
+        }
+    }
+}
+
+/// Serves what is there, up to a queue full. True when there may be more.
+fn serve_all<S: Serve>(
+    server: &mut S,
+    index: usize,
+    queue: &mut VirtQueue,
+    signals: &Signals,
+) -> Result<bool, Broken> {
+    let mut left = queue.size();
+    queue.disable_doorbell()?;
+    let more = loop {
+        if left == 0 {
+            break true;
+        }
+        if let Some(chain) = queue.pop()? {
+            let head = chain.head_index();
+            let len = server.serve(index, chain)?;
+            queue.push(head, len)?;
+            left -= 1;
+        } else if !queue.enable_doorbell()? {
+            break false;
+        }
+    };
+    queue.notify(signals)?;
+    Ok(more)
+}

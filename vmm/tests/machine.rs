@@ -1,0 +1,232 @@
+//! Whole machines with kernels of a few instructions, on whatever KVM there is: hardware is not
+//! needed for these, a KVM in software will do. Without any the tests say so and pass.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)] // clippy takes only test functions, not their helpers, for tests
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use vmm::hypervisor::kvm::{DEVICE, Kvm};
+use vmm::machine::{Config, Error, Machine, Outcome, Status};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Code that says hi on the console, and how it goes on.
+#[cfg(target_arch = "x86_64")]
+mod code {
+    pub const HI: &[u8] = &[
+        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xb0, b'h', 0xee, 0xb0, b'i', 0xee, 0xb0, b'\n', 0xee, // mov al, ..; out dx, al
+    ];
+    pub const POWER_OFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe];
+    pub const RESET: &[u8] = &[0x66, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xeb, 0xfe];
+    /// Prints dots for ever.
+    pub const DOTS: &[u8] = &[0xb0, b'.', 0xee, 0xeb, 0xfd];
+    /// An undefined instruction without a table of handlers.
+    pub const CRASH: &[u8] = &[0x0f, 0x0b];
+
+    /// An ELF file with the code at 1 MiB, and the note that says so.
+    pub fn kernel(code: &[u8]) -> Vec<u8> {
+        const DATA: usize = 64 + 2 * 56;
+        let note: Vec<u8> = [4u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), 0x10_0000]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
+        let mut file = vec![0; DATA];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01\x01");
+        put(16, &[2, 0, 62, 0, 1]);
+        put(32, &64u64.to_le_bytes());
+        put(54, &56u16.to_le_bytes());
+        put(56, &2u16.to_le_bytes());
+        let len = code.len();
+        for (at, kind, offset, address, size) in
+            [(64, 1u32, DATA, 0x10_0000u64, len), (64 + 56, 4, DATA + len, 0, note.len())]
+        {
+            put(at, &kind.to_le_bytes());
+            put(at + 8, &(offset as u64).to_le_bytes());
+            put(at + 24, &address.to_le_bytes());
+            put(at + 32, &(size as u64).to_le_bytes());
+            put(at + 40, &(size as u64).to_le_bytes());
+        }
+        file.extend_from_slice(code);
+        file.extend_from_slice(&note);
+        file
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod code {
+    pub const HI: &[u8] = &[
+        0x01, 0x20, 0xa1, 0xd2, // mov x1, #0x9000000
+        0x02, 0x0d, 0x80, 0x52, 0x22, 0x00, 0x00, 0x39, // mov w2, #'h'; strb w2, [x1]
+        0x22, 0x0d, 0x80, 0x52, 0x22, 0x00, 0x00, 0x39, // mov w2, #'i'; strb w2, [x1]
+        0x42, 0x01, 0x80, 0x52, 0x22, 0x00, 0x00, 0x39, // mov w2, #'\n'; strb w2, [x1]
+    ];
+    pub const POWER_OFF: &[u8] = &[0x00, 0x01, 0x80, 0x52, 0x00, 0x80, 0xb0, 0x72, 0x02, 0x00, 0x00, 0xd4];
+    pub const RESET: &[u8] = &[0x20, 0x01, 0x80, 0x52, 0x00, 0x80, 0xb0, 0x72, 0x02, 0x00, 0x00, 0xd4];
+    /// Prints dots for ever.
+    pub const DOTS: &[u8] = &[0xc2, 0x05, 0x80, 0x52, 0x22, 0x00, 0x00, 0x39, 0xff, 0xff, 0xff, 0x17];
+
+    /// An Image whose first instruction jumps over its header.
+    pub fn kernel(code: &[u8]) -> Vec<u8> {
+        let mut file = vec![0; 64];
+        file[..4].copy_from_slice(&0x1400_0010u32.to_le_bytes());
+        file[16..24].copy_from_slice(&0x1_0000u64.to_le_bytes());
+        file[24] = 0xa;
+        file[0x38..0x3c].copy_from_slice(b"ARM\x64");
+        file.extend_from_slice(code);
+        file
+    }
+}
+
+#[derive(Clone, Default)]
+struct Screen(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Screen {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+fn kvm() -> Option<Kvm> {
+    Kvm::open(DEVICE.as_ref()).inspect_err(|error| eprintln!("not tested: {error}")).ok()
+}
+
+/// A kernel's file, gone when it is dropped.
+struct Kernel(PathBuf);
+
+impl Kernel {
+    fn new(name: &str, parts: &[&[u8]]) -> Self {
+        let path = std::env::temp_dir().join(format!("vmm-machine-{}-{name}", std::process::id()));
+        fs::write(&path, code::kernel(&parts.concat())).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn build(kvm: &Kvm, kernel: &Kernel, vcpus: u32) -> (Machine, Screen) {
+    let screen = Screen::default();
+    let config = Config {
+        kernel: kernel.0.clone(),
+        initrd: None,
+        command_line: String::new(),
+        memory: 64 << 20,
+        vcpus,
+        console: Box::new(screen.clone()),
+        markers: vec![],
+        devices: vec![],
+    };
+    (Machine::build(kvm, config).unwrap(), screen)
+}
+
+fn wait(what: &str, until: impl Fn() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !until() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A name, the code, and whether an outcome is the one it leads to.
+type Ending = (&'static str, &'static [u8], fn(&Outcome) -> bool);
+
+#[test]
+fn how_a_guest_ends_is_told_apart() {
+    let Some(kvm) = kvm() else { return };
+    let endings: &[Ending] = &[
+        ("off", code::POWER_OFF, |outcome| matches!(outcome, Outcome::PowerOff)),
+        ("reset", code::RESET, |outcome| matches!(outcome, Outcome::Reset)),
+        #[cfg(target_arch = "x86_64")]
+        ("crash", code::CRASH, |outcome| matches!(outcome, Outcome::Crash(_))),
+    ];
+    for (name, ending, expected) in endings {
+        let kernel = Kernel::new(name, &[code::HI, ending]);
+        let (machine, screen) = build(&kvm, &kernel, 2);
+        assert_eq!(machine.status(), Status::Paused);
+        assert_eq!(machine.console_stats().bytes, 0, "nothing runs before it is told to");
+        machine.resume().unwrap();
+        let outcome = machine.wait_for(SOON).expect(name);
+        assert!(expected(&outcome), "{name}: {outcome}");
+        assert_eq!(machine.status(), Status::Ended);
+        assert!(matches!(machine.resume(), Err(Error::Order { .. })));
+        assert!(matches!(machine.pause(SOON), Err(Error::Order { .. })));
+        drop(machine);
+        assert_eq!(screen.text(), "hi\n", "{name}");
+    }
+}
+
+#[test]
+fn a_paused_guest_stands_still_and_goes_on() {
+    let Some(kvm) = kvm() else { return };
+    let kernel = Kernel::new("dots", &[code::HI, code::DOTS]);
+    let (machine, _screen) = build(&kvm, &kernel, 2);
+    machine.resume().unwrap();
+    for _ in 0..20 {
+        let before = machine.console_stats().bytes;
+        wait("it runs", || machine.console_stats().bytes > before);
+        machine.pause(SOON).unwrap();
+        assert_eq!(machine.status(), Status::Paused);
+        let paused = machine.console_stats().bytes;
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(machine.console_stats().bytes, paused);
+        machine.resume().unwrap();
+    }
+    machine.stop();
+    assert!(matches!(machine.wait(), Outcome::Stopped));
+    let counts = machine.counts();
+    assert!(counts.iter().all(|counts| counts.kicks > 0), "{counts:?}");
+}
+
+#[test]
+fn two_machines_in_one_process_do_not_know_of_each_other() {
+    let Some(kvm) = kvm() else { return };
+    let (dots, off) = (
+        Kernel::new("two-dots", &[code::HI, code::DOTS]),
+        Kernel::new("two-off", &[code::HI, code::POWER_OFF]),
+    );
+    let (running, _) = build(&kvm, &dots, 1);
+    running.resume().unwrap();
+    wait("it runs", || running.console_stats().bytes > 10);
+    for _ in 0..5 {
+        let (other, screen) = build(&kvm, &off, 1);
+        other.resume().unwrap();
+        assert!(matches!(other.wait_for(SOON), Some(Outcome::PowerOff)));
+        drop(other);
+        assert_eq!(screen.text(), "hi\n");
+        let before = running.console_stats().bytes;
+        wait("it still runs", || running.console_stats().bytes > before);
+        assert_eq!(running.status(), Status::Running);
+    }
+}
+
+#[test]
+fn a_machine_that_is_dropped_is_gone() {
+    let Some(kvm) = kvm() else { return };
+    let kernel = Kernel::new("drop", &[code::HI, code::DOTS]);
+    for started in [false, true] {
+        let (machine, _) = build(&kvm, &kernel, 2);
+        if started {
+            machine.resume().unwrap();
+        }
+        drop(machine);
+    }
+}
