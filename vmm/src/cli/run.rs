@@ -24,7 +24,7 @@ use super::Usage;
 
 /// What every guest is told, before what the caller adds.
 #[cfg(target_arch = "x86_64")]
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=a";
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=a pci=off";
 #[cfg(target_arch = "aarch64")]
 const COMMAND_LINE: &str = "console=ttyAMA0 panic=-1";
 

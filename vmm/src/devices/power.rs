@@ -82,6 +82,35 @@ impl BusDevice for AcpiPower {
     }
 }
 
+/// The pvpanic device (QEMU's `docs/specs/pvpanic.rst`): a kernel that panics says so before it does
+/// anything else about it, if its driver is loaded.
+pub struct Panic(pub OnSystemEvent);
+
+impl fmt::Debug for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Panic")
+    }
+}
+
+impl Panic {
+    /// The event there is: the kernel has panicked, and nothing will be saved of it.
+    const PANICKED: u8 = 1 << 0;
+}
+
+impl BusDevice for Panic {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        if let Some(events) = data.first_mut() {
+            *events = Self::PANICKED;
+        }
+    }
+
+    fn write(&self, _offset: u64, data: &[u8]) {
+        if data.first().is_some_and(|events| events & Self::PANICKED != 0) {
+            (self.0)(SystemEvent::Crash);
+        }
+    }
+}
+
 /// The command register of the 8042 keyboard controller, of which one command has survived.
 pub struct KeyboardReset(pub OnSystemEvent);
 
@@ -135,9 +164,13 @@ mod tests {
     fn writes_that_mean_something() {
         let (on_event, log) = events();
         let power = AcpiPower::new(Arc::clone(&on_event), Arc::new(Wire::default()));
+        let panic = Panic(Arc::clone(&on_event));
         let keyboard = KeyboardReset(on_event);
-        let (power, keyboard): (&dyn BusDevice, &dyn BusDevice) = (&power, &keyboard);
-        let cases: [(_, _, &[u8], _); 9] = [
+        let [power, panic, keyboard]: [&dyn BusDevice; 3] = [&power, &panic, &keyboard];
+        let cases: [(_, _, &[u8], _); 12] = [
+            (panic, 0, &[1], Some(SystemEvent::Crash)),
+            (panic, 0, &[2], None),
+            (panic, 0, &[], None),
             (power, SLEEP_CONTROL, &[0x34], Some(SystemEvent::PowerOff)),
             (power, SLEEP_CONTROL, &[0x14], None),
             (power, SLEEP_CONTROL, &[0x20], None),

@@ -26,16 +26,17 @@ pub(super) type PowerButton = Box<dyn Fn() -> Result<(), crate::hypervisor::Erro
 #[cfg(target_arch = "x86_64")]
 pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, on_event: OnSystemEvent) -> Result<Board, Error> {
     use crate::arch::x86_64::layout;
-    use crate::devices::power::{self, KeyboardReset};
+    use crate::devices::power::{self, KeyboardReset, Panic};
     use crate::devices::uart16550::{self, Uart16550};
 
     let serial = Arc::new(Uart16550::new(vm.irq_line(layout::SERIAL_LINE, Trigger::Edge)?, output));
     let power =
         Arc::new(AcpiPower::new(Arc::clone(&on_event), vm.irq_line(layout::POWER_LINE, Trigger::Edge)?));
     let mut buses = Buses::default();
-    let ports: [(_, _, _, Arc<dyn BusDevice>); 3] = [
+    let ports: [(_, _, _, Arc<dyn BusDevice>); 4] = [
         ("serial", layout::SERIAL_PORT, uart16550::WINDOW, Arc::clone(&serial) as _),
         ("power", layout::POWER_PORT, power::WINDOW, Arc::clone(&power) as _),
+        ("panic", layout::PANIC_PORT, 1, Arc::new(Panic(Arc::clone(&on_event)))),
         ("keyboard", KeyboardReset::PORT, 1, Arc::new(KeyboardReset(on_event))),
     ];
     for (name, port, len, device) in ports {

@@ -111,6 +111,7 @@ fn dsdt(slots: &SlotMap) -> Vec<u8> {
         virtio(&mut body, index, slot);
     }
     events(&mut body);
+    panic(&mut body);
 
     let s5 = Name::new(Path::new("_S5_"), &Package::new(vec![&power::S5_TYPE, &ZERO, &ZERO, &ZERO]));
     let mut table = Sdt::new(*b"DSDT", SDT_HEADER, DSDT_REVISION, OEM, OEM_TABLE, OEM_REVISION);
@@ -206,6 +207,21 @@ fn events(sink: &mut dyn AmlSink) {
     .to_aml_bytes(sink);
 }
 
+fn panic(sink: &mut dyn AmlSink) {
+    let port = IO::new(layout::PANIC_PORT, layout::PANIC_PORT, 1, 1);
+    let resources = ResourceTemplate::new(vec![&port]);
+    Device::new(
+        Path::new("PEVT"),
+        vec![
+            &Name::new(Path::new("_HID"), &"QEMU0001"),
+            &Name::new(Path::new("_CRS"), &resources),
+            // Present, enabled, shown, working.
+            &Name::new(Path::new("_STA"), &0xfu8),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
 /// AML that is bytes already.
 struct Raw(Vec<u8>);
 
@@ -261,7 +277,7 @@ mod tests {
         assert_eq!(madt.len(), 44 + 32 * 8 + 12);
         let dsdt = table(&ram, word(&fadt, 140));
         assert_eq!((&dsdt[..4], sum(&dsdt)), (&b"DSDT"[..], 0));
-        for name in [&b"COM1"[..], b"V000", b"V017", b"GED0", b"PWRB", b"VGEN", b"_S5_"] {
+        for name in [&b"COM1"[..], b"V000", b"V017", b"GED0", b"PWRB", b"VGEN", b"PEVT", b"_S5_"] {
             assert!(dsdt.windows(4).any(|window| window == name), "{name:?}");
         }
         assert!(!dsdt.windows(4).any(|window| window == b"V018"));

@@ -45,6 +45,8 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_LINE: u32 = 4;
 /// [`AcpiPower`](crate::devices::power::AcpiPower).
 pub const POWER_PORT: u16 = 0x600;
+/// [`Panic`](crate::devices::power::Panic), where other machines have it.
+pub const PANIC_PORT: u16 = 0x505;
 /// The interrupt of the generic event device.
 pub const POWER_LINE: u32 = 5;
 

@@ -1,6 +1,6 @@
 //! The socket device, section 5.10: streams between guest and host.
 //!
-//! [`packet`] is the wire, [`connection`] one stream with its credit, [`muxer`] all streams of a
+//! `packet` is the wire, `connection` one stream with its credit, `muxer` all streams of a
 //! guest; here they meet the queues. The host's end of each stream is a unix socket, so the same
 //! device serves hosts without a vsock of their own.
 
