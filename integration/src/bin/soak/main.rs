@@ -179,7 +179,10 @@ fn parts(options: &Options) -> Result<Vec<Part>> {
             parts.extend(inside.iter().map(|test| part(&suite, test)));
         }
     }
-    if parts.is_empty() { bail!("no architecture is left to soak") } else { Ok(parts) }
+    if parts.is_empty() {
+        bail!("nothing to soak: --arch names no architecture");
+    }
+    Ok(parts)
 }
 
 /// The program `name` beside this one.
