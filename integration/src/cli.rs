@@ -63,7 +63,7 @@ pub(crate) struct Options {
 
 const COMMON: &str = "\
   --list                    print the tests and what they prove
-  --filter TEXT[,TEXT]      only tests whose name contains one of these
+  --filter TEXT[,TEXT]      only tests whose name contains one of these, or is it (=TEXT)
   --scale short|long        how often each test is run: its count for every change, or for a soak
   --count N                 run each test N times, whatever the scale
   --results FILE            append one line of JSON for each test
@@ -120,7 +120,11 @@ impl Options {
     }
 
     pub(crate) fn selects(&self, name: &str) -> bool {
-        self.filter.is_empty() || self.filter.iter().any(|text| name.contains(text.as_str()))
+        let matches = |text: &String| match text.strip_prefix('=') {
+            Some(whole) => name == whole,
+            None => name.contains(text.as_str()),
+        };
+        self.filter.is_empty() || self.filter.iter().any(matches)
     }
 
     pub(crate) fn rounds(&self, rounds: Rounds) -> u32 {
@@ -193,6 +197,8 @@ mod tests {
         assert_eq!(world.address, "/s");
         assert_eq!(options.filter, ["runc", "kvm", "share"]);
         assert!(options.selects("a.kvm-b") && !options.selects("other"));
+        let exact = parse("--filter =a.b").unwrap().0;
+        assert!(exact.selects("a.b") && !exact.selects("a.b-c"));
         let rounds = Rounds { short: 1, long: 20 };
         assert_eq!(options.rounds(rounds), 20);
         assert_eq!(parse("").unwrap().0.rounds(rounds), 1);

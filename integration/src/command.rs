@@ -1,6 +1,7 @@
 //! Running programs: no shell in between, both streams kept, and a deadline on everything.
 //!
-//! Each program gets a process group of its own, so that what it started ends with it.
+//! Each program gets a process group of its own, so that what it started ends with it, and a signal when the
+//! thread that started it ends, so that it does not outlive whoever waits for it.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -13,10 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::wait::{TimedOut, until_true};
+use crate::wait::until_true;
 
 /// How long the streams may stay open after the program has ended. A descendant that inherited them and
 /// lives on is a defect of the program under test.
@@ -65,6 +67,18 @@ pub enum CommandError {
         /// The ends of its streams.
         output: String,
     },
+    /// It did not say what was waited for.
+    #[error("`{command}` did not say {text:?} {why}{output}")]
+    NeverSaid {
+        /// The program and its arguments.
+        command: String,
+        /// What was waited for.
+        text: String,
+        /// How it came to be too late.
+        why: &'static str,
+        /// The ends of its streams.
+        output: String,
+    },
     /// The system would not say how it ended.
     #[error("waiting for `{command}`: {source}")]
     Wait {
@@ -91,6 +105,7 @@ pub struct Cmd {
     input: Input,
     deadline: Duration,
     traced: bool,
+    orphaned: Signal,
 }
 
 impl Cmd {
@@ -104,6 +119,7 @@ impl Cmd {
             input: Input::Nothing,
             deadline,
             traced: false,
+            orphaned: Signal::SIGKILL,
         }
     }
 
@@ -163,6 +179,13 @@ impl Cmd {
         self
     }
 
+    /// Sends it `signal` instead of SIGKILL when the thread that started it is gone.
+    #[must_use]
+    pub fn when_orphaned(mut self, signal: Signal) -> Self {
+        self.orphaned = signal;
+        self
+    }
+
     /// Runs it to its end, whatever that is.
     pub fn run(self) -> Result<Finished, CommandError> {
         self.start()?.wait()
@@ -190,6 +213,9 @@ impl Cmd {
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
+        let orphaned = self.orphaned;
+        // SAFETY: between fork and exec this makes one system call, which neither allocates nor locks.
+        unsafe { command.pre_exec(move || Ok(set_pdeathsig(Some(orphaned))?)) };
         let mut child =
             command.spawn().map_err(|source| CommandError::Start { command: text.clone(), source })?;
         let stdout = Stream::collect(child.stdout.take());
@@ -327,13 +353,22 @@ impl Running {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    /// Waits until its stdout contains `text`.
-    pub fn until_stdout_has(&mut self, text: &str, deadline: Duration) -> Result<(), TimedOut> {
-        use crate::wait::{Attempt, until};
-        until(&format!("{text:?} from `{}`", self.command), deadline, || {
-            let seen = self.stdout_so_far();
-            if contains(&seen, text.as_bytes()) { Attempt::Done(()) } else { Attempt::Pending(self.output()) }
-        })
+    /// Waits until its stdout contains `text`, no longer than it lives.
+    pub fn until_stdout_has(&mut self, text: &str, deadline: Duration) -> Result<(), CommandError> {
+        let ends = Instant::now() + deadline;
+        loop {
+            // In this order: what it said last is there once its end has been seen.
+            let over = self.has_ended() && self.stdout.closed();
+            if contains(&self.stdout_so_far(), text.as_bytes()) {
+                return Ok(());
+            }
+            if over || Instant::now() >= ends {
+                let why = if over { "before it ended" } else { "in time" };
+                let (command, output) = (self.command.clone(), self.output());
+                return Err(CommandError::NeverSaid { command, text: text.to_owned(), why, output });
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Waits for its end and the end of its streams, by the deadline it was started with.
@@ -456,7 +491,7 @@ fn streams(stdout: &[u8], stderr: &[u8]) -> String {
         }
         let _ = write!(text, "\n  {name} ({} bytes):", bytes.len());
         for line in tail(&String::from_utf8_lossy(bytes), 20).lines() {
-            let _ = write!(text, "\n    | {}", shorten(line));
+            let _ = write!(text, "\n    | {}", shorten(&printable(line)));
         }
     }
     text
@@ -466,6 +501,16 @@ fn streams(stdout: &[u8], stderr: &[u8]) -> String {
 pub fn tail(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// `line` without what a terminal would obey: what guests and broken programs say is shown to people.
+pub fn printable(line: &str) -> Cow<'_, str> {
+    if line.chars().all(|c| !c.is_control() || c == '\t') {
+        return Cow::Borrowed(line);
+    }
+    let show =
+        |c: char| if c.is_control() && c != '\t' { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(line.trim_end_matches('\r').chars().map(show).collect())
 }
 
 /// `line` at a length that leaves a terminal readable.
@@ -521,6 +566,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_never_said_is_not_waited_for_beyond_the_end() {
+        let begun = Instant::now();
+        let mut short = sh("echo something; exit 3", LONG).start().unwrap();
+        let error = short.until_stdout_has("anything", LONG).unwrap_err().to_string();
+        assert!(error.contains("before it ended") && error.contains("something"), "{error}");
+        let mut silent = sh("sleep 1000", LONG).start().unwrap();
+        let error = silent.until_stdout_has("word", Duration::from_millis(100)).unwrap_err().to_string();
+        assert!(error.contains("in time") && begun.elapsed() < LONG, "{error}");
+    }
+
+    #[test]
     fn the_deadline_kills_the_whole_group_and_shows_what_was_said() {
         let begun = Instant::now();
         let error =
@@ -540,6 +596,19 @@ mod tests {
     }
 
     #[test]
+    fn a_program_ends_with_the_thread_that_started_it() {
+        let starter = thread::spawn(|| {
+            let running = sh("sleep 1000", LONG).start().unwrap();
+            let pid = running.pid();
+            std::mem::forget(running);
+            pid
+        });
+        let pid = starter.join().unwrap();
+        until_true("the orphan to end", LONG, || process::read(pid).is_none_or(|one| one.is_zombie()))
+            .unwrap();
+    }
+
+    #[test]
     fn errors_name_the_command() {
         let error = Cmd::new("/nonexistent/tool", LONG).arg("a b").run().unwrap_err().to_string();
         assert!(error.contains("`/nonexistent/tool \"a b\"`"), "{error}");
@@ -551,6 +620,7 @@ mod tests {
     fn text_helpers() {
         assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
         assert_eq!(tail("a", 5), "a");
+        assert_eq!(printable("a\tb\u{1b}[2Jc\r"), "a\tb\\u{1b}[2Jc");
         assert_eq!(shorten(&"é".repeat(500)).chars().count(), 401);
         assert!(contains(b"abc", b"bc") && contains(b"", b"") && !contains(b"ab", b"abc"));
     }

@@ -122,7 +122,7 @@ pub fn reap(parent: i32, processes: &[Process]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use crate::command::Cmd;
 
     #[test]
     fn names_with_parentheses_and_spaces_are_read() {
@@ -138,14 +138,14 @@ mod tests {
 
     #[test]
     fn a_family_is_found_and_ended() {
-        let mut shell = Command::new("sh").args(["-c", "sleep 1000 & exec sleep 1000"]).spawn().unwrap();
-        let root = i32::try_from(shell.id()).unwrap();
-        until_true("a sleep", Duration::from_secs(10), || descendants(root).len() == 1).unwrap();
-        for process in descendants(root) {
+        let long = Duration::from_secs(20);
+        let shell = Cmd::new("sh", long).args(["-c", "sleep 1000 & wait"]).start().unwrap();
+        let family = || descendants(shell.pid());
+        until_true("a sleep", long, || family().iter().any(|process| process.name == "sleep")).unwrap();
+        for process in family() {
             kill(Pid::from_raw(process.pid), Signal::SIGKILL).unwrap();
         }
-        until_true("no sleep", Duration::from_secs(10), || descendants(root).is_empty()).unwrap();
-        shell.kill().unwrap();
+        until_true("no sleep", long, || family().is_empty()).unwrap();
         shell.wait().unwrap();
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::cli::{One, World};
 use crate::leaks::{Scope, Snapshot};
@@ -21,6 +21,8 @@ pub(super) const SETTLE: Duration = Duration::from_secs(40);
 pub(super) fn run<W: World>(tests: &[Test<W>], world: &W, one: &One) -> Result<ExitCode> {
     // Without this a runner that is killed would leave the test running.
     set_pdeathsig(Some(Signal::SIGKILL)).context("asking to end with the runner")?;
+    // The runner's blocked signals were inherited, and would be by every program the test starts.
+    SigSet::all().thread_unblock().context("unblocking signals")?;
     let test = tests
         .iter()
         .find(|test| test.name == one.name)

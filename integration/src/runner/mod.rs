@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::cli::{Options, World, list, usage};
-use crate::command::tail;
+use crate::command::{printable, tail};
 use crate::record::{Record, Tally, Verdict};
 use crate::test::{Outcome, Test};
 use round::{Interrupted, Round, Surroundings};
@@ -127,8 +127,8 @@ impl<'a, W: World> Session<'a, W> {
         }
         if !self.broken_controls.is_empty() {
             println!(
-                "\nThe bed is broken, not supermachine: {} failed, and nothing of the product takes part in \
-                 it.\nMend the bed first; any other failure above may follow from this.",
+                "\nThe bed is broken, not supermachine: nothing of the product takes part in what failed: {}.\n\
+                 Mend the bed first; any other failure above may follow from this.",
                 self.broken_controls.join(", ")
             );
         }
@@ -233,7 +233,7 @@ fn append(path: &Path, to_existing: bool, text: &str) -> io::Result<()> {
 }
 
 fn indent(text: &str, with: &str) -> String {
-    text.lines().flat_map(|line| [with, line, "\n"]).collect()
+    text.lines().flat_map(|line| [with.into(), printable(line), "\n".into()]).collect()
 }
 
 #[cfg(test)]

@@ -1,0 +1,81 @@
+//! Benchmarks: ours and a peer, measured in turn, written in the one schema to `target/bench/NAME.json`.
+
+mod bed;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use lexopt::{Arg, Parser, ValueExt};
+
+const USAGE: &str = "\
+usage: bench bed [OPTION]...
+
+  bed                       restoring the emulated host, compared with booting it
+
+  --runs N                  samples of each side (10)
+  --arch ARCH[,ARCH]        x86_64, aarch64 (this machine's)
+  --testbed PROGRAM         the tool that runs emulated hosts (hack/testbed)
+  --output DIR              where the results go (target/bench)";
+
+/// What all benchmarks take.
+struct Options {
+    runs: u32,
+    archs: Vec<String>,
+    testbed: PathBuf,
+    output: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut parser = Parser::from_env();
+    let mut options = Options {
+        runs: 10,
+        archs: vec![std::env::consts::ARCH.into()],
+        testbed: "hack/testbed".into(),
+        output: "target/bench".into(),
+    };
+    let mut names = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Value(name) => names.push(name.string()?),
+            Arg::Long("runs") => options.runs = parser.value()?.parse()?,
+            Arg::Long("arch") => {
+                options.archs = parser.value()?.string()?.split(',').map(str::to_owned).collect();
+            }
+            Arg::Long("testbed") => options.testbed = parser.value()?.into(),
+            Arg::Long("output") => options.output = parser.value()?.into(),
+            Arg::Long("help") | Arg::Short('h') => {
+                println!("{USAGE}");
+                return Ok(());
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    if options.runs == 0 {
+        bail!("--runs 0 measures nothing");
+    }
+    if names.is_empty() {
+        bail!("which benchmark?\n{USAGE}");
+    }
+    for name in &names {
+        let report = match name.as_str() {
+            "bed" => bed::measure(&options)?,
+            other => bail!("there is no benchmark {other}\n{USAGE}"),
+        };
+        let path = options.output.join(format!("{name}.json"));
+        report.write(&path).context("keeping the results")?;
+        println!("{}", report::table(name, &report));
+        println!("results: {}", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! Everything, often: the long counts of all tests, part by part.
+//!
+//! A part is one test in one environment. Its result is kept under `target/soak/COMMIT/` as soon as it is
+//! there, so a soak that is stopped goes on where it was; `docs/soak.md` is written anew after each part.
+
+mod date;
+mod page;
+mod part;
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use integration::Verdict;
+use integration::command::Cmd;
+use lexopt::{Arg, Parser, ValueExt};
+use part::{Done, Part, Suite};
+
+const USAGE: &str = "\
+usage: soak [OPTION]...
+
+Runs the long counts of all tests and writes docs/soak.md. Parts that are done on this commit are not run
+again. To be started in the root of the repository, with `outside` and `inside` built beside this program.
+
+  --list                    print the parts and which are done
+  --filter TEXT[,TEXT]      only parts whose name contains one of these
+  --arch ARCH[,ARCH]        of the emulated hosts (x86_64,aarch64)
+  --containerd V[,V]        for the tests inside (1.7,2.1)
+  --count N                 this many rounds of each instead of the long count
+  --retry-failed            run again what has failed
+  --testbed PROGRAM         the tool that runs emulated hosts (hack/testbed)
+  --e2e PROGRAM             the script that runs `inside` in such a host (hack/e2e)
+  --state DIR               what is done (target/soak)
+  --page FILE               the page to write (docs/soak.md)";
+
+struct Options {
+    list: bool,
+    filter: Vec<String>,
+    archs: Vec<String>,
+    containerds: Vec<String>,
+    count: Option<u32>,
+    retry_failed: bool,
+    testbed: PathBuf,
+    e2e: PathBuf,
+    state: PathBuf,
+    page: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("soak: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether nothing has failed.
+fn run() -> Result<bool> {
+    let Some(options) = parse()? else { return Ok(true) };
+    let commit = commit()?;
+    let state = options.state.join(&commit);
+    fs::create_dir_all(&state).with_context(|| format!("creating {}", state.display()))?;
+    let parts = parts(&options)?;
+    let selected = |part: &&Part| {
+        options.filter.is_empty() || options.filter.iter().any(|text| part.name().contains(text.as_str()))
+    };
+    if options.list {
+        for part in parts.iter().filter(selected) {
+            let done = Done::load(&state, part)?;
+            println!("{:<60} {}", part.name(), done.map_or("to do".into(), |done| done.in_short()));
+        }
+        return Ok(true);
+    }
+    for part in parts.iter().filter(selected) {
+        match Done::load(&state, part)? {
+            Some(done) if !(options.retry_failed && done.record.verdict == Verdict::Failed) => {
+                println!("{:<60} done: {}", part.name(), done.in_short());
+                continue;
+            }
+            _ => {}
+        }
+        println!("{:<60} ...", part.name());
+        let done = part::run(part, &options)?;
+        done.keep(&state, part)?;
+        println!("{:<60} {}", part.name(), done.in_short());
+        write_page(&options, &commit, &parts, &state)?;
+    }
+    let page = write_page(&options, &commit, &parts, &state)?;
+    println!("{}", page.summary());
+    println!("page: {}", options.page.display());
+    Ok(page.failed() == 0)
+}
+
+fn write_page(
+    options: &Options,
+    commit: &str,
+    parts: &[Part],
+    state: &std::path::Path,
+) -> Result<page::Page> {
+    let mut rows = Vec::new();
+    for part in parts {
+        rows.push((part.clone(), Done::load(state, part)?));
+    }
+    let page = page::Page { commit: commit.to_owned(), rows };
+    page.write(&options.page).with_context(|| format!("writing {}", options.page.display()))?;
+    Ok(page)
+}
+
+fn parse() -> Result<Option<Options>> {
+    let mut options = Options {
+        list: false,
+        filter: Vec::new(),
+        archs: vec!["x86_64".into(), "aarch64".into()],
+        containerds: vec!["1.7".into(), "2.1".into()],
+        count: None,
+        retry_failed: false,
+        testbed: "hack/testbed".into(),
+        e2e: "hack/e2e".into(),
+        state: "target/soak".into(),
+        page: "docs/soak.md".into(),
+    };
+    let words = |text: String| text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect();
+    let mut parser = Parser::from_env();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("list") => options.list = true,
+            Arg::Long("filter") => options.filter = words(parser.value()?.string()?),
+            Arg::Long("arch") => options.archs = words(parser.value()?.string()?),
+            Arg::Long("containerd") => options.containerds = words(parser.value()?.string()?),
+            Arg::Long("count") => options.count = Some(parser.value()?.parse()?),
+            Arg::Long("retry-failed") => options.retry_failed = true,
+            Arg::Long("testbed") => options.testbed = parser.value()?.into(),
+            Arg::Long("e2e") => options.e2e = parser.value()?.into(),
+            Arg::Long("state") => options.state = parser.value()?.into(),
+            Arg::Long("page") => options.page = parser.value()?.into(),
+            Arg::Long("help") | Arg::Short('h') => {
+                println!("{USAGE}");
+                return Ok(None);
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Some(options))
+}
+
+/// The commit that is soaked. Changes that are not committed are another thing than the commit.
+fn commit() -> Result<String> {
+    let git = |arguments: &[&str]| -> Result<String> {
+        let done = Cmd::new("git", Duration::from_mins(1)).args(arguments).ok()?;
+        Ok(done.out().trim().to_owned())
+    };
+    let mut commit = git(&["rev-parse", "--short=12", "HEAD"])?;
+    // The page is written by the soak itself.
+    if !git(&["status", "--porcelain", "--", ".", ":!docs/soak.md"])?.is_empty() {
+        commit += "-modified";
+    }
+    Ok(commit)
+}
+
+/// All parts, in the order in which they are run: what can be broken for all others first.
+fn parts(options: &Options) -> Result<Vec<Part>> {
+    let (outside, inside) = (tests("outside")?, tests("inside")?);
+    let mut parts = Vec::new();
+    for arch in &options.archs {
+        let part = |suite: &Suite, test: &String| Part {
+            suite: suite.clone(),
+            arch: arch.clone(),
+            test: test.clone(),
+        };
+        parts.extend(outside.iter().map(|test| part(&Suite::Outside, test)));
+        for version in &options.containerds {
+            let suite = Suite::Inside { containerd: version.clone() };
+            parts.extend(inside.iter().map(|test| part(&suite, test)));
+        }
+    }
+    if parts.is_empty() {
+        bail!("nothing to soak: --arch names no architecture");
+    }
+    Ok(parts)
+}
+
+/// The program `name` beside this one.
+fn sibling(name: &str) -> Result<PathBuf> {
+    Ok(env::current_exe().context("finding this program")?.with_file_name(name))
+}
+
+/// The names of the tests of the program `name`: the first word of each line of its list.
+fn tests(name: &str) -> Result<Vec<String>> {
+    let listed = Cmd::new(sibling(name)?, Duration::from_mins(1)).arg("--list").ok()?;
+    Ok(listed.out().lines().filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect())
+}

@@ -1,0 +1,155 @@
+//! One part: what it is, how it is run, what is kept of it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use integration::command::{Cmd, tail};
+use integration::{Record, Verdict};
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::{Options, sibling};
+
+/// Each round has its own deadline; this one is for a runner that hangs itself.
+const LONGEST: Duration = Duration::from_hours(6);
+
+/// Which program of tests, and where it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Suite {
+    /// On this machine, driving emulated hosts.
+    Outside,
+    /// In an emulated host with this containerd.
+    Inside { containerd: String },
+}
+
+/// One test in one environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub suite: Suite,
+    pub arch: String,
+    pub test: String,
+}
+
+impl Part {
+    /// Where it runs, in words.
+    pub fn place(&self) -> String {
+        match &self.suite {
+            Suite::Outside => self.arch.clone(),
+            Suite::Inside { containerd } => format!("{}, containerd {containerd}", self.arch),
+        }
+    }
+
+    /// A name fit for a file.
+    pub fn name(&self) -> String {
+        match &self.suite {
+            Suite::Outside => format!("outside-{}-{}", self.arch, self.test),
+            Suite::Inside { containerd } => format!("inside-{}-{containerd}-{}", self.arch, self.test),
+        }
+    }
+}
+
+/// A part that was run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Done {
+    /// When it began, in seconds since 1970.
+    pub began: u64,
+    pub record: Record,
+}
+
+impl Done {
+    /// What is kept of `part`, if it was run.
+    pub fn load(state: &Path, part: &Part) -> Result<Option<Self>> {
+        let path = path(state, part);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .with_context(|| format!("reading {}; remove it to run this part again", path.display())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// Keeps it: wholly or not at all.
+    pub fn keep(&self, state: &Path, part: &Part) -> Result<()> {
+        let path = path(state, part);
+        let aside = path.with_extension("new");
+        fs::write(&aside, serde_json::to_vec_pretty(self)?)
+            .and_then(|()| fs::rename(&aside, &path))
+            .with_context(|| format!("writing {}", path.display()))
+    }
+
+    pub fn in_short(&self) -> String {
+        let Record { verdict, rounds_passed, rounds, seconds, .. } = &self.record;
+        match verdict {
+            Verdict::Passed => format!("{rounds_passed}/{rounds} passed in {seconds:.0} s"),
+            Verdict::Failed => format!("FAILED after {rounds_passed} of {rounds}, {seconds:.0} s"),
+            Verdict::Skipped => format!("skipped: {}", self.record.reason.as_deref().unwrap_or("no reason")),
+        }
+    }
+}
+
+fn path(state: &Path, part: &Part) -> PathBuf {
+    // Names contain dots, so an extension must be added and not replaced.
+    state.join(format!("{}.json", part.name()))
+}
+
+/// Runs `part` to its end.
+pub fn run(part: &Part, options: &Options) -> Result<Done> {
+    let began = SystemTime::now().duration_since(UNIX_EPOCH).context("a clock before 1970")?.as_secs();
+    let (command, results) = match &part.suite {
+        Suite::Outside => outside(part, options)?,
+        Suite::Inside { containerd } => inside(part, containerd, options),
+    };
+    if let Err(error) = fs::remove_file(&results)
+        && error.kind() != ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("removing {}", results.display()));
+    }
+    let mut command = command.args(["--filter", &format!("={}", part.test), "--scale", "long"]);
+    if let Some(count) = options.count {
+        command = command.args(["--count", &count.to_string()]);
+    }
+    // SIGTERM, so that a runner whose soak is gone ends its test and tidies up.
+    let done = command.when_orphaned(Signal::SIGTERM).run()?;
+    let text = fs::read_to_string(&results).unwrap_or_default();
+    let records = Record::parse_lines(&text).with_context(|| format!("reading {}", results.display()))?;
+    let record = match <[Record; 1]>::try_from(records) {
+        Ok([record]) if record.name == part.test => record,
+        // Neither passed nor failed: the soak stops, since it would say nothing about the test.
+        _ => bail!(
+            "{} ended with {} and no result of {}:\n{}",
+            done.command,
+            done.status,
+            part.test,
+            tail(&done.out(), 20) + "\n" + &tail(&done.err(), 20)
+        ),
+    };
+    Ok(Done { began, record })
+}
+
+fn outside(part: &Part, options: &Options) -> Result<(Cmd, PathBuf)> {
+    let results = options.state.join("outside.jsonl");
+    let command = Cmd::new(sibling("outside")?, LONGEST)
+        .arg("--testbed")
+        .arg(&options.testbed)
+        .args(["--arch", &part.arch])
+        .arg("--results")
+        .arg(&results)
+        .arg("--logs")
+        .arg(options.state.join("logs").join(part.name()));
+    Ok((command, results))
+}
+
+fn inside(part: &Part, containerd: &str, options: &Options) -> (Cmd, PathBuf) {
+    let results = PathBuf::from(format!("target/e2e/{}-{containerd}/results.jsonl", part.arch));
+    let command = Cmd::new(&options.e2e, LONGEST).env("E2E_TIMEOUT", LONGEST.as_secs().to_string()).args([
+        "--arch",
+        &part.arch,
+        "--containerd",
+        containerd,
+    ]);
+    (command, results)
+}
