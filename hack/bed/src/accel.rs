@@ -1,10 +1,10 @@
 //! Whether this machine can run the host faster than by emulation.
 
 use std::fs;
-use std::process::Command;
 
 use crate::progress::say;
 use crate::spec::Arch;
+use crate::tools::command;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
@@ -23,7 +23,7 @@ impl Accel {
         if arch != Arch::NATIVE || !nesting(arch) || !monitor.exists() {
             return Self::Tcg;
         }
-        match Command::new(monitor).arg("check").output() {
+        match command(monitor).arg("check").output() {
             Ok(output) if output.status.success() => {
                 say("this machine has usable virtualization: the host runs on KVM");
                 Self::Kvm

@@ -28,7 +28,7 @@ struct Owned {
 
 impl Ending {
     /// Starts to watch. Must be called before the first thread, so that all of them leave the
-    /// signals to this one; programs that are started get them as usual.
+    /// signals to this one. Programs that are started inherit that; `tools` undoes it for them.
     pub fn watch() -> Result<Self> {
         let ending = Self::default();
         let mut signals = SigSet::empty();

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::cache::children;
 use crate::kernel::Initrd;
 use crate::spec::Arch;
+use crate::tools::command;
 
 pub struct Payload {
     dir: PathBuf,
@@ -21,7 +22,7 @@ impl Payload {
     pub fn build(arch: Arch) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let script = root.join("hack/build");
-        let status = Command::new(&script)
+        let status = command(&script)
             .arg(arch.name())
             .stdin(Stdio::null())
             .stdout(std::io::stderr())

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use crate::accel::Accel;
 use crate::cache::{Run, digest};
 use crate::spec::{Arch, Spec};
-use crate::tools::{capture, command};
+use crate::tools::{capture, command, take_signals};
 
 /// Older ones emulate the 16-byte compare-and-exchange wrongly, which Go programs use.
 const OLDEST: u32 = 8;
@@ -176,11 +176,12 @@ impl Process {
             .stderr(File::options().append(true).open(&log)?)
             .process_group(0);
         let lock = run.lock_fd().context("the run's directory is not locked")?.as_raw_fd();
-        // SAFETY: fcntl and prctl are async-signal-safe, and the lock's descriptor is open in the
+        // SAFETY: fcntl, sigprocmask and prctl are async-signal-safe, and the lock's descriptor is open in the
         // child, which is a copy of this process.
         unsafe {
             command.pre_exec(move || {
                 Errno::result(libc::fcntl(lock, libc::F_SETFD, 0))?;
+                take_signals()?;
                 if !stay {
                     set_pdeathsig(Signal::SIGKILL)?;
                 }

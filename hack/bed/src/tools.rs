@@ -1,5 +1,6 @@
 //! Running the programs of the machine: their failure says which call it was and what it printed.
 
+use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
@@ -8,16 +9,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 
-/// A command that ends with this process, however that ends.
-pub fn command(program: &str) -> Command {
+/// A command that ends with this process, however that ends, and takes signals as usual.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
-    // SAFETY: prctl is async-signal-safe.
+    // SAFETY: prctl and sigprocmask are async-signal-safe.
     unsafe {
-        command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
+        command.pre_exec(|| {
+            set_pdeathsig(Signal::SIGKILL)?;
+            take_signals()?;
+            Ok(())
+        });
     }
     command
+}
+
+/// Undoes, in a child, that this process leaves its signals to one thread: the mask is inherited.
+pub fn take_signals() -> nix::Result<()> {
+    SigSet::empty().thread_set_mask()
 }
 
 /// A command to which files of this user look like root's, for making an image of them.
