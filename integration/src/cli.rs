@@ -61,8 +61,7 @@ pub(crate) struct Options {
     pub one: Option<One>,
 }
 
-const COMMON: &str = "\
-  --list                    print the tests and what they prove
+const COMMON: &str = "  --list                    print the tests and what they prove
   --filter TEXT[,TEXT]      only tests whose name contains one of these, or is it (=TEXT)
   --scale short|long        how often each test is run: its count for every change, or for a soak
   --count N                 run each test N times, whatever the scale

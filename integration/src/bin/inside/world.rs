@@ -46,8 +46,8 @@ impl Default for Inside {
 }
 
 impl World for Inside {
-    const OPTIONS: &'static str = "\
-  --address SOCKET          containerd's socket (/run/containerd/containerd.sock)
+    const OPTIONS: &'static str =
+        "  --address SOCKET          containerd's socket (/run/containerd/containerd.sock)
   --namespace NAME          containerd's namespace to work in (default)
   --image NAME              an image with a busybox (docker.io/library/busybox:latest)
   --containerd-log FILE     containerd's log (/var/log/containerd.log)

@@ -31,7 +31,8 @@ pub fn tests() -> Vec<Test<Outside>> {
             run: warm_start,
             deadline: Duration::from_mins(4),
             rounds: Rounds::once_or(3),
-            tags: &["control"],
+            // A slow bed is not a broken one.
+            tags: &["speed"],
         },
     ]
 }

@@ -22,8 +22,8 @@ impl Default for Outside {
 }
 
 impl World for Outside {
-    const OPTIONS: &'static str = "\
-  --testbed PROGRAM         the tool that runs emulated hosts (hack/testbed)
+    const OPTIONS: &'static str =
+        "  --testbed PROGRAM         the tool that runs emulated hosts (hack/testbed)
   --arch x86_64|aarch64     of the emulated host (this machine's)";
 
     fn option(&mut self, name: &str, parser: &mut lexopt::Parser) -> Result<bool> {
