@@ -18,10 +18,18 @@ pub fn request(port: u16, what: &Request, wait: Duration) -> Result<Reply> {
     let stream = connect(port)?;
     stream.set_read_timeout(Some(wait))?;
     write_json(&stream, Kind::Request, what)?;
-    match read_frame(&stream)? {
-        Some((Kind::Reply, payload)) => Ok(serde_json::from_slice(&payload)?),
-        _ => bail!("the host hung up"),
+    match read_frame(&stream) {
+        Ok(Some((Kind::Reply, payload))) => Ok(serde_json::from_slice(&payload)?),
+        Ok(_) => bail!("the host hung up"),
+        Err(error) if ran_out_of_time(&error) => {
+            bail!("the host did not answer within {} s", wait.as_secs_f32())
+        }
+        Err(error) => Err(error.into()),
     }
+}
+
+fn ran_out_of_time(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// Like [`request`], for what must succeed.
@@ -79,7 +87,7 @@ fn copy_output(stream: &TcpStream, deadline: Option<Instant>) -> Result<i32> {
             stream.set_read_timeout(Some(left))?;
         }
         let frame = match read_frame(stream) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            Err(error) if ran_out_of_time(&error) => {
                 crate::progress::say("the command did not end within its time and was killed");
                 return Ok(124);
             }

@@ -147,11 +147,13 @@ fn platform(arch: Arch, accel: Accel) -> [&'static str; 3] {
 }
 
 fn kernel_words(spec: &Spec) -> String {
-    let console = match spec.arch {
-        Arch::X86_64 => "ttyS0",
-        Arch::Aarch64 => "ttyAMA0",
+    let own = match spec.arch {
+        Arch::X86_64 => "console=ttyS0",
+        // The kernel keeps to EL1: the timer that it would use in EL2 is not in the state that QEMU
+        // saves, so that after a restore it never fires again.
+        Arch::Aarch64 => "console=ttyAMA0 kvm-arm.mode=nvhe",
     };
-    format!("console={console} quiet panic=-1 mitigations=off {}", spec.kernel_words())
+    format!("{own} quiet panic=-1 mitigations=off {}", spec.kernel_words())
 }
 
 /// Commas separate the parts of an option.

@@ -122,7 +122,8 @@ impl Api {
             snapshotter: SNAPSHOTTER.into(),
             key: key.into(),
             parent: parent.into(),
-            ..PrepareSnapshotRequest::default()
+            // Until a container refers to it, only this keeps the garbage collector off.
+            labels: [("containerd.io/gc.root".to_owned(), "integration".to_owned())].into(),
         };
         Ok(self.call("Snapshots.Prepare", client.prepare(self.within(request)?))?.mounts)
     }

@@ -1,7 +1,6 @@
 //! Making the host fit for commands, and fit for being saved.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -20,13 +19,10 @@ const PAYLOAD: &str = "/run/testbed/payload";
 const SHARE_TAG: &str = "share";
 const SHARE: &str = "/share";
 
-/// Sets the clock, brings up every processor, installs the binaries and mounts the share.
+/// Sets the clock, installs the binaries and mounts the share.
 pub fn prepare(how: &Prepare) -> Result<()> {
     let now = TimeSpec::from_duration(std::time::Duration::from_nanos(how.time_ns));
     clock_settime(ClockId::CLOCK_REALTIME, now).context("setting the clock")?;
-    for path in offline_processors("0")? {
-        fs::write(&path, "1").with_context(|| format!("bringing up {path}"))?;
-    }
     mount_9p(PAYLOAD_TAG, PAYLOAD, true)?;
     run("cp", &["-a", "--no-preserve=ownership", &format!("{PAYLOAD}/."), "/"])?;
     unmount(PAYLOAD)?;
@@ -37,22 +33,13 @@ pub fn prepare(how: &Prepare) -> Result<()> {
 }
 
 /// Undoes [`prepare`] and drops what need not be in the saved memory.
-///
-/// Only the first processor stays up: on an emulated aarch64 host the EL2 timer of the others does
-/// not survive being saved, and a processor brought up afresh has a working one.
 pub fn quiesce() -> Result<()> {
     for point in [SHARE, PAYLOAD] {
         unmount(point)?;
     }
     // SAFETY: sync has no arguments and cannot fail.
     unsafe { libc::sync() };
-    fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")?;
-    if cfg!(target_arch = "aarch64") {
-        for path in offline_processors("1")? {
-            fs::write(&path, "0").with_context(|| format!("taking down {path}"))?;
-        }
-    }
-    Ok(())
+    fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")
 }
 
 /// Switches the host off; does not return when it works.
@@ -75,21 +62,6 @@ pub fn network() -> Result<()> {
         run("ip", arguments)?;
     }
     Ok(())
-}
-
-/// The `online` files of processors whose state is `state`; the first processor has none.
-fn offline_processors(state: &str) -> Result<Vec<String>> {
-    let mut paths = Vec::new();
-    for number in 1.. {
-        let path = format!("/sys/devices/system/cpu/cpu{number}/online");
-        if !Path::new(&path).exists() {
-            break;
-        }
-        if fs::read_to_string(&path)?.trim() == state {
-            paths.push(path);
-        }
-    }
-    Ok(paths)
 }
 
 fn mount_9p(tag: &str, point: &str, read_only: bool) -> Result<()> {

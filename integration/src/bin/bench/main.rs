@@ -74,7 +74,6 @@ fn run() -> Result<()> {
         };
         let path = options.output.join(format!("{name}.json"));
         report.write(&path).context("keeping the results")?;
-        println!("{}", report::table(name, &report));
         println!("results: {}", path.display());
     }
     Ok(())
