@@ -1,7 +1,11 @@
 //! Whether this machine can run the host faster than by emulation.
 
 use std::fs;
+use std::path::Path;
 
+use anyhow::{Context, Result};
+
+use crate::cache::Cache;
 use crate::progress::say;
 use crate::spec::Arch;
 use crate::tools::command;
@@ -19,8 +23,9 @@ impl Accel {
     ///
     /// A device node alone proves nothing: the processor must have the extension, nesting must be
     /// on, and the monitor's own check must have run a guest.
-    pub fn choose(arch: Arch, monitor: &std::path::Path) -> Self {
-        if arch != Arch::NATIVE || !nesting(arch) || !monitor.exists() {
+    pub fn choose(cache: &Cache, arch: Arch, monitor: &Path) -> Self {
+        let given_up = fs::read_to_string(cache.path(GIVEN_UP)).is_ok_and(|on| on == kernel());
+        if arch != Arch::NATIVE || given_up || !nesting(arch) || !monitor.exists() {
             return Self::Tcg;
         }
         match command(monitor).arg("check").output() {
@@ -31,6 +36,19 @@ impl Accel {
             _ => Self::Tcg,
         }
     }
+
+    /// Does not try KVM again on this kernel: it passed every check and yet ran no host.
+    pub fn give_up_kvm(cache: &Cache) -> Result<()> {
+        let note = cache.path(GIVEN_UP);
+        fs::write(&note, kernel()).with_context(|| format!("writing {}", note.display()))
+    }
+}
+
+/// Where it is noted that KVM was tried and did not run a host, on which kernel.
+const GIVEN_UP: &str = "kvm-does-not-run-hosts";
+
+fn kernel() -> String {
+    fs::read_to_string("/proc/version").unwrap_or_default()
 }
 
 fn nesting(arch: Arch) -> bool {

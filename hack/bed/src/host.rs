@@ -47,7 +47,7 @@ impl<'a> Workshop<'a> {
         spec.check()?;
         let qemu = Qemu::find(spec.arch)?;
         let payload = Payload::build(spec.arch)?;
-        let accel = Accel::choose(spec.arch, &payload.monitor());
+        let accel = Accel::choose(cache, spec.arch, &payload.monitor());
         let image = Image::open(cache, spec.arch, start.rebuild)?;
         Ok(Self { cache, spec, qemu, accel, image, payload, ending })
     }

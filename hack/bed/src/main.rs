@@ -27,6 +27,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
+use crate::accel::Accel;
 use crate::cache::{Cache, file_name};
 use crate::ending::Ending;
 use crate::host::{Host, Up, Workshop};
@@ -90,18 +91,32 @@ fn cache_dir() -> Result<PathBuf> {
 }
 
 fn run(cache: &Cache, call: &Call, argv: &[String], ending: &Ending) -> Result<i32> {
-    let workshop = Workshop::open(cache, &call.start, ending)?;
     let name = format!("run-{}", std::process::id());
-    let host = Host::start(&workshop, &call.start, &name, false)?;
+    let host = start(cache, call, ending, &name, false)?;
     let code = exec::run(host.port(), argv, false, call.start.timeout, ending);
     host.end();
     code
 }
 
+/// A host that is fit for commands; by emulation, where this machine's KVM turns out not to run one.
+fn start(cache: &Cache, call: &Call, ending: &Ending, name: &str, stay: bool) -> Result<Host> {
+    let mut workshop = Workshop::open(cache, &call.start, ending)?;
+    match Host::start(&workshop, &call.start, name, stay) {
+        Err(error) if workshop.accel == Accel::Kvm => {
+            say(format_args!(
+                "the host does not run on this machine's KVM, emulation is used instead: {error:#}"
+            ));
+            Accel::give_up_kvm(cache)?;
+            workshop.accel = Accel::Tcg;
+            Host::start(&workshop, &call.start, name, stay)
+        }
+        started => started,
+    }
+}
+
 fn up(cache: &Cache, call: &Call, ending: &Ending) -> Result<i32> {
-    let workshop = Workshop::open(cache, &call.start, ending)?;
     let name = call.name();
-    let host = Host::start(&workshop, &call.start, &name, true)?;
+    let host = start(cache, call, ending, &name, true)?;
     fs::write(host.run_dir().join("spec"), call.start.spec.name())?;
     let share = call.start.share.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
     fs::write(host.run_dir().join("share"), share)?;
