@@ -22,6 +22,7 @@ mod tools;
 mod usage;
 
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
 fn tool() -> Result<i32> {
     let ending = Ending::watch()?;
     let Some(call) = usage::parse(std::env::args_os())? else {
-        print!("{}", usage::HELP);
+        print(usage::HELP);
         return Ok(0);
     };
     let cache = Cache::open(cache_dir()?)?;
@@ -65,7 +66,7 @@ fn tool() -> Result<i32> {
         Verb::Status => status(&cache),
         Verb::Console => {
             let up = Up::find(&cache, &call.name())?;
-            print!("{}", String::from_utf8_lossy(&fs::read(up.dir.join("console"))?));
+            print(&String::from_utf8_lossy(&fs::read(up.dir.join("console"))?));
             Ok(0)
         }
         Verb::Build => {
@@ -76,6 +77,11 @@ fn tool() -> Result<i32> {
         Verb::Clean => cache.clean().map(|()| 0),
         Verb::BusyboxImage(busybox, tar) => oci::write_images(busybox, call.start.spec.arch, tar).map(|()| 0),
     }
+}
+
+/// For a reader that may have gone, as `head` does: that is no error.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 fn cache_dir() -> Result<PathBuf> {
@@ -142,8 +148,9 @@ fn exec_in(cache: &Cache, call: &Call, argv: &[String], interactive: bool, endin
 fn status(cache: &Cache) -> Result<i32> {
     cache.sweep()?;
     let runs = cache.runs()?;
+    let mut lines = Vec::new();
     if runs.is_empty() {
-        println!("no host is up");
+        lines.push("no host is up".to_owned());
     }
     for dir in runs {
         let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
@@ -152,7 +159,7 @@ fn status(cache: &Cache) -> Result<i32> {
             share if share.is_empty() => String::new(),
             share => format!(", shares {share}"),
         };
-        println!(
+        lines.push(format!(
             "{}: {}, QEMU {}, for {} min{share}",
             file_name(&dir),
             match read("spec") {
@@ -161,12 +168,13 @@ fn status(cache: &Cache) -> Result<i32> {
             },
             read("pid"),
             since / 60
-        );
+        ));
     }
     for kind in ["image", "saved"] {
         for dir in cache::children(&cache.path(kind))?.iter().filter(|path| path.is_dir()) {
-            println!("{kind} {}: {} MiB", file_name(dir), cache::disk_use(dir)? >> 20);
+            lines.push(format!("{kind} {}: {} MiB", file_name(dir), cache::disk_use(dir)? >> 20));
         }
     }
+    print(&(lines.join("\n") + "\n"));
     Ok(0)
 }
