@@ -49,6 +49,7 @@ struct Options {
     vsock: Option<PathBuf>,
     blocks: Vec<(PathBuf, bool)>,
     shares: Vec<Share>,
+    taps: Vec<String>,
 }
 
 /// A directory of the host that the guest mounts by its tag.
@@ -123,6 +124,7 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut kernel, mut initrd, mut append) = (None, None, String::new());
     let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
     let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
+    let mut taps = Vec::new();
     while let Some(arg) = args.next()? {
         match arg {
             Long("kernel") => kernel = Some(args.value()?.into()),
@@ -133,12 +135,13 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("console") => console = Console::parse(&args.value()?.string()?)?,
             Long("block") => blocks.push(read_only(&args.value()?.string()?)),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
+            Long("tap") => taps.push(args.value()?.string()?),
             Long("vsock") => vsock = Some(args.value()?.into()),
             other => return Err(other.unexpected()),
         }
     }
     let kernel = kernel.ok_or("--kernel is missing")?;
-    Ok(Options { kernel, initrd, append, memory, vcpus, console, vsock, blocks, shares })
+    Ok(Options { kernel, initrd, append, memory, vcpus, console, vsock, blocks, shares, taps })
 }
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
@@ -236,7 +239,30 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
     for share in &options.shares {
         devices.push((SlotId::new(format!("fs.{}", share.tag)), self::share(share, options.vcpus)?));
     }
+    for (index, name) in options.taps.iter().enumerate() {
+        devices.push((SlotId::new(format!("net.{index}")), tap(name)?));
+    }
     Ok(devices)
+}
+
+#[cfg(target_os = "linux")]
+fn tap(name: &str) -> anyhow::Result<Box<dyn Device>> {
+    use vmm::devices::virtio::limit::Limits;
+    use vmm::devices::virtio::net::{self, Net};
+
+    let taps = net::tap::open(name, 1)?;
+    let mut mac = [0; 6];
+    vmm::entropy::fill(&mut mac).map_err(|error| anyhow!("no randomness for an address: {error}"))?;
+    // One machine's, and given by nobody.
+    mac[0] = mac[0] & !1 | 2;
+    let mtu = Some(net::tap::mtu(name)?);
+    let net = Net::new(net::Config { taps, mac, mtu, rx: Limits::default(), tx: Limits::default() })?;
+    Ok(Box::new(net))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn tap(name: &str) -> anyhow::Result<Box<dyn Device>> {
+    bail!("cannot use the tap {name}: this system has none")
 }
 
 #[cfg(all(target_os = "linux", feature = "fs"))]

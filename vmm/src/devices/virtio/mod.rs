@@ -8,9 +8,14 @@
 pub mod balloon;
 pub mod block;
 pub mod fs;
+pub mod limit;
 pub mod mmio;
+#[cfg(target_os = "linux")]
+pub mod net;
 mod queue;
 pub mod rng;
+#[cfg(target_os = "linux")]
+mod scatter;
 mod signals;
 pub mod vsock;
 mod worker;
