@@ -23,6 +23,7 @@ Options of run:
   --initrd FILE      initial root file system
   --append TEXT      more for the kernel's command line
   --memory SIZE      guest RAM, like 512M or 2G (256M)
+  --memory-max SIZE  guest RAM to which the machine can grow while it runs
   --cpus N           processors (1)
   --console WHERE    stdio, none, file:PATH or unix:PATH (stdio)
   --share TAG=DIR[:ro]

@@ -44,6 +44,7 @@ struct Options {
     initrd: Option<PathBuf>,
     append: String,
     memory: u64,
+    memory_max: Option<u64>,
     vcpus: u32,
     console: Console,
     vsock: Option<PathBuf>,
@@ -124,13 +125,14 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut kernel, mut initrd, mut append) = (None, None, String::new());
     let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
     let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
-    let mut taps = Vec::new();
+    let (mut taps, mut memory_max) = (Vec::new(), None);
     while let Some(arg) = args.next()? {
         match arg {
             Long("kernel") => kernel = Some(args.value()?.into()),
             Long("initrd") => initrd = Some(args.value()?.into()),
             Long("append") => append = args.value()?.string()?,
             Long("memory") => memory = size(&args.value()?.string()?)?,
+            Long("memory-max") => memory_max = Some(size(&args.value()?.string()?)?),
             Long("cpus") => vcpus = args.value()?.parse()?,
             Long("console") => console = Console::parse(&args.value()?.string()?)?,
             Long("block") => blocks.push(read_only(&args.value()?.string()?)),
@@ -141,7 +143,7 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
         }
     }
     let kernel = kernel.ok_or("--kernel is missing")?;
-    Ok(Options { kernel, initrd, append, memory, vcpus, console, vsock, blocks, shares, taps })
+    Ok(Options { kernel, initrd, append, memory, memory_max, vcpus, console, vsock, blocks, shares, taps })
 }
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
@@ -294,6 +296,7 @@ fn run(options: Options) -> anyhow::Result<Outcome> {
         initrd: options.initrd,
         command_line: [COMMAND_LINE, &options.append].join(" ").trim_end().to_owned(),
         memory: options.memory,
+        memory_max: options.memory_max,
         vcpus: options.vcpus,
         console: sink,
         markers: Vec::new(),

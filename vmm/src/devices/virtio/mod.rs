@@ -9,6 +9,7 @@ pub mod balloon;
 pub mod block;
 pub mod fs;
 pub mod limit;
+pub mod mem;
 pub mod mmio;
 #[cfg(target_os = "linux")]
 pub mod net;
