@@ -18,6 +18,8 @@ pub mod rng;
 #[cfg(target_os = "linux")]
 mod scatter;
 mod signals;
+#[cfg(test)]
+mod testing;
 pub mod vsock;
 mod worker;
 
