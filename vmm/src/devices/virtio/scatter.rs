@@ -78,6 +78,36 @@ impl Scatter {
         Ok((parts, bytes))
     }
 
+    /// Drops that many bytes at the front.
+    pub fn trim_front(&mut self, mut bytes: usize) {
+        while bytes > 0
+            && let Some(part) = self.parts.front_mut()
+        {
+            let now = bytes.min(part.iov_len);
+            // SAFETY: `now` is at most the length of the part, so the result is within it or at its end.
+            part.iov_base = unsafe { part.iov_base.byte_add(now) };
+            part.iov_len -= now;
+            (bytes, self.bytes) = (bytes - now, self.bytes - now as u64);
+            if part.iov_len == 0 {
+                self.parts.pop_front();
+            }
+        }
+    }
+
+    /// Drops that many bytes at the end.
+    pub fn trim_back(&mut self, mut bytes: usize) {
+        while bytes > 0
+            && let Some(part) = self.parts.back_mut()
+        {
+            let now = bytes.min(part.iov_len);
+            part.iov_len -= now;
+            (bytes, self.bytes) = (bytes - now, self.bytes - now as u64);
+            if part.iov_len == 0 {
+                self.parts.pop_back();
+            }
+        }
+    }
+
     /// Drops that many pieces at the front.
     pub fn consume(&mut self, parts: usize) {
         for part in self.parts.drain(..parts.min(self.parts.len())) {
@@ -124,7 +154,8 @@ impl Scatter {
         usize::try_from(len).map_err(|_| io::Error::last_os_error())
     }
 
-    fn call_parts(&mut self) -> &[libc::iovec] {
+    /// What one call takes, for the kernel: the pointers are good while nothing is added or dropped.
+    pub fn call_parts(&mut self) -> &[libc::iovec] {
         let parts = self.parts.make_contiguous();
         &parts[..parts.len().min(PARTS_MAX)]
     }
@@ -133,4 +164,75 @@ impl Scatter {
 fn count(parts: &[libc::iovec]) -> libc::c_int {
     // At most PARTS_MAX.
     libc::c_int::try_from(parts.len()).unwrap_or(libc::c_int::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_queue::{Queue, QueueOwnedT, QueueT};
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::memory;
+
+    const DATA: u64 = 0x8000;
+
+    /// Ten, twenty and thirty bytes, of which only the first is readable.
+    fn scatter(wanted: Part) -> (Scatter, Arc<GuestRam>) {
+        let ram = Arc::new(memory::anonymous(&[(0, 0x1_0000)]).unwrap());
+        for (index, (len, flags)) in [(10u32, 1u16), (20, 3), (0, 3), (30, 2)].into_iter().enumerate() {
+            let at = index as u64 * 16;
+            ram.write_obj(DATA + at * 16, GuestAddress(at)).unwrap();
+            ram.write_obj(len, GuestAddress(at + 8)).unwrap();
+            ram.write_obj(flags, GuestAddress(at + 12)).unwrap();
+            ram.write_obj(index as u16 + 1, GuestAddress(at + 14)).unwrap();
+        }
+        ram.write_obj(1u16, GuestAddress(0x2002)).unwrap();
+        let mut queue = Queue::new(16).unwrap();
+        queue.set_avail_ring_address(Some(0x2000), None);
+        queue.set_used_ring_address(Some(0x3000), None);
+        queue.set_ready(true);
+        let chain = queue.iter(Arc::clone(&ram)).unwrap().next().unwrap();
+        let mut scatter = Scatter::new(Arc::clone(&ram));
+        let (parts, bytes) = scatter.add(chain, wanted).unwrap();
+        assert_eq!((parts, bytes), (scatter.parts(), scatter.bytes()));
+        (scatter, ram)
+    }
+
+    #[test]
+    fn the_wanted_parts_are_listed() {
+        assert_eq!((scatter(Part::Readable).0.parts(), scatter(Part::Readable).0.bytes()), (1, 10));
+        assert_eq!((scatter(Part::Writable).0.parts(), scatter(Part::Writable).0.bytes()), (2, 50));
+    }
+
+    #[test]
+    fn trimming_takes_bytes_from_either_end() {
+        for (front, back, lens) in [
+            (0, 0, &[20, 30][..]),
+            (16, 1, &[4, 29]),
+            (20, 30, &[]),
+            (25, 0, &[25]),
+            (0, 35, &[15]),
+            (100, 0, &[]),
+            (0, 100, &[]),
+        ] {
+            let (mut scatter, _) = scatter(Part::Writable);
+            scatter.trim_front(front);
+            scatter.trim_back(back);
+            let found: Vec<_> = scatter.call_parts().iter().map(|part| part.iov_len).collect();
+            assert_eq!(found, lens, "{front} {back}");
+            assert_eq!(scatter.bytes(), lens.iter().sum::<usize>() as u64);
+        }
+    }
+
+    #[test]
+    fn bytes_are_put_across_pieces_and_not_beyond() {
+        let (scatter, ram) = scatter(Part::Writable);
+        scatter.put(18, &[1, 2, 3, 4]);
+        scatter.put(48, &[5, 6, 7, 8]);
+        scatter.put(60, &[9]);
+        let mut second = [0; 32];
+        ram.read_slice(&mut second, GuestAddress(DATA + 0x300)).unwrap();
+        assert_eq!(ram.read_obj::<[u8; 2]>(GuestAddress(DATA + 0x100 + 18)).unwrap(), [1, 2]);
+        assert_eq!((&second[..2], &second[28..]), (&[3, 4][..], &[5, 6, 0, 0][..]));
+    }
 }
