@@ -29,7 +29,7 @@ Options of run:
   --share TAG=DIR[:ro]
                      a directory, for the guest to mount by its tag (type virtiofs)
   --block FILE[:ro]  a disk with this raw image, again for more disks
-  --tap NAME         a network device on this tap, again for more
+  --tap NAME[:N]     a network device on this tap, with N queues (1), again for more
   --vsock DIR        streams: connect to DIR/vsock and write \"CONNECT PORT\" to reach the guest;
                      the guest reaches DIR/vsock_PORT
 

@@ -50,7 +50,7 @@ struct Options {
     vsock: Option<PathBuf>,
     blocks: Vec<(PathBuf, bool)>,
     shares: Vec<Share>,
-    taps: Vec<String>,
+    taps: Vec<(String, usize)>,
 }
 
 /// A directory of the host that the guest mounts by its tag.
@@ -102,6 +102,15 @@ fn read_only(text: &str) -> (PathBuf, bool) {
     }
 }
 
+/// The name of a tap, and how many queues of it, one where `:N` behind it does not say so.
+fn queues(text: &str) -> Result<(String, usize), String> {
+    let (name, queues) = text.split_once(':').unwrap_or((text, "1"));
+    match queues.parse() {
+        Ok(queues) if !name.is_empty() => Ok((name.into(), queues)),
+        _ => Err(format!("{text} is no tap: give NAME, or NAME:N for N queues of it")),
+    }
+}
+
 /// A size like 512M or 2G, in bytes.
 fn size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.strip_suffix(['K', 'M', 'G']) {
@@ -137,7 +146,7 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("console") => console = Console::parse(&args.value()?.string()?)?,
             Long("block") => blocks.push(read_only(&args.value()?.string()?)),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
-            Long("tap") => taps.push(args.value()?.string()?),
+            Long("tap") => taps.push(queues(&args.value()?.string()?)?),
             Long("vsock") => vsock = Some(args.value()?.into()),
             other => return Err(other.unexpected()),
         }
@@ -241,18 +250,18 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
     for share in &options.shares {
         devices.push((SlotId::new(format!("fs.{}", share.tag)), self::share(share, options.vcpus)?));
     }
-    for (index, name) in options.taps.iter().enumerate() {
-        devices.push((SlotId::new(format!("net.{index}")), tap(name)?));
+    for (index, (name, queues)) in options.taps.iter().enumerate() {
+        devices.push((SlotId::new(format!("net.{index}")), tap(name, *queues)?));
     }
     Ok(devices)
 }
 
 #[cfg(target_os = "linux")]
-fn tap(name: &str) -> anyhow::Result<Box<dyn Device>> {
+fn tap(name: &str, queues: usize) -> anyhow::Result<Box<dyn Device>> {
     use vmm::devices::virtio::limit::Limits;
     use vmm::devices::virtio::net::{self, Net};
 
-    let taps = net::tap::open(name, 1)?;
+    let taps = net::tap::open(name, queues)?;
     let mut mac = [0; 6];
     vmm::entropy::fill(&mut mac).map_err(|error| anyhow!("no randomness for an address: {error}"))?;
     // One machine's, and given by nobody.
@@ -263,8 +272,8 @@ fn tap(name: &str) -> anyhow::Result<Box<dyn Device>> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn tap(name: &str) -> anyhow::Result<Box<dyn Device>> {
-    bail!("cannot use the tap {name}: this system has none")
+fn tap(name: &str, queues: usize) -> anyhow::Result<Box<dyn Device>> {
+    bail!("cannot use the tap {name} with {queues} queue(s): this system has none")
 }
 
 #[cfg(all(target_os = "linux", feature = "fs"))]
@@ -388,6 +397,21 @@ mod tests {
             ("x=", None),
         ] {
             assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn taps() {
+        for (text, expected) in [
+            ("tap0", Some(("tap0", 1))),
+            ("tap0:4", Some(("tap0", 4))),
+            ("tap0:", None),
+            ("tap0:x", None),
+            (":2", None),
+            ("", None),
+        ] {
+            let expected = expected.map(|(name, queues)| (name.to_owned(), queues));
+            assert_eq!(queues(text).ok(), expected, "{text:?}");
         }
     }
 
