@@ -267,7 +267,8 @@ fn tap(name: &str, queues: usize) -> anyhow::Result<Box<dyn Device>> {
     // One machine's, and given by nobody.
     mac[0] = mac[0] & !1 | 2;
     let mtu = Some(net::tap::mtu(name)?);
-    let net = Net::new(net::Config { taps, mac, mtu, rx: Limits::default(), tx: Limits::default() })?;
+    let (rx, tx) = (Limits::default(), Limits::default());
+    let net = Net::new(net::Config { pairs: queues, taps, mac, mtu, rx, tx })?;
     Ok(Box::new(net))
 }
 

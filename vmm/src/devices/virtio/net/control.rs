@@ -1,12 +1,13 @@
 //! The control queue, section 5.1.6.5: how many queue pairs the driver uses.
 
 use std::io::{Read, Write};
+use std::sync::Arc;
 
 use virtio_queue::{Reader, Writer};
 
 use super::super::queue::Chain;
 use super::super::{Broken, Serve};
-use super::pair::Switch;
+use super::port::Port;
 use crate::memory::RamSlice;
 
 const CLASS_MQ: u8 = 4;
@@ -18,12 +19,12 @@ const ERR: u8 = 1;
 /// Switches pairs on and off.
 #[derive(Debug)]
 pub struct Control {
-    pairs: Vec<Switch>,
+    pairs: Vec<Arc<Port>>,
 }
 
 impl Control {
     /// Of these pairs, by their number.
-    pub fn new(pairs: Vec<Switch>) -> Self {
+    pub fn new(pairs: Vec<Arc<Port>>) -> Self {
         Self { pairs }
     }
 
@@ -40,7 +41,7 @@ impl Control {
             return Ok(ERR);
         }
         for (index, pair) in self.pairs.iter().enumerate() {
-            if let Err(error) = pair.set(index < wanted) {
+            if let Err(error) = pair.switch(index < wanted) {
                 log::warn!("net: {error}");
                 return Ok(ERR);
             }
@@ -67,8 +68,8 @@ mod tests {
 
     #[test]
     fn only_the_number_of_pairs_can_be_set_and_only_to_what_there_is() {
-        let switches: Vec<_> = (0..3).map(|_| Switch::none()).collect();
-        let control = Control::new(switches.clone());
+        let ports: Vec<_> = (0..3).map(|_| Arc::new(Port::new(true).unwrap())).collect();
+        let control = Control::new(ports.clone());
         for (bytes, expected, on) in [
             (&[4, 0, 2, 0][..], Some(OK), Some([true, true, false])),
             (&[4, 0, 3, 0], Some(OK), Some([true, true, true])),
@@ -84,7 +85,7 @@ mod tests {
         ] {
             assert_eq!(control.command(&mut &*bytes).ok(), expected, "{bytes:?}");
             if let Some(on) = on {
-                let states: Vec<_> = switches.iter().map(Switch::is_on).collect();
+                let states: Vec<_> = ports.iter().map(|port| port.is_on()).collect();
                 assert_eq!(states, on);
             }
         }

@@ -8,13 +8,14 @@
 mod control;
 mod counters;
 mod pair;
+mod port;
 pub mod tap;
 
 use std::ffi::c_uint;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::limit::{Limiter, Limits};
 use super::{ActivateError, Activation, Device, Signals, Worker, config_bytes};
@@ -22,6 +23,7 @@ use super::{ActivateError, Activation, Device, Signals, Worker, config_bytes};
 use control::Control;
 pub use counters::{Counts, DirectionCounts};
 use pair::{Pair, Running};
+use port::Port;
 use tap::Tap;
 
 const KIND: u32 = 1;
@@ -63,8 +65,11 @@ const OFFLOADS: [(u64, c_uint); 5] = [
 /// What a device is made from.
 #[derive(Debug)]
 pub struct Config {
+    /// Queue pairs.
+    pub pairs: usize,
     /// Descriptors of one tap, one for each queue pair, opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR,
-    /// and with IFF_MULTI_QUEUE when there are several.
+    /// and with IFF_MULTI_QUEUE when there are several. None at all: the link is down until
+    /// [`Handle::attach`].
     pub taps: Vec<OwnedFd>,
     /// The guest's hardware address.
     pub mac: [u8; 6],
@@ -82,6 +87,17 @@ pub enum Error {
     /// No device has as many.
     #[error("{0} queue pairs of a network device: it has 1 to {PAIRS_MAX}")]
     Pairs(usize),
+    /// Each pair needs its own.
+    #[error("{given} descriptors of a tap for {pairs} queue pair(s): give one for each")]
+    Descriptors {
+        /// How many there are.
+        given: usize,
+        /// How many are needed.
+        pairs: usize,
+    },
+    /// The host gave no descriptor.
+    #[error("cannot make a network device: {0}; raise the limit of open files")]
+    Host(std::io::Error),
     /// It names many, or nobody.
     #[error("{} is no hardware address for a guest: it must be one machine's, and not all zeroes", Mac(*.0))]
     Mac([u8; 6]),
@@ -106,18 +122,45 @@ impl fmt::Display for Mac {
 /// What the host's side and the threads of a device share.
 #[derive(Debug)]
 struct Shared {
+    ports: Vec<Arc<Port>>,
+    /// What the driver takes, as taps are told. Locked while taps or driver come.
+    offload: Mutex<c_uint>,
     link: AtomicBool,
     counters: counters::Counters,
     signals: Mutex<Option<Arc<Signals>>>,
 }
 
 impl Shared {
-    fn new() -> Self {
+    fn new(ports: Vec<Arc<Port>>) -> Self {
         Self {
-            link: AtomicBool::new(true),
+            ports,
+            offload: Mutex::new(0),
+            link: AtomicBool::new(false),
             counters: counters::Counters::default(),
             signals: Mutex::new(None),
         }
+    }
+
+    fn offload(&self) -> MutexGuard<'_, c_uint> {
+        self.offload.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attach(&self, taps: Vec<OwnedFd>) -> Result<(), Error> {
+        let pairs = self.ports.len();
+        if taps.len() != pairs {
+            return Err(Error::Descriptors { given: taps.len(), pairs });
+        }
+        let taps: Result<Vec<_>, _> = taps.into_iter().map(|fd| Tap::new(fd, pairs)).collect();
+        let taps = taps?;
+        {
+            let offload = self.offload();
+            taps.iter().try_for_each(|tap| tap.set_offload(*offload))?;
+            for (port, tap) in self.ports.iter().zip(taps) {
+                port.plug(Arc::new(tap))?;
+            }
+        }
+        self.set_link(true);
+        Ok(())
     }
 
     fn set_signals(&self, signals: Option<Arc<Signals>>) {
@@ -142,6 +185,12 @@ impl Shared {
 pub struct Handle(Arc<Shared>);
 
 impl Handle {
+    /// Connects the device with a tap, instead of the one it may have had, and plugs the cable in: as many
+    /// descriptors as it has queue pairs, opened as [`Config`] says.
+    pub fn attach(&self, taps: Vec<OwnedFd>) -> Result<(), Error> {
+        self.0.attach(taps)
+    }
+
     /// Plugs the cable in or out. While it is out, packets are dropped in both directions.
     pub fn set_link(&self, up: bool) {
         self.0.set_link(up);
@@ -161,7 +210,6 @@ impl Handle {
 /// The device.
 #[derive(Debug)]
 pub struct Net {
-    taps: Vec<Arc<Tap>>,
     mac: [u8; 6],
     mtu: Option<u16>,
     features: u64,
@@ -176,7 +224,7 @@ pub struct Net {
 impl Net {
     /// On the taps that it is given.
     pub fn new(config: Config) -> Result<Self, Error> {
-        let pairs = config.taps.len();
+        let pairs = config.pairs;
         if !(1..=PAIRS_MAX).contains(&pairs) {
             return Err(Error::Pairs(pairs));
         }
@@ -186,10 +234,12 @@ impl Net {
         if let Some(mtu) = config.mtu.filter(|mtu| *mtu < 68) {
             return Err(Error::Mtu(mtu));
         }
-        let taps: Result<Vec<_>, tap::Error> =
-            config.taps.into_iter().map(|fd| Tap::new(fd, pairs).map(Arc::new)).collect();
-        let taps = taps?;
-        let mut features = offered(&taps[0])?;
+        let ports: Result<_, _> = (0..pairs).map(|_| Port::new(pairs > 1).map(Arc::new)).collect();
+        let shared = Shared::new(ports.map_err(Error::Host)?);
+        if !config.taps.is_empty() {
+            shared.attach(config.taps)?;
+        }
+        let mut features = offered(shared.ports[0].tap().as_deref())?;
         if config.mtu.is_some() {
             features |= F_MTU;
         }
@@ -199,14 +249,13 @@ impl Net {
             sizes.push(CONTROL_SIZE);
         }
         Ok(Self {
-            taps,
             mac: config.mac,
             mtu: config.mtu,
             features,
             sizes,
             rx: Limiter::new(config.rx),
             tx: Limiter::new(config.tx),
-            shared: Arc::new(Shared::new()),
+            shared: Arc::new(shared),
             pairs: Vec::new(),
             control: None,
         })
@@ -221,7 +270,7 @@ impl Net {
         let mut config = [0; 12];
         let status = if self.shared.link() { S_LINK_UP } else { 0 };
         // At most PAIRS_MAX.
-        let pairs = self.taps.len() as u16;
+        let pairs = self.shared.ports.len() as u16;
         config[..6].copy_from_slice(&self.mac);
         config[6..8].copy_from_slice(&status.to_le_bytes());
         config[8..10].copy_from_slice(&pairs.to_le_bytes());
@@ -232,24 +281,27 @@ impl Net {
     fn start(&mut self, activation: Activation) -> std::io::Result<()> {
         let Activation { ram, queues, signals, features } = activation;
         let failed = |error: tap::Error| std::io::Error::other(error);
-        let offload = tap_offload(features);
-        let several = features & F_MQ != 0;
-        let pairs = if several { self.taps.len() } else { 1 };
-        for (index, tap) in self.taps.iter().enumerate() {
-            tap.set_offload(offload).map_err(failed)?;
-            if self.taps.len() > 1 {
+        let pairs = if features & F_MQ == 0 { 1 } else { self.shared.ports.len() };
+        let ports = self.shared.ports[..pairs].to_vec();
+        {
+            let mut offload = self.shared.offload();
+            *offload = tap_offload(features);
+            for (index, port) in self.shared.ports.iter().enumerate() {
+                if let Some(tap) = port.tap() {
+                    tap.set_offload(*offload).map_err(failed)?;
+                }
                 // The driver begins with one pair and asks for the others.
-                tap.attach(index == 0).map_err(failed)?;
+                port.switch(index == 0).map_err(failed)?;
             }
         }
         let mut queues = queues.into_iter();
-        for tap in &self.taps[..pairs] {
+        for port in &ports {
             let (Some(rx), Some(tx)) = (queues.next(), queues.next()) else { break };
             if !rx.is_ready() || !tx.is_ready() {
                 continue;
             }
             let pair = Pair {
-                tap: Arc::clone(tap),
+                port: Arc::clone(port),
                 ram: Arc::clone(&ram),
                 shared: Arc::clone(&self.shared),
                 signals: Arc::clone(&signals),
@@ -259,10 +311,10 @@ impl Net {
                 packet_max: packet_max(features, self.mtu),
                 name: format!("net{}", self.pairs.len()),
             };
-            self.pairs.push(pair.spawn(rx, tx, self.pairs.is_empty())?);
+            self.pairs.push(pair.spawn(rx, tx)?);
         }
         if let Some(queue) = queues.next().filter(|queue| features & F_CTRL_VQ != 0 && queue.is_ready()) {
-            let control = Control::new(self.pairs.iter().map(Running::switch).collect());
+            let control = Control::new(ports);
             let part = Activation { ram, queues: vec![queue], signals, features };
             self.control = Some(Worker::spawn("net-control", control, part)?);
         }
@@ -270,8 +322,8 @@ impl Net {
     }
 }
 
-/// What can be offered on this tap.
-fn offered(tap: &Tap) -> Result<u64, tap::Error> {
+/// What can be offered on this tap, or on one that is to come.
+fn offered(tap: Option<&Tap>) -> Result<u64, tap::Error> {
     let base = F_CSUM
         | F_GUEST_CSUM
         | F_GUEST_TSO4
@@ -283,6 +335,7 @@ fn offered(tap: &Tap) -> Result<u64, tap::Error> {
         | F_MAC
         | F_MRG_RXBUF
         | F_STATUS;
+    let Some(tap) = tap else { return Ok(base) };
     let datagrams = F_GUEST_USO4 | F_GUEST_USO6 | F_HOST_USO;
     // The segmentation of datagrams is younger than taps: Linux 6.2.
     let features = match tap.set_offload(tap_offload(base | datagrams)) {
@@ -346,6 +399,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_named() {
         let config = |pairs: usize, mac, mtu| Config {
+            pairs,
             taps: (0..pairs).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect(),
             mac,
             mtu,

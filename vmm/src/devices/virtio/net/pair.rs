@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use super::super::limit::Limiter;
 use super::super::scatter::{PARTS_MAX, Part, Scatter};
 use super::super::{Broken, Signals, VirtQueue};
 use super::Shared;
+use super::port::Port;
 use super::tap::{self, Tap};
 use crate::event::{self, Event};
 use crate::memory::GuestRam;
@@ -32,8 +32,8 @@ const NUM_BUFFERS: usize = 10;
 
 /// What a pair works with.
 pub struct Pair {
-    /// The host's side: a tap, or what behaves like one.
-    pub tap: Arc<Tap>,
+    /// The host's side.
+    pub port: Arc<Port>,
     /// Guest RAM.
     pub ram: Arc<GuestRam>,
     /// Link and counters.
@@ -52,54 +52,11 @@ pub struct Pair {
     pub name: String,
 }
 
-/// Takes a pair's tap queue in and out.
-#[derive(Debug, Clone)]
-pub struct Switch {
-    tap: Option<Arc<Tap>>,
-    on: Arc<AtomicBool>,
-    changed: Arc<Event>,
-}
-
-impl Switch {
-    /// On or off.
-    pub fn set(&self, on: bool) -> Result<(), tap::Error> {
-        if self.on.load(Ordering::Acquire) != on {
-            if let Some(tap) = &self.tap {
-                tap.attach(on)?;
-            }
-            self.on.store(on, Ordering::Release);
-            self.changed.set();
-        }
-        Ok(())
-    }
-
-    /// Without a tap behind it.
-    #[cfg(test)]
-    pub fn none() -> Self {
-        let changed = Arc::new(Event::new().expect("an event"));
-        Self { tap: None, on: Arc::default(), changed }
-    }
-
-    /// Whether packets come.
-    #[cfg(test)]
-    pub fn is_on(&self) -> bool {
-        self.on.load(Ordering::Acquire)
-    }
-}
-
 /// The thread of a pair. Dropping it stops it.
 #[derive(Debug)]
 pub struct Running {
     stop: Arc<Event>,
-    switch: Switch,
     thread: Option<JoinHandle<()>>,
-}
-
-impl Running {
-    /// The switch of the pair.
-    pub fn switch(&self) -> Switch {
-        self.switch.clone()
-    }
 }
 
 impl Drop for Running {
@@ -113,22 +70,17 @@ impl Drop for Running {
 }
 
 impl Pair {
-    /// Starts moving packets; those to the guest come only when it is `on`.
-    pub fn spawn(self, rx: VirtQueue, tx: VirtQueue, on: bool) -> io::Result<Running> {
+    /// Starts moving packets; those to the guest come only when its port is on.
+    pub fn spawn(self, rx: VirtQueue, tx: VirtQueue) -> io::Result<Running> {
         let stop = Arc::new(Event::new()?);
-        let switch = Switch {
-            tap: Some(Arc::clone(&self.tap)),
-            on: Arc::new(AtomicBool::new(on)),
-            changed: Arc::new(Event::new()?),
-        };
         let thread = {
-            let (stop, switch) = (Arc::clone(&stop), switch.clone());
+            let stop = Arc::clone(&stop);
             thread::Builder::new()
                 .name(self.name.clone())
                 .stack_size(STACK)
-                .spawn(move || Mover::new(self, rx, tx, stop, switch).run())?
+                .spawn(move || Mover::new(self, rx, tx, stop).run())?
         };
-        Ok(Running { stop, switch, thread: Some(thread) })
+        Ok(Running { stop, thread: Some(thread) })
     }
 }
 
@@ -145,7 +97,8 @@ struct Mover {
     rx: VirtQueue,
     tx: VirtQueue,
     stop: Arc<Event>,
-    switch: Switch,
+    /// None while there is none, and when it was removed from the host.
+    tap: Option<Arc<Tap>>,
     /// Buffers taken from the ring for packets to come, and their memory, in the same order.
     buffers: VecDeque<Buffer>,
     room: Scatter,
@@ -155,8 +108,6 @@ struct Mover {
     starved: bool,
     /// The tap takes no packet: the guest is left alone until it does.
     full: bool,
-    /// The tap was removed from the host.
-    gone: bool,
 }
 
 /// What became of a packet that was offered to the tap, or of the wish for one.
@@ -184,21 +135,21 @@ fn moved(result: io::Result<usize>) -> Moved {
 }
 
 impl Mover {
-    fn new(pair: Pair, rx: VirtQueue, tx: VirtQueue, stop: Arc<Event>, switch: Switch) -> Self {
+    fn new(pair: Pair, rx: VirtQueue, tx: VirtQueue, stop: Arc<Event>) -> Self {
         let (room, packet) = (Scatter::new(Arc::clone(&pair.ram)), Scatter::new(Arc::clone(&pair.ram)));
+        let tap = pair.port.tap();
         Self {
             pair,
             rx,
             tx,
             stop,
-            switch,
+            tap,
             buffers: VecDeque::new(),
             room,
             packet,
             used: Vec::new(),
             starved: false,
             full: false,
-            gone: false,
         }
     }
 
@@ -227,14 +178,13 @@ impl Mover {
 
     /// Waits for anything to do. True when it is time to stop.
     fn wait(&mut self, rx_wait: Option<Duration>, tx_wait: Option<Duration>) -> io::Result<bool> {
-        let on = self.switch.on.load(Ordering::Acquire) && !self.gone;
+        let on = self.pair.port.is_on();
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::POLLIN, on && !self.starved && rx_wait.is_none());
         wanted.set(PollFlags::POLLOUT, on && self.full);
-        let (stop, changed) = (Arc::clone(&self.stop), Arc::clone(&self.switch.changed));
         let input = |event: &'static str| (event, PollFlags::POLLIN);
-        let mut names = vec![input("stop"), input("switch")];
-        let mut fds = vec![stop.as_fd(), changed.as_fd()];
+        let mut names = vec![input("stop"), input("port")];
+        let mut fds = vec![self.stop.as_fd(), self.pair.port.changed().as_fd()];
         if self.starved {
             names.push(input("rx"));
             fds.push(self.rx.doorbell().as_fd());
@@ -244,9 +194,9 @@ impl Mover {
             fds.push(self.tx.doorbell().as_fd());
         }
         // Without a wish the tap could still report an error, for ever.
-        if !wanted.is_empty() {
+        if let Some(tap) = self.tap.as_ref().filter(|_| !wanted.is_empty()) {
             names.push(("tap", wanted));
-            fds.push(self.pair.tap.as_fd());
+            fds.push(tap.as_fd());
         }
         let mut polled: Vec<_> =
             fds.into_iter().zip(&names).map(|(fd, (_, flags))| PollFd::new(fd, *flags)).collect();
@@ -258,7 +208,11 @@ impl Mover {
             match *name {
                 _ if flags.is_empty() => {}
                 "stop" => return Ok(true),
-                "switch" => drop(self.switch.changed.take()),
+                "port" => {
+                    self.pair.port.changed().take();
+                    self.tap = self.pair.port.tap();
+                    self.full = false;
+                }
                 "rx" => {
                     self.rx.doorbell().take();
                     self.starved = false;
@@ -318,11 +272,11 @@ impl Mover {
             return Err(Broken(format!("a packet of {bytes} bytes, shorter than its header")));
         }
         let counters = &self.pair.shared.counters.tx;
-        if bytes > PACKET_MAX || self.gone || !self.pair.shared.link() {
+        let Some(tap) = self.tap.as_ref().filter(|_| bytes <= PACKET_MAX && self.pair.shared.link()) else {
             counters.dropped();
             return Ok(true);
-        }
-        match moved(self.packet.write_to(self.pair.tap.as_fd())) {
+        };
+        match moved(self.packet.write_to(tap.as_fd())) {
             Moved::Bytes(_) => {
                 counters.packet(bytes - HEADER);
                 self.pair.tx_limit.charge(bytes);
@@ -338,7 +292,7 @@ impl Mover {
     fn receive(&mut self) -> Result<Option<Duration>, Broken> {
         let mut wait = None;
         for _ in 0..BURST {
-            if self.gone || !self.switch.on.load(Ordering::Acquire) {
+            if self.tap.is_none() || !self.pair.port.is_on() {
                 break;
             }
             wait = self.pair.rx_limit.wait();
@@ -350,7 +304,8 @@ impl Mover {
             if self.starved {
                 break;
             }
-            match moved(self.room.read_from(self.pair.tap.as_fd())) {
+            let Some(tap) = &self.tap else { break };
+            match moved(self.room.read_from(tap.as_fd())) {
                 Moved::Bytes(bytes) => self.deliver(bytes as u64)?,
                 Moved::NotNow => break,
                 Moved::Refused => self.pair.shared.counters.rx.dropped(),
@@ -411,11 +366,9 @@ impl Mover {
     }
 
     fn lose_tap(&mut self) {
-        if !self.gone {
-            log::warn!("{}: the tap was removed from the host; the link is down", self.pair.name);
-            self.gone = true;
-            self.pair.shared.set_link(false);
-        }
+        log::warn!("{}: the tap was removed from the host; the link is down", self.pair.name);
+        self.tap = None;
+        self.pair.shared.set_link(false);
     }
 }
 

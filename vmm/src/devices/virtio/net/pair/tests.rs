@@ -1,5 +1,5 @@
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use proptest::prelude::*;
@@ -61,7 +61,11 @@ impl Bed {
         let (host, tap) = UnixDatagram::pair().unwrap();
         tap.set_nonblocking(true).unwrap();
         host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let shared = Arc::new(Shared::new());
+        let port = Arc::new(Port::new(false).unwrap());
+        port.plug(Arc::new(Tap::like(tap))).unwrap();
+        port.switch(shape.on).unwrap();
+        let shared = Arc::new(Shared::new(vec![Arc::clone(&port)]));
+        shared.set_link(true);
         let signals = Arc::new(Signals::new(Arc::new(Wire::default())));
         let bells = [Arc::new(Event::new().unwrap()), Arc::new(Event::new().unwrap())];
         let queue = |index: u64| {
@@ -74,7 +78,7 @@ impl Bed {
             VirtQueue::new(queue, Arc::clone(&ram), Arc::clone(&bells[index as usize]))
         };
         let pair = Pair {
-            tap: Arc::new(Tap::like(tap)),
+            port: Arc::clone(&port),
             ram: Arc::clone(&ram),
             shared: Arc::clone(&shared),
             signals: Arc::clone(&signals),
@@ -84,7 +88,7 @@ impl Bed {
             packet_max: 4000,
             name: "net".into(),
         };
-        let running = pair.spawn(queue(RX), queue(TX), shape.on).unwrap();
+        let running = pair.spawn(queue(RX), queue(TX)).unwrap();
         Self { ram, host, shared, signals, bells, running: Some(running) }
     }
 
@@ -225,10 +229,22 @@ fn a_pair_that_is_off_gets_nothing_until_it_is_on() {
     bed.host.send(&[7; 100]).unwrap();
     thread::sleep(Duration::from_millis(20));
     assert_eq!(bed.used(RX), 0);
-    let switch = bed.running.as_ref().unwrap().switch();
-    switch.on.store(true, Ordering::Release);
-    switch.changed.set();
+    bed.shared.ports[0].switch(true).unwrap();
     bed.wait(|bed| bed.used(RX) == 1);
+}
+
+#[test]
+fn another_tap_can_take_the_place_of_the_first() {
+    let bed = Bed::new(&PLAIN);
+    let (host, tap) = UnixDatagram::pair().unwrap();
+    tap.set_nonblocking(true).unwrap();
+    bed.shared.ports[0].plug(Arc::new(Tap::like(tap))).unwrap();
+    host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    bed.offer(RX, 0, &[(DATA, 2000)], true);
+    host.send(&[7; 100]).unwrap();
+    bed.wait(|bed| bed.used(RX) == 1);
+    bed.offer(TX, 0, &[(TX * QUEUE + DATA, 50)], false);
+    assert_eq!(host.recv(&mut [0; 100]).unwrap(), 50);
 }
 
 #[test]
