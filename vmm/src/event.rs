@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -77,11 +78,28 @@ impl AsFd for Event {
 
 /// Waits until one of the descriptors can be read, and says which can.
 pub fn wait_readable(fds: &[BorrowedFd<'_>]) -> io::Result<Vec<bool>> {
+    wait_readable_for(fds, None)
+}
+
+/// The same, but no longer than `within` (give or take a millisecond); then none of them can.
+pub fn wait_readable_for(fds: &[BorrowedFd<'_>], within: Option<Duration>) -> io::Result<Vec<bool>> {
     let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    wait(&mut polled, within)?;
+    Ok(polled.iter().map(|fd| fd.any().unwrap_or(true)).collect())
+}
+
+/// Waits until something happens on one of the descriptors, or for `within`, rounded up to
+/// milliseconds. Without a deadline it ends only when something has happened.
+pub fn wait(fds: &mut [PollFd<'_>], within: Option<Duration>) -> io::Result<()> {
+    let timeout = within.map_or(PollTimeout::NONE, |within| {
+        let millis = within.as_nanos().div_ceil(1_000_000);
+        i32::try_from(millis).ok().and_then(|millis| millis.try_into().ok()).unwrap_or(PollTimeout::MAX)
+    });
     loop {
-        match poll(&mut polled, PollTimeout::NONE) {
-            Ok(_) => return Ok(polled.iter().map(|fd| fd.any().unwrap_or(true)).collect()),
-            Err(Errno::EINTR) => {}
+        match poll(fds, timeout) {
+            // Who waits for a while looks at the clock again anyway.
+            Err(Errno::EINTR) if within.is_none() => {}
+            Ok(_) | Err(Errno::EINTR) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
     }
@@ -109,5 +127,17 @@ mod tests {
         assert_eq!(wait_readable(&[a.as_fd(), b.as_fd()]).unwrap(), [false, true]);
         a.set();
         assert_eq!(wait_readable(&[a.as_fd(), b.as_fd()]).unwrap(), [true, true]);
+    }
+
+    #[test]
+    fn waiting_ends_at_the_deadline() {
+        let event = Event::new().unwrap();
+        for within in [Duration::ZERO, Duration::from_micros(1), Duration::from_millis(5)] {
+            let start = std::time::Instant::now();
+            assert_eq!(wait_readable_for(&[event.as_fd()], Some(within)).unwrap(), [false]);
+            assert!(start.elapsed() >= within);
+        }
+        event.set();
+        assert_eq!(wait_readable_for(&[event.as_fd()], Some(Duration::MAX)).unwrap(), [true]);
     }
 }

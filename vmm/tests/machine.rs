@@ -130,6 +130,7 @@ fn build(kvm: &Kvm, kernel: &Kernel, vcpus: u32) -> (Machine, Screen) {
         initrd: None,
         command_line: String::new(),
         memory: 64 << 20,
+        memory_max: None,
         vcpus,
         console: Box::new(screen.clone()),
         markers: vec![],

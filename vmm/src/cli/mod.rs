@@ -23,11 +23,13 @@ Options of run:
   --initrd FILE      initial root file system
   --append TEXT      more for the kernel's command line
   --memory SIZE      guest RAM, like 512M or 2G (256M)
+  --memory-max SIZE  guest RAM to which the machine can grow while it runs
   --cpus N           processors (1)
   --console WHERE    stdio, none, file:PATH or unix:PATH (stdio)
   --share TAG=DIR[:ro]
                      a directory, for the guest to mount by its tag (type virtiofs)
   --block FILE[:ro]  a disk with this raw image, again for more disks
+  --tap NAME[:N]     a network device on this tap, with N queues (1), again for more
   --vsock DIR        streams: connect to DIR/vsock and write \"CONNECT PORT\" to reach the guest;
                      the guest reaches DIR/vsock_PORT
 

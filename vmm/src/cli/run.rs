@@ -44,11 +44,13 @@ struct Options {
     initrd: Option<PathBuf>,
     append: String,
     memory: u64,
+    memory_max: Option<u64>,
     vcpus: u32,
     console: Console,
     vsock: Option<PathBuf>,
     blocks: Vec<(PathBuf, bool)>,
     shares: Vec<Share>,
+    taps: Vec<(String, usize)>,
 }
 
 /// A directory of the host that the guest mounts by its tag.
@@ -100,6 +102,15 @@ fn read_only(text: &str) -> (PathBuf, bool) {
     }
 }
 
+/// The name of a tap, and how many queues of it, one where `:N` behind it does not say so.
+fn queues(text: &str) -> Result<(String, usize), String> {
+    let (name, queues) = text.split_once(':').unwrap_or((text, "1"));
+    match queues.parse() {
+        Ok(queues) if !name.is_empty() => Ok((name.into(), queues)),
+        _ => Err(format!("{text} is no tap: give NAME, or NAME:N for N queues of it")),
+    }
+}
+
 /// A size like 512M or 2G, in bytes.
 fn size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.strip_suffix(['K', 'M', 'G']) {
@@ -123,22 +134,25 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut kernel, mut initrd, mut append) = (None, None, String::new());
     let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
     let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
+    let (mut taps, mut memory_max) = (Vec::new(), None);
     while let Some(arg) = args.next()? {
         match arg {
             Long("kernel") => kernel = Some(args.value()?.into()),
             Long("initrd") => initrd = Some(args.value()?.into()),
             Long("append") => append = args.value()?.string()?,
             Long("memory") => memory = size(&args.value()?.string()?)?,
+            Long("memory-max") => memory_max = Some(size(&args.value()?.string()?)?),
             Long("cpus") => vcpus = args.value()?.parse()?,
             Long("console") => console = Console::parse(&args.value()?.string()?)?,
             Long("block") => blocks.push(read_only(&args.value()?.string()?)),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
+            Long("tap") => taps.push(queues(&args.value()?.string()?)?),
             Long("vsock") => vsock = Some(args.value()?.into()),
             other => return Err(other.unexpected()),
         }
     }
     let kernel = kernel.ok_or("--kernel is missing")?;
-    Ok(Options { kernel, initrd, append, memory, vcpus, console, vsock, blocks, shares })
+    Ok(Options { kernel, initrd, append, memory, memory_max, vcpus, console, vsock, blocks, shares, taps })
 }
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
@@ -236,7 +250,31 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
     for share in &options.shares {
         devices.push((SlotId::new(format!("fs.{}", share.tag)), self::share(share, options.vcpus)?));
     }
+    for (index, (name, queues)) in options.taps.iter().enumerate() {
+        devices.push((SlotId::new(format!("net.{index}")), tap(name, *queues)?));
+    }
     Ok(devices)
+}
+
+#[cfg(target_os = "linux")]
+fn tap(name: &str, queues: usize) -> anyhow::Result<Box<dyn Device>> {
+    use vmm::devices::virtio::limit::Limits;
+    use vmm::devices::virtio::net::{self, Net};
+
+    let taps = net::tap::open(name, queues)?;
+    let mut mac = [0; 6];
+    vmm::entropy::fill(&mut mac).map_err(|error| anyhow!("no randomness for an address: {error}"))?;
+    // One machine's, and given by nobody.
+    mac[0] = mac[0] & !1 | 2;
+    let mtu = Some(net::tap::mtu(name)?);
+    let (rx, tx) = (Limits::default(), Limits::default());
+    let net = Net::new(net::Config { pairs: queues, taps, mac, mtu, rx, tx })?;
+    Ok(Box::new(net))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn tap(name: &str, queues: usize) -> anyhow::Result<Box<dyn Device>> {
+    bail!("cannot use the tap {name} with {queues} queue(s): this system has none")
 }
 
 #[cfg(all(target_os = "linux", feature = "fs"))]
@@ -268,6 +306,7 @@ fn run(options: Options) -> anyhow::Result<Outcome> {
         initrd: options.initrd,
         command_line: [COMMAND_LINE, &options.append].join(" ").trim_end().to_owned(),
         memory: options.memory,
+        memory_max: options.memory_max,
         vcpus: options.vcpus,
         console: sink,
         markers: Vec::new(),
@@ -359,6 +398,21 @@ mod tests {
             ("x=", None),
         ] {
             assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn taps() {
+        for (text, expected) in [
+            ("tap0", Some(("tap0", 1))),
+            ("tap0:4", Some(("tap0", 4))),
+            ("tap0:", None),
+            ("tap0:x", None),
+            (":2", None),
+            ("", None),
+        ] {
+            let expected = expected.map(|(name, queues)| (name.to_owned(), queues));
+            assert_eq!(queues(text).ok(), expected, "{text:?}");
         }
     }
 

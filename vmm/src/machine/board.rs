@@ -17,11 +17,13 @@ pub(super) struct Board {
     /// The serial port, for input.
     pub(super) console: Arc<dyn InputPort>,
     /// The power button.
-    pub(super) power: Option<PowerButton>,
+    pub(super) power: Option<Wire>,
+    /// Says that the generation id has changed.
+    pub(super) generation: Wire,
 }
 
-/// Presses the button.
-pub(super) type PowerButton = Box<dyn Fn() -> Result<(), crate::hypervisor::Error> + Send + Sync>;
+/// Tells the guest something, each time that it is called.
+pub(super) type Wire = Box<dyn Fn() -> Result<(), crate::hypervisor::Error> + Send + Sync>;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, on_event: OnSystemEvent) -> Result<Board, Error> {
@@ -42,8 +44,12 @@ pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, on_event: OnSystemEve
     for (name, port, len, device) in ports {
         buses.ports.insert(name, u64::from(port), len, device)?;
     }
-    let button = move || power.notify(power::EVENT_POWER_BUTTON);
-    Ok(Board { buses, console: serial, power: Some(Box::new(button)) })
+    let notify = |event| -> Wire {
+        let power = Arc::clone(&power);
+        Box::new(move || power.notify(event))
+    };
+    let (button, generation) = (notify(power::EVENT_POWER_BUTTON), notify(power::EVENT_GENERATION));
+    Ok(Board { buses, console: serial, power: Some(button), generation })
 }
 
 /// Power is PSCI's business here, and in the hypervisor.
@@ -57,5 +63,7 @@ pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, _on_event: OnSystemEv
     let mut buses = Buses::default();
     let device: Arc<dyn BusDevice> = Arc::clone(&serial) as _;
     buses.memory.insert("serial", layout::SERIAL_BASE, pl011::WINDOW, device)?;
-    Ok(Board { buses, console: serial, power: None })
+    let line = vm.irq_line(layout::GENERATION_LINE, Trigger::Edge)?;
+    let generation = move || line.set(true).and_then(|()| line.set(false));
+    Ok(Board { buses, console: serial, power: None, generation: Box::new(generation) })
 }

@@ -5,16 +5,19 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::board::{self, Board};
+use super::board::{self, Wire};
+use super::generation::Generation;
 use super::life::{Machine, Shared};
+use super::ram::{Extent, Ram};
 use super::{Config, Error, OnSystemEvent};
 use crate::arch::native::{Entry, boot, layout};
-use crate::console::Output;
+use crate::console::{InputPort, Output};
+use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::mmio::{self, Transport};
 use crate::devices::virtio::{Device, Signals};
 use crate::hypervisor::{self, Hypervisor, Kick, Trigger, Vcpu, Vm, VmPlan};
 use crate::kernel::Image;
-use crate::memory::{self, GuestRam};
+use crate::memory::GuestRam;
 use crate::slots::{SlotId, SlotMap};
 use crate::vcpu::{self, Buses, Counters, Ended, Member};
 
@@ -28,15 +31,20 @@ impl Machine {
     ///
     /// The kernel is loaded while the hypervisor makes machine and processors, since neither needs
     /// the other before the tables are written.
-    pub fn build<H: Hypervisor>(hypervisor: &H, config: Config) -> Result<Self, Error> {
+    pub fn build<H: Hypervisor>(hypervisor: &H, mut config: Config) -> Result<Self, Error> {
         config.check()?;
         let kernel = Image::open("kernel", &config.kernel)?;
         let initrd = config.initrd.as_deref().map(|path| Image::open("initrd", path)).transpose()?;
-        let ram = Arc::new(memory::anonymous(&layout::ram(config.memory))?);
-        let plan = VmPlan { ram: Arc::clone(&ram), vcpus: config.vcpus, interrupt_controller: true };
+        let ram = Ram::new(&config)?;
+        let mem = ram.device();
+        let extent = Extent::new(&config, mem.as_ref().map(Mem::handle));
+        if let Some(mem) = mem {
+            config.devices.push((SlotId::new("mem"), Box::new(mem)));
+        }
+        let plan = VmPlan { ram: Arc::clone(&ram.all), vcpus: config.vcpus, interrupt_controller: true };
 
         let (loaded, shell) = thread::scope(|scope| {
-            let loader = scope.spawn(|| boot::load(&ram, kernel, initrd));
+            let loader = scope.spawn(|| boot::load(&ram.boot, kernel, initrd));
             let shell = Shell::build(hypervisor, &plan);
             let loaded = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (loaded, shell)
@@ -48,7 +56,7 @@ impl Machine {
             .map_err(|source| Error::Host { what: "start the console's thread", source })?;
         let output = Arc::new(output);
         let mut board = board::assemble(&*shell.vm, Arc::clone(&output), shell.on_system_event())?;
-        let slots = attach(&*shell.vm, &ram, config.devices, &mut board.buses)?;
+        let slots = attach(&*shell.vm, &ram.all, config.devices, &mut board.buses)?;
         let mut seed = [0; 64];
         crate::entropy::fill(&mut seed).map_err(|source| Error::Host { what: "get randomness", source })?;
         let platform = boot::Platform {
@@ -59,9 +67,28 @@ impl Machine {
             seed: &seed,
         };
         let entries =
-            boot::finish(&ram, &loaded, &platform).map_err(|error| Error::Tables(error.to_string()))?;
-        shell.start(board, output, entries)
+            boot::finish(&ram.boot, &loaded, &platform).map_err(|error| Error::Tables(error.to_string()))?;
+        let generation = Generation::new(ram.all, board.generation)?;
+        let parts = Parts {
+            buses: board.buses,
+            console: board.console,
+            output,
+            power: board.power,
+            generation,
+            memory: extent,
+        };
+        shell.start(parts, entries)
     }
+}
+
+/// What a machine is made of beside its processors.
+struct Parts {
+    buses: Buses,
+    console: Arc<dyn InputPort>,
+    output: Arc<Output>,
+    power: Option<Wire>,
+    generation: Generation,
+    memory: Extent,
 }
 
 /// Gives each virtio device its slot, its wire and its doorbells.
@@ -143,8 +170,8 @@ impl<V: Vm> Shell<V> {
         })
     }
 
-    fn start(self, board: Board, output: Arc<Output>, entries: Vec<Option<Entry>>) -> Result<Machine, Error> {
-        let buses = Arc::new(board.buses);
+    fn start(self, parts: Parts, entries: Vec<Option<Entry>>) -> Result<Machine, Error> {
+        let buses = Arc::new(parts.buses);
         let (mut threads, mut counters, mut waits) = (Vec::new(), Vec::new(), Vec::new());
         for ((id, processor), entry) in (0..).zip(self.processors).zip(entries) {
             let start = Start { buses: Arc::clone(&buses), entry };
@@ -157,9 +184,11 @@ impl<V: Vm> Shell<V> {
             shared: self.shared,
             threads,
             counters,
-            console: board.console,
-            output,
-            power: board.power,
+            console: parts.console,
+            output: parts.output,
+            power: parts.power,
+            generation: parts.generation,
+            memory: parts.memory,
             _vm: Box::new(self.vm),
         };
         // From here on an error drops the machine, which stops its threads.

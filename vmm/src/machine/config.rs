@@ -29,6 +29,8 @@ pub struct Config {
     pub command_line: String,
     /// Bytes of RAM.
     pub memory: u64,
+    /// Bytes of RAM to which it can grow while it runs, where it can.
+    pub memory_max: Option<u64>,
     /// Processors.
     pub vcpus: u32,
     /// Where the console's output goes.
@@ -46,6 +48,7 @@ impl fmt::Debug for Config {
             .field("initrd", &self.initrd)
             .field("command_line", &self.command_line)
             .field("memory", &self.memory)
+            .field("memory_max", &self.memory_max)
             .field("vcpus", &self.vcpus)
             .finish_non_exhaustive()
     }
@@ -67,6 +70,12 @@ impl Config {
         if !self.memory.is_multiple_of(MEMORY_GRAIN) {
             return memory("it must be a multiple of 64 KiB");
         }
+        if let Some(bytes) = self.memory_max {
+            if bytes > MEMORY_MAX {
+                return Err(Error::Memory { bytes, why: "a machine has at most 512 GiB" });
+            }
+            super::ram::check_max(self.memory, bytes).map_err(|why| Error::Memory { bytes, why })?;
+        }
         let line = |why| Err(Error::CommandLine { why });
         if self.command_line.len() >= layout::COMMAND_LINE_MAX {
             let max = layout::COMMAND_LINE_MAX - 1;
@@ -76,6 +85,24 @@ impl Config {
             return line(format!("has a control character ({byte:#04x}) in it"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Config {
+    /// With nothing but memory.
+    pub(super) fn small(memory: u64) -> Self {
+        Self {
+            kernel: "vmlinux".into(),
+            initrd: None,
+            command_line: String::new(),
+            memory,
+            memory_max: None,
+            vcpus: 1,
+            console: Box::new(std::io::sink()),
+            markers: vec![],
+            devices: vec![],
+        }
     }
 }
 
@@ -100,16 +127,28 @@ mod tests {
             (("a\nb".into(), ok.1, 1), Some("0x0a")),
             (("a\0b".into(), ok.1, 1), Some("0x00")),
         ] {
-            let config = Config {
-                kernel: "vmlinux".into(),
-                initrd: None,
-                command_line,
-                memory,
-                vcpus,
-                console: Box::new(std::io::sink()),
-                markers: vec![],
-                devices: vec![],
-            };
+            let config = Config { command_line, vcpus, ..Config::small(memory) };
+            match (config.check(), word) {
+                (Ok(()), None) => {}
+                (Err(error), Some(word)) => assert!(error.to_string().contains(word), "{error}"),
+                (result, word) => panic!("{result:?}, expected {word:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_it_can_grow_to_is_more_and_whole_blocks() {
+        const MIB: u64 = 1 << 20;
+        for (max, word) in [
+            (128 * MIB, None),
+            (130 * MIB, None),
+            (512 << 30, None),
+            (126 * MIB, Some("must not be less")),
+            (129 * MIB, Some("multiple of 2 MiB")),
+            (513 << 30, Some("at most 512 GiB")),
+            (u64::MAX, Some("at most")),
+        ] {
+            let config = Config { memory_max: Some(max), ..Config::small(128 * MIB) };
             match (config.check(), word) {
                 (Ok(()), None) => {}
                 (Err(error), Some(word)) => assert!(error.to_string().contains(word), "{error}"),

@@ -7,7 +7,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::Error;
-use super::board::PowerButton;
+use super::board::Wire;
+use super::generation::Generation;
+use super::ram::{Extent, MemoryStatus};
 use crate::console::{InputPort, Output, OutputStats};
 use crate::hypervisor::{Crash, Kick, SystemEvent};
 use crate::vcpu::{Counters, Counts, Ended, Epoch, Phase};
@@ -135,7 +137,9 @@ pub struct Machine {
     pub(super) counters: Vec<Arc<Counters>>,
     pub(super) console: Arc<dyn InputPort>,
     pub(super) output: Arc<Output>,
-    pub(super) power: Option<PowerButton>,
+    pub(super) power: Option<Wire>,
+    pub(super) generation: Generation,
+    pub(super) memory: Extent,
     // Keeps the hypervisor's machine until the threads have ended.
     pub(super) _vm: Box<dyn Any + Send + Sync>,
 }
@@ -186,6 +190,23 @@ impl Machine {
     pub fn press_power_button(&self) -> Result<(), Error> {
         let press = self.power.as_ref().ok_or(Error::NoButton)?;
         Ok(press()?)
+    }
+
+    /// Asks the guest to use that many bytes of memory, between what it booted with and what it was
+    /// built for. How far it goes, and when, is up to it: see [`Machine::memory`].
+    pub fn resize_memory(&self, bytes: u64) -> Result<(), Error> {
+        self.memory.resize(bytes)
+    }
+
+    /// How much memory it uses, and can use.
+    pub fn memory(&self) -> MemoryStatus {
+        self.memory.status()
+    }
+
+    /// Gives the guest a new generation id, and tells it: what it believed to have for itself alone,
+    /// random numbers above all, somebody else may have too. Best done while it is paused.
+    pub fn renew_generation(&self) -> Result<(), Error> {
+        self.generation.renew()
     }
 
     /// Ends the guest where it is.

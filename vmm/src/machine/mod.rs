@@ -3,10 +3,13 @@
 mod board;
 mod build;
 mod config;
+mod generation;
 mod life;
+mod ram;
 
 pub use config::{Config, VCPUS_MAX};
 pub use life::{Machine, Outcome, Status};
+pub use ram::MemoryStatus;
 
 use std::time::Duration;
 

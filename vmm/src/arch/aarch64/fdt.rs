@@ -3,7 +3,10 @@
 use vm_fdt::{Error, FdtWriter};
 
 use super::image::Range;
-use super::layout::{GICD_BASE, GICD_SIZE, GICR_BASE, GICR_SIZE, RAM_BASE, SERIAL_BASE, SERIAL_LINE};
+use super::layout::{
+    GENERATION_ID, GENERATION_LINE, GENERATION_SIZE, GICD_BASE, GICD_SIZE, GICR_BASE, GICR_SIZE, RAM_BASE,
+    SERIAL_BASE, SERIAL_LINE,
+};
 use crate::devices::pl011;
 use crate::slots::SlotMap;
 
@@ -53,6 +56,7 @@ impl Tree<'_> {
         timer(&mut fdt)?;
         self.gic(&mut fdt)?;
         serial(&mut fdt)?;
+        generation(&mut fdt)?;
         self.virtio(&mut fdt)?;
         fdt.end_node(root)?;
         fdt.finish()
@@ -157,6 +161,15 @@ fn serial(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
+/// The generation id, which Linux finds here since 6.10.
+fn generation(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("vmgenid@{GENERATION_ID:x}"))?;
+    fdt.property_string("compatible", "microsoft,vmgenid")?;
+    fdt.property_array_u64("reg", &[GENERATION_ID, GENERATION_SIZE])?;
+    fdt.property_array_u32("interrupts", &[SPI, GENERATION_LINE, EDGE_RISING])?;
+    fdt.end_node(node)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,6 +205,7 @@ mod tests {
             "virtio_mmio@a000000\0",
             "virtio_mmio@a001000\0",
             "arm,gic-v3\0",
+            "microsoft,vmgenid\0",
             "arm,psci-1.0\0arm,psci-0.2\0",
         ] {
             assert!(contains(&blob, text.as_bytes()), "{text}");

@@ -57,6 +57,16 @@ pub fn ram(size: u64) -> Vec<(u64, u64)> {
     if high == 0 { vec![(0, low)] } else { vec![(0, low), (HOLE_END, high)] }
 }
 
+/// RAM that the guest is not told of as such: none.
+pub const BESIDE_RAM: [(u64, u64); 0] = [];
+
+/// Where memory can be plugged: above all RAM, on a boundary that suits every kernel.
+pub fn pluggable(size: u64) -> u64 {
+    const ALIGN: u64 = 1 << 30;
+    let end = ram(size).last().map_or(0, |(base, len)| base + len);
+    end.max(HOLE_END).next_multiple_of(ALIGN)
+}
+
 /// What the guest is told about the first megabyte and the rest, as (address, length, usable).
 pub fn memory_map(size: u64) -> Vec<(u64, u64, bool)> {
     let mut map = vec![(0, LOW_END, true), (LOW_END, HIGH_START - LOW_END, false)];
@@ -84,6 +94,13 @@ mod tests {
             (8192 * MIB, vec![(0, 3072 * MIB), (HOLE_END, 5120 * MIB)]),
         ] {
             assert_eq!(ram(size), expected);
+        }
+    }
+
+    #[test]
+    fn memory_is_plugged_above_all_that_is_there() {
+        for (size, expected) in [(128 * MIB, 4), (3072 * MIB, 4), (3073 * MIB, 5), (8192 * MIB, 9)] {
+            assert_eq!(pluggable(size), expected << 30);
         }
     }
 

@@ -195,7 +195,12 @@ impl Serve for Freeing {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::super::testing;
     use super::*;
+    use crate::memory::GuestRam;
 
     #[test]
     fn neighbours_are_freed_together() {
@@ -224,5 +229,83 @@ mod tests {
         assert_eq!((handle.target(), handle.actual()), (3 * PAGE, 2 * PAGE));
         handle.set_target(u64::MAX);
         assert_eq!(handle.target(), u64::from(u32::MAX) * PAGE);
+    }
+
+    const RAM: u64 = 0x20_0000;
+
+    /// RAM full of sevens behind the rings.
+    fn ram() -> Arc<GuestRam> {
+        let ram = Arc::new(memory::anonymous(&[(0, RAM)]).unwrap());
+        ram.write_slice(&vec![7; (RAM - testing::DATA) as usize], GuestAddress(testing::DATA)).unwrap();
+        ram
+    }
+
+    fn byte(ram: &GuestRam, at: u64) -> u8 {
+        ram.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    fn inflate(ram: &Arc<GuestRam>, numbers: &[u8]) -> Result<u32, Broken> {
+        ram.write_slice(numbers, GuestAddress(testing::DATA)).unwrap();
+        let chain = testing::chain(ram, &[(testing::DATA, numbers.len() as u32, 0)]);
+        Freeing(Handle::default()).serve(INFLATE, chain)
+    }
+
+    #[test]
+    fn pages_of_the_balloon_are_freed_and_others_are_not() {
+        let numbers = |pages: &[u32]| pages.iter().flat_map(|page| page.to_le_bytes()).collect::<Vec<_>>();
+        let last = (RAM / PAGE) as u32;
+        for (bytes, ok, freed) in [
+            (numbers(&[0x100, 0x101]), true, true),
+            (numbers(&[0x100, last]), false, true),
+            (numbers(&[last, 0x100]), false, false),
+            (numbers(&[u32::MAX]), false, false),
+            (vec![0; 5], false, false),
+            (vec![0; 4 * (NUMBERS_MAX + 1)], false, false),
+        ] {
+            let ram = ram();
+            assert_eq!(inflate(&ram, &bytes).is_ok(), ok, "{} bytes", bytes.len());
+            // One page may be a part of a larger one of the host's.
+            if PAGE == 4096 && freed {
+                assert_eq!(byte(&ram, 0x100 * PAGE), 0);
+            }
+            assert_eq!(byte(&ram, 0x110 * PAGE), 7);
+        }
+    }
+
+    #[test]
+    fn reported_ranges_are_freed_if_they_are_ram() {
+        for (parts, ok) in [
+            (&[(0x10_0000, 0x1_0000, 2), (0x18_0000, 0x1_0000, 2)][..], true),
+            (&[(0x10_0000, 0x1_0000, 2), (RAM - PAGE, 2 * PAGE as u32, 2)], false),
+            (&[(0x10_0000, 0x1_0000, 2), (u64::MAX, 1, 2)], false),
+        ] {
+            let ram = ram();
+            let handle = Handle::default();
+            let result = Freeing(handle.clone()).serve(REPORT, testing::chain(&ram, parts));
+            assert_eq!(result.is_ok(), ok);
+            assert_eq!((byte(&ram, 0x10_0000), byte(&ram, 0x11_0000)), (0, 7));
+            assert_eq!(handle.freed(), if ok { 0x2_0000 } else { 0x1_0000 });
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        /// Nothing but RAM is freed, whatever the guest says; nothing else can be wrong with a request.
+        #[test]
+        fn no_request_upsets_it(
+            numbers in proptest::collection::vec(prop_oneof![0u32..0x300, any::<u32>()], 0..40),
+            cut in 0usize..4,
+            ranges in proptest::collection::vec(
+                (prop_oneof![0..RAM + PAGE, any::<u64>()], any::<u32>(), any::<u16>()), 1..10),
+            queue in 0usize..5,
+        ) {
+            let ram = ram();
+            let mut bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            bytes.truncate(bytes.len().saturating_sub(cut));
+            let pages = numbers.iter().all(|number| u64::from(*number) < RAM / PAGE);
+            let whole = cut == 0 || numbers.is_empty();
+            prop_assert_eq!(inflate(&ram, &bytes).is_ok(), pages && whole || bytes.is_empty());
+            let _ = Freeing(Handle::default()).serve(queue, testing::chain(&ram, &ranges));
+        }
     }
 }

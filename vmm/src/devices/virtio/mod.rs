@@ -8,10 +8,18 @@
 pub mod balloon;
 pub mod block;
 pub mod fs;
+pub mod limit;
+pub mod mem;
 pub mod mmio;
+#[cfg(target_os = "linux")]
+pub mod net;
 mod queue;
 pub mod rng;
+#[cfg(target_os = "linux")]
+mod scatter;
 mod signals;
+#[cfg(test)]
+mod testing;
 pub mod vsock;
 mod worker;
 

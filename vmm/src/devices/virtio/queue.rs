@@ -1,8 +1,11 @@
 //! A split virtqueue with its doorbell, on top of `virtio-queue`.
 
+use std::num::Wrapping;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::Signals;
 use crate::event::Event;
@@ -19,12 +22,26 @@ impl From<virtio_queue::Error> for Broken {
     }
 }
 
+impl From<GuestMemoryError> for Broken {
+    fn from(error: GuestMemoryError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// VIRTQ_AVAIL_F_NO_INTERRUPT.
+const AVAIL_NO_INTERRUPT: u16 = 1;
+/// Bytes of a used ring before its elements, of an available ring before its entries.
+const RING_HEADER: u64 = 4;
+const USED_ELEMENT: u64 = 8;
+
 /// One queue of an active device.
 #[derive(Debug)]
 pub struct VirtQueue {
     queue: Queue,
     ram: Arc<GuestRam>,
     doorbell: Arc<Event>,
+    /// How far the used ring was when the driver was last considered for an interrupt.
+    signalled: Wrapping<u16>,
 }
 
 /// A request: a chain of descriptors.
@@ -32,7 +49,8 @@ pub type Chain = DescriptorChain<Arc<GuestRam>>;
 
 impl VirtQueue {
     pub(super) fn new(queue: Queue, ram: Arc<GuestRam>, doorbell: Arc<Event>) -> Self {
-        Self { queue, ram, doorbell }
+        let signalled = Wrapping(queue.next_used());
+        Self { queue, ram, doorbell, signalled }
     }
 
     /// Set by the driver when there is something to do.
@@ -66,9 +84,42 @@ impl VirtQueue {
         Ok(self.queue.add_used(&*self.ram, head, len)?)
     }
 
+    /// Gives requests back, each with the bytes written to it, such that the driver sees all of them or
+    /// none.
+    pub fn push_together(&mut self, used: &[(u16, u32)]) -> Result<(), Broken> {
+        let Some(((last, last_len), others)) = used.split_last() else { return Ok(()) };
+        let mut next = Wrapping(self.queue.next_used());
+        for (head, len) in others {
+            let at = u64::from(next.0 % self.queue.size()) * USED_ELEMENT;
+            let element = u64::from(*head) | u64::from(*len) << 32;
+            self.ram.write_obj(element.to_le(), ring(self.queue.used_ring(), RING_HEADER + at)?)?;
+            next += 1;
+        }
+        // The index that the driver looks at moves with the last of them.
+        self.queue.set_next_used(next.0);
+        self.push(*last, *last_len)
+    }
+
     /// Tells the driver about all that was given back, if it wants to know.
     pub fn notify(&mut self, signals: &Signals) -> Result<(), Broken> {
-        if self.queue.needs_notification(&*self.ram)? {
+        let new = Wrapping(self.queue.next_used());
+        let old = std::mem::replace(&mut self.signalled, new);
+        if new == old {
+            return Ok(());
+        }
+        // What was given back is there before the driver's wish is read; it does it the other way round.
+        fence(Ordering::SeqCst);
+        let available = self.queue.avail_ring();
+        let wanted = if self.queue.event_idx_enabled() {
+            let at = RING_HEADER + u64::from(self.queue.size()) * 2;
+            let event: u16 = self.ram.load(ring(available, at)?, Ordering::Relaxed)?;
+            // Whether the driver's index is among those passed since (vring_need_event).
+            new - Wrapping(u16::from_le(event)) - Wrapping(1) < new - old
+        } else {
+            let flags: u16 = self.ram.load(ring(available, 0)?, Ordering::Relaxed)?;
+            u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0
+        };
+        if wanted {
             signals.used();
         }
         Ok(())
@@ -83,5 +134,94 @@ impl VirtQueue {
     /// told.
     pub fn enable_doorbell(&mut self) -> Result<bool, Broken> {
         Ok(self.queue.enable_notification(&*self.ram)?)
+    }
+}
+
+/// An address in a ring.
+fn ring(base: u64, offset: u64) -> Result<GuestAddress, Broken> {
+    base.checked_add(offset).map(GuestAddress).ok_or_else(|| Broken("a ring beyond all addresses".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+    use crate::hypervisor::{self, IrqLine};
+    use crate::memory;
+
+    #[derive(Default)]
+    struct Wire(AtomicU32);
+
+    impl IrqLine for Wire {
+        fn set(&self, high: bool) -> Result<(), hypervisor::Error> {
+            self.0.fetch_add(u32::from(high), Ordering::SeqCst);
+            Ok(())
+        }
+    }
+
+    const AVAILABLE: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+
+    fn queue(event_idx: bool, used: u16) -> (VirtQueue, Arc<GuestRam>, Signals, Arc<Wire>) {
+        let ram = Arc::new(memory::anonymous(&[(0, 0x1_0000)]).unwrap());
+        let mut queue = Queue::new(16).unwrap();
+        queue.set_avail_ring_address(Some(AVAILABLE as u32), None);
+        queue.set_used_ring_address(Some(USED as u32), None);
+        queue.set_event_idx(event_idx);
+        queue.set_next_used(used);
+        queue.set_ready(true);
+        let wire = Arc::new(Wire::default());
+        let signals = Signals::new(Arc::clone(&wire) as Arc<dyn IrqLine>);
+        (VirtQueue::new(queue, Arc::clone(&ram), Arc::new(Event::new().unwrap())), ram, signals, wire)
+    }
+
+    #[test]
+    fn requests_given_back_together_appear_together_also_around_the_end_of_the_ring() {
+        for start in [0, 14, u16::MAX - 1] {
+            let (mut queue, ram, ..) = queue(false, start);
+            queue.push_together(&[]).unwrap();
+            queue.push_together(&[(3, 30), (4, 40), (5, 50)]).unwrap();
+            let index: u16 = ram.read_obj(GuestAddress(USED + 2)).unwrap();
+            assert_eq!(index, start.wrapping_add(3));
+            for (offset, head) in [(0, 3u32), (1, 4), (2, 5)] {
+                let slot = u64::from(start.wrapping_add(offset) % 16);
+                let element: [u32; 2] = [
+                    ram.read_obj(GuestAddress(USED + 4 + slot * 8)).unwrap(),
+                    ram.read_obj(GuestAddress(USED + 8 + slot * 8)).unwrap(),
+                ];
+                assert_eq!(element, [head, head * 10]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_driver_is_interrupted_as_it_wishes() {
+        // event index, flags or used_event, before, how many given back, interrupted
+        for (event_idx, wish, start, count, interrupted) in [
+            (false, 0, 0, 1, true),
+            (false, 1, 0, 1, false),
+            (false, 0, 0, 0, false),
+            (true, 0, 0, 1, true),
+            (true, 1, 0, 1, false),
+            (true, 1, 0, 2, true),
+            (true, 2, 0, 8, true),
+            (true, 8, 0, 8, false),
+            (true, u16::MAX, u16::MAX, 2, true),
+            (true, 0, u16::MAX, 1, false),
+            (true, 0, u16::MAX, 2, true),
+            (true, 5, 6, 4, false),
+        ] {
+            let (mut queue, ram, signals, wire) = queue(event_idx, start);
+            let at = AVAILABLE + if event_idx { 4 + 32 } else { 0 };
+            ram.write_obj(wish, GuestAddress(at)).unwrap();
+            let used: Vec<_> = (0..count).map(|head| (head, 0)).collect();
+            queue.push_together(&used).unwrap();
+            queue.notify(&signals).unwrap();
+            let seen = wire.0.load(Ordering::SeqCst) == 1;
+            assert_eq!(seen, interrupted, "{event_idx} {wish} {start} {count}");
+            queue.notify(&signals).unwrap();
+            assert_eq!(wire.0.load(Ordering::SeqCst), u32::from(interrupted), "told twice");
+        }
     }
 }

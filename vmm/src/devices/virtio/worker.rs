@@ -4,10 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::queue::Chain;
 use super::{Activation, Broken, Signals, VirtQueue};
-use crate::event::{Event, wait_readable};
+use crate::event::{Event, wait_readable, wait_readable_for};
 
 const STACK: usize = 256 * 1024;
 
@@ -16,6 +17,12 @@ pub trait Serve: Send + 'static {
     /// Readies the thread that will serve.
     fn begin(&mut self) -> io::Result<()> {
         Ok(())
+    }
+
+    /// How long requests have to stay in their queues, for a rate limit; without one, or when it has
+    /// something left, they need not.
+    fn wait(&mut self) -> Option<Duration> {
+        None
     }
 
     /// Serves one request of queue `index` and says how many bytes it wrote into it. Must come to an
@@ -81,6 +88,13 @@ fn serve_until<S: Serve>(
 ) -> Result<(), Broken> {
     let mut due: Vec<bool> = vec![true; queues.len()];
     loop {
+        if let Some(wait) = server.wait() {
+            let stopped = wait_readable_for(&[stop.as_fd()], Some(wait));
+            if stopped.map_err(|error| Broken(format!("its deadline: {error}")))? == [true] {
+                return Ok(());
+            }
+            continue;
+        }
         for (index, queue) in queues.iter_mut().enumerate() {
             if due[index] && queue.is_ready() {
                 queue.doorbell().take();
@@ -109,7 +123,7 @@ fn serve_all<S: Serve>(
     let mut left = queue.size();
     queue.disable_doorbell()?;
     let more = loop {
-        if left == 0 {
+        if left == 0 || server.wait().is_some() {
             break true;
         }
         if let Some(chain) = queue.pop()? {

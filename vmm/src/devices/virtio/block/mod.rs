@@ -1,15 +1,26 @@
 //! The block device, section 5.2, on a raw image file.
+//!
+//! `request` says what a request does to the image, and does it; `uring` leaves the common ones to the
+//! kernel, many at a time.
 
+mod counters;
 mod request;
+#[cfg(target_os = "linux")]
+mod uring;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::limit::{Limiter, Limits};
 use super::{ActivateError, Activation, Device, Worker, config_bytes};
 
+use counters::Counters;
+pub use counters::Counts;
 use request::{Disk, SECTOR};
+#[cfg(target_os = "linux")]
+use uring::Uring;
 
 const KIND: u32 = 2;
 const QUEUES: [u16; 1] = [256];
@@ -58,7 +69,33 @@ pub struct Block {
     len: u64,
     read_only: bool,
     id: String,
-    worker: Option<Worker<Disk>>,
+    limiter: Limiter,
+    counters: Arc<Counters>,
+    /// Made with the device, before the process gives up the right to; with the engine while it works.
+    #[cfg(target_os = "linux")]
+    ring: Option<Uring>,
+    engine: Option<Engine>,
+}
+
+/// What serves the requests.
+#[derive(Debug)]
+enum Engine {
+    /// One after the other.
+    Worker(Worker<Disk>),
+    /// Many at a time.
+    #[cfg(target_os = "linux")]
+    Uring(uring::Running),
+}
+
+/// What the host can ask. It stays valid when the device is gone.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Counters>);
+
+impl Handle {
+    /// What the disk was asked for.
+    pub fn counts(&self) -> Counts {
+        self.0.get()
+    }
 }
 
 impl Block {
@@ -80,7 +117,38 @@ impl Block {
             TryLockError::Error(source) => failed(source),
         })?;
         let id = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Self { file: Arc::new(file), len, read_only, id, worker: None })
+        Ok(Self {
+            file: Arc::new(file),
+            len,
+            read_only,
+            id,
+            limiter: Limiter::default(),
+            counters: Arc::default(),
+            #[cfg(target_os = "linux")]
+            ring: Uring::new().inspect_err(|error| log::debug!("no io_uring for disks: {error}")).ok(),
+            engine: None,
+        })
+    }
+
+    /// The same with limits, of reads and writes together.
+    #[must_use]
+    pub fn limited(self, limits: Limits) -> Self {
+        Self { limiter: Limiter::new(limits), ..self }
+    }
+
+    /// The host's side of it.
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.counters))
+    }
+
+    fn start(&mut self, activation: Activation) -> io::Result<Engine> {
+        let (limiter, counters) = (self.limiter.clone(), Arc::clone(&self.counters));
+        let disk = Disk::new(Arc::clone(&self.file), self.len, self.read_only, &self.id, limiter, counters);
+        #[cfg(target_os = "linux")]
+        if let Some(ring) = self.ring.take() {
+            return uring::Running::spawn(disk, ring, activation).map(Engine::Uring);
+        }
+        Worker::spawn("block", disk, activation).map(Engine::Worker)
     }
 
     fn config(&self) -> [u8; 60] {
@@ -121,14 +189,17 @@ impl Device for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let disk = Disk::new(Arc::clone(&self.file), self.len, self.read_only, &self.id);
-        let worker = Worker::spawn("block", disk, activation)
-            .map_err(|source| ActivateError { device: "block", source })?;
-        self.worker = Some(worker);
+        let engine = self.start(activation).map_err(|source| ActivateError { device: "block", source })?;
+        self.engine = Some(engine);
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.worker = None;
+        match self.engine.take() {
+            #[cfg(target_os = "linux")]
+            Some(Engine::Uring(running)) => self.ring = running.stop(),
+            Some(Engine::Worker(worker)) => drop(worker),
+            None => {}
+        }
     }
 }

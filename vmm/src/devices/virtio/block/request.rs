@@ -2,13 +2,20 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_queue::{Reader, Writer};
 
+use super::super::limit::Limiter;
 use super::super::queue::Chain;
+#[cfg(target_os = "linux")]
+use super::super::scatter::{Part, Scatter};
 use super::super::{Broken, Serve};
+use super::counters::Counters;
 use crate::memory::RamSlice;
 
 /// The unit of all positions, whatever the disk's blocks are.
@@ -32,11 +39,20 @@ const T_GET_ID: u32 = 8;
 const T_DISCARD: u32 = 11;
 const T_WRITE_ZEROES: u32 = 13;
 
-const S_OK: u8 = 0;
-const S_IOERR: u8 = 1;
+/// Status of a request that was done.
+pub const S_OK: u8 = 0;
+/// Status of a request that failed.
+pub const S_IOERR: u8 = 1;
 const S_UNSUPP: u8 = 2;
 
 const RANGE_UNMAP: u32 = 1;
+
+/// What was done.
+enum Done {
+    Read,
+    Wrote,
+    Other,
+}
 
 /// Why a request failed, as far as the guest is told.
 #[derive(Debug)]
@@ -62,17 +78,123 @@ pub struct Disk {
     len: u64,
     read_only: bool,
     id: [u8; ID],
+    limiter: Limiter,
+    counters: Arc<Counters>,
     buffer: Vec<u8>,
+}
+
+/// What a request is about.
+#[cfg(target_os = "linux")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// From the disk to the guest.
+    Read,
+    /// From the guest to the disk.
+    Write,
+    /// All that was written is to stay.
+    Flush,
+}
+
+/// A request that is in order, taken apart.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+pub struct Transfer {
+    /// What it is about.
+    pub kind: Kind,
+    /// Where it begins, in bytes.
+    pub at: u64,
+    /// Bytes of its data.
+    pub len: u32,
+    /// Its data.
+    pub scatter: Scatter,
+    /// Where its status goes, guest-physical.
+    pub status: u64,
 }
 
 impl Disk {
     /// Of `len` bytes. The id is cut to what the guest can be told.
-    pub fn new(file: Arc<File>, len: u64, read_only: bool, name: &str) -> Self {
+    pub fn new(
+        file: Arc<File>,
+        len: u64,
+        read_only: bool,
+        name: &str,
+        limiter: Limiter,
+        counters: Arc<Counters>,
+    ) -> Self {
         let mut id = [0; ID];
         for (to, from) in id.iter_mut().zip(name.bytes()) {
             *to = from;
         }
-        Self { file, len, read_only, id, buffer: vec![0; BUFFER] }
+        Self { file, len, read_only, id, limiter, counters, buffer: vec![0; BUFFER] }
+    }
+
+    /// Takes a request apart if it is a transfer in order, or a flush. Everything else gets the list
+    /// back, and an answer by [`Serve::serve`].
+    #[cfg(target_os = "linux")]
+    pub fn plan(&self, chain: &Chain, mut scatter: Scatter) -> Result<Transfer, Scatter> {
+        let Some((kind, at, status)) = self.try_plan(chain, &mut scatter) else {
+            scatter.clear();
+            return Err(scatter);
+        };
+        // Not more than DATA_MAX.
+        let len = if kind == Kind::Flush { 0 } else { scatter.bytes() as u32 };
+        Ok(Transfer { kind, at, len, scatter, status })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn try_plan(&self, chain: &Chain, scatter: &mut Scatter) -> Option<(Kind, u64, u64)> {
+        let ram = chain.memory();
+        let mut reader: Reader<'_, RamSlice<'_>> = chain.clone().reader(ram).ok()?;
+        let code: u32 = reader.read_obj().ok()?;
+        let _reserved: u32 = reader.read_obj().ok()?;
+        let sector: u64 = reader.read_obj().ok()?;
+        let last = chain.clone().writable().filter(|part| part.len() > 0).last()?;
+        let status = last.addr().0.checked_add(u64::from(last.len()) - 1)?;
+        let (kind, part) = match code {
+            T_IN => (Kind::Read, Part::Writable),
+            T_OUT => (Kind::Write, Part::Readable),
+            T_FLUSH if !self.read_only => return Some((Kind::Flush, 0, status)),
+            _ => return None,
+        };
+        scatter.add(chain.clone(), part).ok()?;
+        match kind {
+            Kind::Read => scatter.trim_back(1),
+            _ => scatter.trim_front(HEADER),
+        }
+        if kind == Kind::Write {
+            self.writable().ok()?;
+        }
+        let bytes = usize::try_from(scatter.bytes()).ok().filter(|bytes| *bytes > 0)?;
+        let at = self.transfer(sector, bytes).ok()?;
+        Some((kind, at, status))
+    }
+
+    /// The image's descriptor.
+    #[cfg(target_os = "linux")]
+    pub fn fd(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
+    /// Counts what was done elsewhere.
+    #[cfg(target_os = "linux")]
+    pub fn count(&self, kind: Kind, len: u32) {
+        match kind {
+            Kind::Read => self.counters.read(len.into()),
+            Kind::Write => self.counters.wrote(len.into()),
+            Kind::Flush => self.counters.other(),
+        }
+    }
+
+    /// Counts what failed elsewhere.
+    #[cfg(target_os = "linux")]
+    pub fn count_failure(&self) {
+        self.counters.failed();
+    }
+
+    /// Charges what will be done elsewhere.
+    #[cfg(target_os = "linux")]
+    pub fn charge(&self, transfer: &Transfer) {
+        self.limiter.charge(transfer.len.into());
     }
 
     /// Where a transfer begins, if all of it is on the disk.
@@ -154,23 +276,24 @@ impl Disk {
         &mut self,
         reader: &mut Reader<'_, RamSlice<'_>>,
         data: &mut Writer<'_, RamSlice<'_>>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Done, Failure> {
         let kind: u32 = reader.read_obj()?;
         let _reserved: u32 = reader.read_obj()?;
         let sector: u64 = reader.read_obj()?;
         match kind {
-            T_IN => self.read(sector, data),
-            T_OUT => self.write(sector, reader),
-            T_FLUSH if self.read_only => Ok(()),
-            T_FLUSH => Ok(self.file.sync_data()?),
+            T_IN => return self.read(sector, data).map(|()| Done::Read),
+            T_OUT => return self.write(sector, reader).map(|()| Done::Wrote),
+            T_FLUSH if self.read_only => {}
+            T_FLUSH => self.file.sync_data()?,
             T_GET_ID => {
                 let len = data.available_bytes().min(ID);
-                Ok(data.write_all(&self.id[..len])?)
+                data.write_all(&self.id[..len])?;
             }
-            T_DISCARD => self.ranges(false, reader),
-            T_WRITE_ZEROES => self.ranges(true, reader),
-            _ => Err(Failure::Unsupported),
+            T_DISCARD => self.ranges(false, reader)?,
+            T_WRITE_ZEROES => self.ranges(true, reader)?,
+            _ => return Err(Failure::Unsupported),
         }
+        Ok(Done::Other)
     }
 }
 
@@ -198,6 +321,10 @@ fn deallocate(_file: &File, _at: u64, _len: u64, _unmap: bool) -> Result<(), Fai
 }
 
 impl Serve for Disk {
+    fn wait(&mut self) -> Option<Duration> {
+        self.limiter.wait()
+    }
+
     fn serve(&mut self, _index: usize, chain: Chain) -> Result<u32, Broken> {
         let ram = chain.memory().clone();
         let mut reader: Reader<'_, RamSlice<'_>> = chain.clone().reader(&ram)?;
@@ -209,8 +336,17 @@ impl Serve for Disk {
         let at = data.available_bytes().checked_sub(1);
         let at = at.ok_or_else(|| Broken("a block request without room for its status".into()))?;
         let mut status = data.split_at(at).map_err(|error| Broken(error.to_string()))?;
-        let code = match self.execute(&mut reader, &mut data) {
-            Ok(()) => S_OK,
+        let (incoming, room) = (reader.available_bytes() - HEADER, data.available_bytes());
+        self.limiter.charge((incoming + room) as u64);
+        let executed = self.execute(&mut reader, &mut data);
+        match &executed {
+            Ok(Done::Read) => self.counters.read(room as u64),
+            Ok(Done::Wrote) => self.counters.wrote(incoming as u64),
+            Ok(Done::Other) => self.counters.other(),
+            Err(_) => self.counters.failed(),
+        }
+        let code = match executed {
+            Ok(_) => S_OK,
             Err(Failure::Unsupported) => S_UNSUPP,
             Err(Failure::Io(error)) => {
                 log::debug!("block: {error}");

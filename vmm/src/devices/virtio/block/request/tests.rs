@@ -29,7 +29,17 @@ impl Bed {
         std::fs::remove_file(&path).unwrap();
         file.set_len(DISK).unwrap();
         let ram = Arc::new(memory::anonymous(&[(0, 0x10_0000)]).unwrap());
-        Self { ram, disk: Disk::new(Arc::new(file), DISK, read_only, "a disk with a long name") }
+        Self {
+            ram,
+            disk: Disk::new(
+                Arc::new(file),
+                DISK,
+                read_only,
+                "a disk with a long name",
+                Limiter::default(),
+                Arc::default(),
+            ),
+        }
     }
 
     /// Sends the parts, each (bytes, how long if to be written by the device), and returns the status

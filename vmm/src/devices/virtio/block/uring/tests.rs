@@ -1,0 +1,193 @@
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use proptest::prelude::*;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+
+use super::super::super::limit::Limiter;
+use super::*;
+use crate::hypervisor::{self, IrqLine};
+use crate::memory;
+
+const DISK: u64 = 256 * 1024;
+const DESCRIPTORS: u64 = 0x1000;
+const AVAILABLE: u64 = 0x4000;
+const USED: u64 = 0x5000;
+const SIZE: u16 = 256;
+/// Each request has a header, data and a status in a part of RAM of its own.
+const DATA: u64 = 0x1_0000;
+const STRIDE: u64 = 0x2000;
+
+#[derive(Default)]
+struct Wire(AtomicU32);
+
+impl IrqLine for Wire {
+    fn set(&self, high: bool) -> Result<(), hypervisor::Error> {
+        self.0.fetch_add(u32::from(high), Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+fn image() -> Arc<File> {
+    let path = std::env::temp_dir().join(format!(
+        "vmm-uring-{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let content: Vec<u8> = (0..DISK).map(|at| (at / 512 * 7 + at % 251) as u8).collect();
+    file.write_all_at(&content, 0).unwrap();
+    Arc::new(file)
+}
+
+fn disk(file: &Arc<File>, read_only: bool) -> Disk {
+    Disk::new(Arc::clone(file), DISK, read_only, "disk", Limiter::default(), Arc::default())
+}
+
+/// Requests as (type, sector, length of the data, whether the device writes it).
+type Request = (u32, u64, u32, bool);
+
+/// All of the requests in one ring.
+struct Bed {
+    ram: Arc<GuestRam>,
+    count: u16,
+}
+
+impl Bed {
+    fn new(requests: &[Request]) -> Self {
+        let ram = Arc::new(memory::anonymous(&[(0, 0x10_0000)]).unwrap());
+        for (index, (kind, sector, len, write)) in (0u64..).zip(requests) {
+            let base = DATA + index * STRIDE;
+            ram.write_obj(*kind, GuestAddress(base)).unwrap();
+            ram.write_obj(*sector, GuestAddress(base + 8)).unwrap();
+            ram.write_slice(&vec![index as u8 + 1; *len as usize], GuestAddress(base + 0x100)).unwrap();
+            ram.write_obj(0xeeu8, GuestAddress(base + 0x80)).unwrap();
+            let data_flags = if *write { 3u16 } else { 1 };
+            let parts = [(base, 16, 1), (base + 0x100, *len, data_flags), (base + 0x80, 1, 2)];
+            for (part, (address, len, flags)) in (0u64..).zip(parts) {
+                let number = index * 3 + part;
+                let at = DESCRIPTORS + number * 16;
+                ram.write_obj(address, GuestAddress(at)).unwrap();
+                ram.write_obj(len, GuestAddress(at + 8)).unwrap();
+                ram.write_obj(flags, GuestAddress(at + 12)).unwrap();
+                ram.write_obj(number as u16 + 1, GuestAddress(at + 14)).unwrap();
+            }
+            ram.write_obj(index as u16 * 3, GuestAddress(AVAILABLE + 4 + index * 2)).unwrap();
+        }
+        let count = requests.len() as u16;
+        ram.write_obj(count, GuestAddress(AVAILABLE + 2)).unwrap();
+        Self { ram, count }
+    }
+
+    fn queue() -> Queue {
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_desc_table_address(Some(DESCRIPTORS as u32), None);
+        queue.set_avail_ring_address(Some(AVAILABLE as u32), None);
+        queue.set_used_ring_address(Some(USED as u32), None);
+        queue.set_ready(true);
+        queue
+    }
+
+    /// Has the kernel serve them; false when the device needs a reset, or where there is no io_uring.
+    fn run(&self, disk: Disk) -> Option<bool> {
+        let ring = Uring::new().inspect_err(|error| eprintln!("not tested: {error}")).ok()?;
+        let bell = Arc::new(Event::new().unwrap());
+        let signals = Arc::new(Signals::new(Arc::new(Wire::default())));
+        let activation = Activation {
+            ram: Arc::clone(&self.ram),
+            queues: vec![VirtQueue::new(Self::queue(), Arc::clone(&self.ram), bell)],
+            signals: Arc::clone(&signals),
+            features: 0,
+        };
+        let running = Running::spawn(disk, ring, activation).unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while !signals.is_reset_needed() {
+            let used: u16 = self.ram.load(GuestAddress(USED + 2), Ordering::Acquire).unwrap();
+            if used == self.count {
+                break;
+            }
+            assert!(Instant::now() < until, "{used} of {}", self.count);
+            thread::yield_now();
+        }
+        running.stop().unwrap();
+        Some(!signals.is_reset_needed())
+    }
+
+    /// Serves them one after the other.
+    fn run_in_order(&self, mut disk: Disk) {
+        let mut queue = Self::queue();
+        while let Some(chain) = queue.iter(Arc::clone(&self.ram)).unwrap().next() {
+            disk.serve(0, chain).unwrap();
+        }
+    }
+
+    fn result(&self, index: u64) -> (u8, Vec<u8>) {
+        let base = DATA + index * STRIDE;
+        let mut data = vec![0; 4096];
+        self.ram.read_slice(&mut data, GuestAddress(base + 0x100)).unwrap();
+        (self.ram.read_obj(GuestAddress(base + 0x80)).unwrap(), data)
+    }
+}
+
+fn content(file: &File) -> Vec<u8> {
+    let mut content = vec![0; DISK as usize];
+    file.read_exact_at(&mut content, 0).unwrap();
+    content
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    /// Whatever is asked for, answers and image are those of requests that are done one by one. The
+    /// writes do not touch what others touch, since order is the driver's business.
+    #[test]
+    fn it_answers_as_if_one_by_one(
+        requests in proptest::collection::vec(
+            (prop_oneof![4 => Just(0u32), 4 => Just(1), 1 => Just(4), 1 => 0u32..16, 1 => any::<u32>()],
+             prop_oneof![8 => Just(None), 1 => any::<u64>().prop_map(Some)],
+             prop_oneof![6 => (1u32..9).prop_map(|sectors| sectors * 512), 1 => 0u32..4096],
+             any::<bool>()),
+            1..50),
+        read_only in any::<bool>(),
+    ) {
+        let requests: Vec<Request> = (0u64..)
+            .zip(requests)
+            .map(|(index, (kind, sector, len, write))| {
+                let write = match kind { 0 => true, 1 => false, _ => write };
+                (kind, sector.unwrap_or(index * 8), len, write)
+            })
+            .collect();
+        let (one, other) = (image(), image());
+        let (by_ring, in_order) = (Bed::new(&requests), Bed::new(&requests));
+        if by_ring.run(disk(&one, read_only)).is_some() {
+            in_order.run_in_order(disk(&other, read_only));
+            for index in 0..requests.len() as u64 {
+                prop_assert_eq!(by_ring.result(index), in_order.result(index), "{:?}", requests[index as usize]);
+            }
+            prop_assert!(content(&one) == content(&other));
+        }
+    }
+}
+
+#[test]
+fn an_image_that_shrinks_is_an_error_for_those_who_read_there() {
+    let file = image();
+    file.set_len(DISK / 2).unwrap();
+    let bed =
+        Bed::new(&[(0, 0, 4096, true), (0, DISK / 512 - 8, 4096, true), (0, DISK / 1024 - 4, 4096, true)]);
+    if bed.run(disk(&file, false)).is_some() {
+        assert_eq!([0, 1, 2].map(|index| bed.result(index).0), [S_OK, 1, 1]);
+    }
+}
+
+#[test]
+fn a_request_without_a_header_stops_the_device_when_the_others_are_done() {
+    let bed = Bed::new(&[(0, 0, 4096, true), (0, 8, 4096, true)]);
+    bed.ram.write_obj(15u32, GuestAddress(DESCRIPTORS + 3 * 16 + 8)).unwrap();
+    if let Some(fine) = bed.run(disk(&image(), false)) {
+        assert!(!fine);
+        assert_eq!(bed.result(0).0, S_OK);
+    }
+}

@@ -1,0 +1,93 @@
+//! The control queue, section 5.1.6.5: how many queue pairs the driver uses.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use virtio_queue::{Reader, Writer};
+
+use super::super::queue::Chain;
+use super::super::{Broken, Serve};
+use super::port::Port;
+use crate::memory::RamSlice;
+
+const CLASS_MQ: u8 = 4;
+const MQ_VQ_PAIRS_SET: u8 = 0;
+
+const OK: u8 = 0;
+const ERR: u8 = 1;
+
+/// Switches pairs on and off.
+#[derive(Debug)]
+pub struct Control {
+    pairs: Vec<Arc<Port>>,
+}
+
+impl Control {
+    /// Of these pairs, by their number.
+    pub fn new(pairs: Vec<Arc<Port>>) -> Self {
+        Self { pairs }
+    }
+
+    fn command(&self, reader: &mut impl Read) -> std::io::Result<u8> {
+        let mut head = [0; 2];
+        reader.read_exact(&mut head)?;
+        if head != [CLASS_MQ, MQ_VQ_PAIRS_SET] {
+            return Ok(ERR);
+        }
+        let mut wanted = [0; 2];
+        reader.read_exact(&mut wanted)?;
+        let wanted = usize::from(u16::from_le_bytes(wanted));
+        if !(1..=self.pairs.len()).contains(&wanted) {
+            return Ok(ERR);
+        }
+        for (index, pair) in self.pairs.iter().enumerate() {
+            if let Err(error) = pair.switch(index < wanted) {
+                log::warn!("net: {error}");
+                return Ok(ERR);
+            }
+        }
+        Ok(OK)
+    }
+}
+
+impl Serve for Control {
+    fn serve(&mut self, _index: usize, chain: Chain) -> Result<u32, Broken> {
+        let broken = |error: std::io::Error| Broken(format!("a control request: {error}"));
+        let ram = chain.memory().clone();
+        let mut reader: Reader<'_, RamSlice<'_>> = chain.clone().reader(&ram)?;
+        let mut writer: Writer<'_, RamSlice<'_>> = chain.writer(&ram)?;
+        let ack = self.command(&mut reader).map_err(broken)?;
+        writer.write_all(&[ack]).map_err(broken)?;
+        Ok(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_number_of_pairs_can_be_set_and_only_to_what_there_is() {
+        let ports: Vec<_> = (0..3).map(|_| Arc::new(Port::new(true).unwrap())).collect();
+        let control = Control::new(ports.clone());
+        for (bytes, expected, on) in [
+            (&[4, 0, 2, 0][..], Some(OK), Some([true, true, false])),
+            (&[4, 0, 3, 0], Some(OK), Some([true, true, true])),
+            (&[4, 0, 1, 0], Some(OK), Some([true, false, false])),
+            (&[4, 0, 0, 0], Some(ERR), None),
+            (&[4, 0, 4, 0], Some(ERR), None),
+            (&[4, 0, 1, 1], Some(ERR), None),
+            (&[4, 1, 1, 0], Some(ERR), None),
+            (&[0, 0], Some(ERR), None),
+            (&[4, 0, 1], None, None),
+            (&[4], None, None),
+            (&[], None, None),
+        ] {
+            assert_eq!(control.command(&mut &*bytes).ok(), expected, "{bytes:?}");
+            if let Some(on) = on {
+                let states: Vec<_> = ports.iter().map(|port| port.is_on()).collect();
+                assert_eq!(states, on);
+            }
+        }
+    }
+}

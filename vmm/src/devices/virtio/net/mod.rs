@@ -1,0 +1,442 @@
+//! The network device, section 5.1, on a tap of the host.
+//!
+//! `tap` is the host's side, `pair` moves packets between one queue pair and one queue of the tap, on a
+//! thread of its own, `control` hears how many pairs the driver wants. Checksums and the cutting of
+//! large packets are left to whoever is last to see them, in both directions: the header that the
+//! driver and the tap put before each packet is the same, and goes through as it is.
+
+mod control;
+mod counters;
+mod pair;
+mod port;
+pub mod tap;
+
+use std::ffi::c_uint;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::limit::{Limiter, Limits};
+use super::{ActivateError, Activation, Device, Signals, Worker, config_bytes};
+
+use control::Control;
+pub use counters::{Counts, DirectionCounts};
+use pair::{Pair, Running};
+use port::Port;
+use tap::Tap;
+
+const KIND: u32 = 1;
+const QUEUE_SIZE: u16 = 256;
+const CONTROL_SIZE: u16 = 16;
+/// More queue pairs than this find no work.
+pub const PAIRS_MAX: usize = 8;
+
+const F_CSUM: u64 = 1 << 0;
+const F_GUEST_CSUM: u64 = 1 << 1;
+const F_MTU: u64 = 1 << 3;
+const F_MAC: u64 = 1 << 5;
+const F_GUEST_TSO4: u64 = 1 << 7;
+const F_GUEST_TSO6: u64 = 1 << 8;
+const F_GUEST_ECN: u64 = 1 << 9;
+const F_HOST_TSO4: u64 = 1 << 11;
+const F_HOST_TSO6: u64 = 1 << 12;
+const F_HOST_ECN: u64 = 1 << 13;
+const F_MRG_RXBUF: u64 = 1 << 15;
+const F_STATUS: u64 = 1 << 16;
+const F_CTRL_VQ: u64 = 1 << 17;
+const F_MQ: u64 = 1 << 22;
+const F_GUEST_USO4: u64 = 1 << 54;
+const F_GUEST_USO6: u64 = 1 << 55;
+const F_HOST_USO: u64 = 1 << 56;
+
+const S_LINK_UP: u16 = 1;
+
+/// Which large or unfinished packets the driver takes, and how the tap is told.
+const OFFLOADS: [(u64, c_uint); 5] = [
+    (F_GUEST_CSUM, libc::TUN_F_CSUM),
+    (F_GUEST_TSO4, libc::TUN_F_TSO4),
+    (F_GUEST_TSO6, libc::TUN_F_TSO6),
+    (F_GUEST_ECN, libc::TUN_F_TSO_ECN),
+    // The tap knows these two together only.
+    (F_GUEST_USO4 | F_GUEST_USO6, libc::TUN_F_USO4 | libc::TUN_F_USO6),
+];
+
+/// What a device is made from.
+#[derive(Debug)]
+pub struct Config {
+    /// Queue pairs.
+    pub pairs: usize,
+    /// Descriptors of one tap, one for each queue pair, opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR,
+    /// and with IFF_MULTI_QUEUE when there are several. None at all: the link is down until
+    /// [`Handle::attach`].
+    pub taps: Vec<OwnedFd>,
+    /// The guest's hardware address.
+    pub mac: [u8; 6],
+    /// The largest packet without its Ethernet header, where the driver is to be told.
+    pub mtu: Option<u16>,
+    /// Limits of what goes to the guest.
+    pub rx: Limits,
+    /// Limits of what comes from the guest.
+    pub tx: Limits,
+}
+
+/// The device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No device has as many.
+    #[error("{0} queue pairs of a network device: it has 1 to {PAIRS_MAX}")]
+    Pairs(usize),
+    /// Each pair needs its own.
+    #[error("{given} descriptors of a tap for {pairs} queue pair(s): give one for each")]
+    Descriptors {
+        /// How many there are.
+        given: usize,
+        /// How many are needed.
+        pairs: usize,
+    },
+    /// The host gave no descriptor.
+    #[error("cannot make a network device: {0}; raise the limit of open files")]
+    Host(std::io::Error),
+    /// It names many, or nobody.
+    #[error("{} is no hardware address for a guest: it must be one machine's, and not all zeroes", Mac(*.0))]
+    Mac([u8; 6]),
+    /// Nothing works with so little.
+    #[error("an MTU of {0}: it must be at least 68")]
+    Mtu(u16),
+    /// From the tap.
+    #[error(transparent)]
+    Tap(#[from] tap::Error),
+}
+
+/// A hardware address as people write it.
+struct Mac([u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0.map(|byte| format!("{byte:02x}"));
+        f.write_str(&bytes.join(":"))
+    }
+}
+
+/// What the host's side and the threads of a device share.
+#[derive(Debug)]
+struct Shared {
+    ports: Vec<Arc<Port>>,
+    /// What the driver takes, as taps are told. Locked while taps or driver come.
+    offload: Mutex<c_uint>,
+    link: AtomicBool,
+    counters: counters::Counters,
+    signals: Mutex<Option<Arc<Signals>>>,
+}
+
+impl Shared {
+    fn new(ports: Vec<Arc<Port>>) -> Self {
+        Self {
+            ports,
+            offload: Mutex::new(0),
+            link: AtomicBool::new(false),
+            counters: counters::Counters::default(),
+            signals: Mutex::new(None),
+        }
+    }
+
+    fn offload(&self) -> MutexGuard<'_, c_uint> {
+        self.offload.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attach(&self, taps: Vec<OwnedFd>) -> Result<(), Error> {
+        let pairs = self.ports.len();
+        if taps.len() != pairs {
+            return Err(Error::Descriptors { given: taps.len(), pairs });
+        }
+        let taps: Result<Vec<_>, _> = taps.into_iter().map(|fd| Tap::new(fd, pairs)).collect();
+        let taps = taps?;
+        {
+            let offload = self.offload();
+            taps.iter().try_for_each(|tap| tap.set_offload(*offload))?;
+            for (port, tap) in self.ports.iter().zip(taps) {
+                port.plug(Arc::new(tap))?;
+            }
+        }
+        self.set_link(true);
+        Ok(())
+    }
+
+    fn set_signals(&self, signals: Option<Arc<Signals>>) {
+        *self.signals.lock().unwrap_or_else(PoisonError::into_inner) = signals;
+    }
+
+    fn set_link(&self, up: bool) {
+        if self.link.swap(up, Ordering::AcqRel) != up
+            && let Some(signals) = &*self.signals.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            signals.config_changed();
+        }
+    }
+
+    fn link(&self) -> bool {
+        self.link.load(Ordering::Acquire)
+    }
+}
+
+/// What the host can ask and tell. It stays valid when the device is gone, and does nothing then.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Shared>);
+
+impl Handle {
+    /// Connects the device with a tap, instead of the one it may have had, and plugs the cable in: as many
+    /// descriptors as it has queue pairs, opened as [`Config`] says.
+    pub fn attach(&self, taps: Vec<OwnedFd>) -> Result<(), Error> {
+        self.0.attach(taps)
+    }
+
+    /// Plugs the cable in or out. While it is out, packets are dropped in both directions.
+    pub fn set_link(&self, up: bool) {
+        self.0.set_link(up);
+    }
+
+    /// Whether the cable is in. It also falls out when the tap is removed from the host.
+    pub fn link(&self) -> bool {
+        self.0.link()
+    }
+
+    /// What went through.
+    pub fn counts(&self) -> Counts {
+        self.0.counters.get()
+    }
+}
+
+/// The device.
+#[derive(Debug)]
+pub struct Net {
+    mac: [u8; 6],
+    mtu: Option<u16>,
+    features: u64,
+    sizes: Vec<u16>,
+    rx: Limiter,
+    tx: Limiter,
+    shared: Arc<Shared>,
+    pairs: Vec<Running>,
+    control: Option<Worker<Control>>,
+}
+
+impl Net {
+    /// On the taps that it is given.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let pairs = config.pairs;
+        if !(1..=PAIRS_MAX).contains(&pairs) {
+            return Err(Error::Pairs(pairs));
+        }
+        if config.mac == [0; 6] || config.mac[0] & 1 != 0 {
+            return Err(Error::Mac(config.mac));
+        }
+        if let Some(mtu) = config.mtu.filter(|mtu| *mtu < 68) {
+            return Err(Error::Mtu(mtu));
+        }
+        let ports: Result<_, _> = (0..pairs).map(|_| Port::new(pairs > 1).map(Arc::new)).collect();
+        let shared = Shared::new(ports.map_err(Error::Host)?);
+        if !config.taps.is_empty() {
+            shared.attach(config.taps)?;
+        }
+        let mut features = offered(shared.ports[0].tap().as_deref())?;
+        if config.mtu.is_some() {
+            features |= F_MTU;
+        }
+        let mut sizes = vec![QUEUE_SIZE; pairs * 2];
+        if pairs > 1 {
+            features |= F_MQ | F_CTRL_VQ;
+            sizes.push(CONTROL_SIZE);
+        }
+        Ok(Self {
+            mac: config.mac,
+            mtu: config.mtu,
+            features,
+            sizes,
+            rx: Limiter::new(config.rx),
+            tx: Limiter::new(config.tx),
+            shared: Arc::new(shared),
+            pairs: Vec::new(),
+            control: None,
+        })
+    }
+
+    /// The host's side of it.
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.shared))
+    }
+
+    fn config(&self) -> [u8; 12] {
+        let mut config = [0; 12];
+        let status = if self.shared.link() { S_LINK_UP } else { 0 };
+        // At most PAIRS_MAX.
+        let pairs = self.shared.ports.len() as u16;
+        config[..6].copy_from_slice(&self.mac);
+        config[6..8].copy_from_slice(&status.to_le_bytes());
+        config[8..10].copy_from_slice(&pairs.to_le_bytes());
+        config[10..].copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
+        config
+    }
+
+    fn start(&mut self, activation: Activation) -> std::io::Result<()> {
+        let Activation { ram, queues, signals, features } = activation;
+        let failed = |error: tap::Error| std::io::Error::other(error);
+        let pairs = if features & F_MQ == 0 { 1 } else { self.shared.ports.len() };
+        let ports = self.shared.ports[..pairs].to_vec();
+        {
+            let mut offload = self.shared.offload();
+            *offload = tap_offload(features);
+            for (index, port) in self.shared.ports.iter().enumerate() {
+                if let Some(tap) = port.tap() {
+                    tap.set_offload(*offload).map_err(failed)?;
+                }
+                // The driver begins with one pair and asks for the others.
+                port.switch(index == 0).map_err(failed)?;
+            }
+        }
+        let mut queues = queues.into_iter();
+        for port in &ports {
+            let (Some(rx), Some(tx)) = (queues.next(), queues.next()) else { break };
+            if !rx.is_ready() || !tx.is_ready() {
+                continue;
+            }
+            let pair = Pair {
+                port: Arc::clone(port),
+                ram: Arc::clone(&ram),
+                shared: Arc::clone(&self.shared),
+                signals: Arc::clone(&signals),
+                rx_limit: self.rx.clone(),
+                tx_limit: self.tx.clone(),
+                mergeable: features & F_MRG_RXBUF != 0,
+                packet_max: packet_max(features, self.mtu),
+                name: format!("net{}", self.pairs.len()),
+            };
+            self.pairs.push(pair.spawn(rx, tx)?);
+        }
+        if let Some(queue) = queues.next().filter(|queue| features & F_CTRL_VQ != 0 && queue.is_ready()) {
+            let control = Control::new(ports);
+            let part = Activation { ram, queues: vec![queue], signals, features };
+            self.control = Some(Worker::spawn("net-control", control, part)?);
+        }
+        Ok(())
+    }
+}
+
+/// What can be offered on this tap, or on one that is to come.
+fn offered(tap: Option<&Tap>) -> Result<u64, tap::Error> {
+    let base = F_CSUM
+        | F_GUEST_CSUM
+        | F_GUEST_TSO4
+        | F_GUEST_TSO6
+        | F_GUEST_ECN
+        | F_HOST_TSO4
+        | F_HOST_TSO6
+        | F_HOST_ECN
+        | F_MAC
+        | F_MRG_RXBUF
+        | F_STATUS;
+    let Some(tap) = tap else { return Ok(base) };
+    let datagrams = F_GUEST_USO4 | F_GUEST_USO6 | F_HOST_USO;
+    // The segmentation of datagrams is younger than taps: Linux 6.2.
+    let features = match tap.set_offload(tap_offload(base | datagrams)) {
+        Ok(()) => base | datagrams,
+        Err(_) => base,
+    };
+    tap.set_offload(0)?;
+    Ok(features)
+}
+
+fn tap_offload(features: u64) -> c_uint {
+    // Nothing else can be left undone when checksums cannot.
+    let usable = if features & F_GUEST_CSUM == 0 { 0 } else { features };
+    OFFLOADS
+        .iter()
+        .filter(|(feature, _)| usable & feature == *feature)
+        .fold(0, |flags, (_, flag)| flags | flag)
+}
+
+/// The largest packet that the tap hands over, with both headers.
+fn packet_max(features: u64, mtu: Option<u16>) -> u64 {
+    const ETHERNET_AND_VLAN: u64 = 18;
+    let large = F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_USO4 | F_GUEST_USO6;
+    let payload = if features & large == 0 { u64::from(mtu.unwrap_or(1500).max(1500)) } else { 65535 };
+    u64::from(tap::HEADER) + ETHERNET_AND_VLAN + payload
+}
+
+impl Device for Net {
+    fn kind(&self) -> u32 {
+        KIND
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queues(&self) -> &[u16] {
+        &self.sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        config_bytes(&self.config(), offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        self.shared.set_signals(Some(Arc::clone(&activation.signals)));
+        self.start(activation).map_err(|source| ActivateError { device: "net", source })
+    }
+
+    fn reset(&mut self) {
+        self.control = None;
+        self.pairs.clear();
+        self.shared.set_signals(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        let config = |pairs: usize, mac, mtu| Config {
+            pairs,
+            taps: (0..pairs).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect(),
+            mac,
+            mtu,
+            rx: Limits::default(),
+            tx: Limits::default(),
+        };
+        let mac = [2, 0, 0, 0, 0, 1];
+        for (config, word) in [
+            (config(0, mac, None), "0 queue pairs"),
+            (config(9, mac, None), "9 queue pairs"),
+            (config(1, [0; 6], None), "00:00:00:00:00:00"),
+            (config(1, [1, 2, 3, 4, 5, 0xff], None), "01:02:03:04:05:ff"),
+            (config(1, mac, Some(67)), "MTU of 67"),
+            (config(1, mac, Some(1500)), "not a tap"),
+        ] {
+            let error = Net::new(config).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_tap_leaves_undone_what_the_driver_takes() {
+        for (features, offload) in [
+            (0, 0),
+            (F_GUEST_TSO4 | F_GUEST_TSO6, 0),
+            (F_GUEST_CSUM, libc::TUN_F_CSUM),
+            (F_GUEST_CSUM | F_GUEST_TSO4, libc::TUN_F_CSUM | libc::TUN_F_TSO4),
+            (F_GUEST_CSUM | F_GUEST_USO4, libc::TUN_F_CSUM),
+            (
+                F_GUEST_CSUM | F_GUEST_USO4 | F_GUEST_USO6,
+                libc::TUN_F_CSUM | libc::TUN_F_USO4 | libc::TUN_F_USO6,
+            ),
+        ] {
+            assert_eq!(tap_offload(features), offload, "{features:#x}");
+        }
+        assert_eq!(packet_max(F_GUEST_CSUM, None), 1530);
+        assert_eq!(packet_max(F_GUEST_CSUM, Some(9000)), 9030);
+        assert_eq!(packet_max(F_GUEST_CSUM | F_GUEST_TSO4, Some(1500)), 65565);
+    }
+}

@@ -1,0 +1,376 @@
+//! One queue pair: a thread that moves packets between its two queues and one queue of the tap, each
+//! packet by one call, straight between the kernel and guest RAM.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+
+use super::super::limit::Limiter;
+use super::super::scatter::{PARTS_MAX, Part, Scatter};
+use super::super::{Broken, Signals, VirtQueue};
+use super::Shared;
+use super::port::Port;
+use super::tap::{self, Tap};
+use crate::event::{self, Event};
+use crate::memory::GuestRam;
+
+const STACK: usize = 256 * 1024;
+/// Packets to the guest before those from it get their turn.
+const BURST: usize = 64;
+/// No packet is larger: what segmentation can handle, with Ethernet and VLAN headers.
+const PACKET_MAX: u64 = HEADER + 18 + 65535;
+/// Bytes before each packet.
+const HEADER: u64 = tap::HEADER as u64;
+/// Where `num_buffers` is in the header.
+const NUM_BUFFERS: usize = 10;
+
+/// What a pair works with.
+pub struct Pair {
+    /// The host's side.
+    pub port: Arc<Port>,
+    /// Guest RAM.
+    pub ram: Arc<GuestRam>,
+    /// Link and counters.
+    pub shared: Arc<Shared>,
+    /// The way to the driver.
+    pub signals: Arc<Signals>,
+    /// Limits of what goes to the guest.
+    pub rx_limit: Limiter,
+    /// Limits of what comes from the guest.
+    pub tx_limit: Limiter,
+    /// A packet may fill several buffers (VIRTIO_NET_F_MRG_RXBUF).
+    pub mergeable: bool,
+    /// The largest packet that the tap hands over, with its header.
+    pub packet_max: u64,
+    /// Of the thread.
+    pub name: String,
+}
+
+/// The thread of a pair. Dropping it stops it.
+#[derive(Debug)]
+pub struct Running {
+    stop: Arc<Event>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.set();
+        if let Some(thread) = self.thread.take() {
+            // A panic has been reported by itself; the thread is gone either way.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Pair {
+    /// Starts moving packets; those to the guest come only when its port is on.
+    pub fn spawn(self, rx: VirtQueue, tx: VirtQueue) -> io::Result<Running> {
+        let stop = Arc::new(Event::new()?);
+        let thread = {
+            let stop = Arc::clone(&stop);
+            thread::Builder::new()
+                .name(self.name.clone())
+                .stack_size(STACK)
+                .spawn(move || Mover::new(self, rx, tx, stop).run())?
+        };
+        Ok(Running { stop, thread: Some(thread) })
+    }
+}
+
+/// A buffer of the driver that waits for a packet.
+#[derive(Debug, Clone, Copy)]
+struct Buffer {
+    head: u16,
+    parts: usize,
+    bytes: u64,
+}
+
+struct Mover {
+    pair: Pair,
+    rx: VirtQueue,
+    tx: VirtQueue,
+    stop: Arc<Event>,
+    /// None while there is none, and when it was removed from the host.
+    tap: Option<Arc<Tap>>,
+    /// Buffers taken from the ring for packets to come, and their memory, in the same order.
+    buffers: VecDeque<Buffer>,
+    room: Scatter,
+    packet: Scatter,
+    used: Vec<(u16, u32)>,
+    /// The guest has no buffer for a packet: the tap is left alone until it rings.
+    starved: bool,
+    /// The tap takes no packet: the guest is left alone until it does.
+    full: bool,
+}
+
+/// What became of a packet that was offered to the tap, or of the wish for one.
+enum Moved {
+    /// So many bytes.
+    Bytes(usize),
+    /// Later.
+    NotNow,
+    /// Not this one.
+    Refused,
+    /// None any more.
+    Gone,
+}
+
+fn moved(result: io::Result<usize>) -> Moved {
+    match result {
+        Ok(bytes) => Moved::Bytes(bytes),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EAGAIN | Errno::EINTR) => Moved::NotNow,
+            Some(Errno::EBADFD | Errno::ENODEV) => Moved::Gone,
+            // Such as a header that makes no sense, or an interface that is down.
+            _ => Moved::Refused,
+        },
+    }
+}
+
+impl Mover {
+    fn new(pair: Pair, rx: VirtQueue, tx: VirtQueue, stop: Arc<Event>) -> Self {
+        let (room, packet) = (Scatter::new(Arc::clone(&pair.ram)), Scatter::new(Arc::clone(&pair.ram)));
+        let tap = pair.port.tap();
+        Self {
+            pair,
+            rx,
+            tx,
+            stop,
+            tap,
+            buffers: VecDeque::new(),
+            room,
+            packet,
+            used: Vec::new(),
+            starved: false,
+            full: false,
+        }
+    }
+
+    fn run(mut self) {
+        if let Err(error) = self.serve() {
+            log::warn!("{}: {error}", self.pair.name);
+            self.pair.signals.needs_reset();
+            // The queues are not looked at again; the driver's reset is what comes next.
+            let _ = event::wait_readable(&[self.stop.as_fd()]);
+        }
+        // The ring says again what it would say if nobody had looked ahead.
+        for _ in self.buffers.drain(..) {
+            self.rx.unpop();
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), Broken> {
+        loop {
+            let tx_wait = self.transmit()?;
+            let rx_wait = self.receive()?;
+            if self.wait(rx_wait, tx_wait).map_err(|error| Broken(format!("poll: {error}")))? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for anything to do. True when it is time to stop.
+    fn wait(&mut self, rx_wait: Option<Duration>, tx_wait: Option<Duration>) -> io::Result<bool> {
+        let on = self.pair.port.is_on();
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::POLLIN, on && !self.starved && rx_wait.is_none());
+        wanted.set(PollFlags::POLLOUT, on && self.full);
+        let input = |event: &'static str| (event, PollFlags::POLLIN);
+        let mut names = vec![input("stop"), input("port")];
+        let mut fds = vec![self.stop.as_fd(), self.pair.port.changed().as_fd()];
+        if self.starved {
+            names.push(input("rx"));
+            fds.push(self.rx.doorbell().as_fd());
+        }
+        if !self.full && tx_wait.is_none() {
+            names.push(input("tx"));
+            fds.push(self.tx.doorbell().as_fd());
+        }
+        // Without a wish the tap could still report an error, for ever.
+        if let Some(tap) = self.tap.as_ref().filter(|_| !wanted.is_empty()) {
+            names.push(("tap", wanted));
+            fds.push(tap.as_fd());
+        }
+        let mut polled: Vec<_> =
+            fds.into_iter().zip(&names).map(|(fd, (_, flags))| PollFd::new(fd, *flags)).collect();
+        event::wait(&mut polled, rx_wait.into_iter().chain(tx_wait).min())?;
+        let happened: Vec<PollFlags> =
+            polled.iter().map(|fd| fd.revents().unwrap_or(PollFlags::POLLERR)).collect();
+        drop(polled);
+        for ((name, _), flags) in names.iter().zip(happened) {
+            match *name {
+                _ if flags.is_empty() => {}
+                "stop" => return Ok(true),
+                "port" => {
+                    self.pair.port.changed().take();
+                    self.tap = self.pair.port.tap();
+                    self.full = false;
+                }
+                "rx" => {
+                    self.rx.doorbell().take();
+                    self.starved = false;
+                }
+                "tx" => drop(self.tx.doorbell().take()),
+                _ => self.full = false,
+            }
+        }
+        Ok(false)
+    }
+
+    /// Moves packets from the guest. Says how long the next has to wait for a rate limit.
+    fn transmit(&mut self) -> Result<Option<Duration>, Broken> {
+        if self.full {
+            return Ok(None);
+        }
+        self.tx.disable_doorbell()?;
+        let mut left = self.tx.size();
+        let mut wait = None;
+        loop {
+            wait = wait.or_else(|| self.pair.tx_limit.wait());
+            if wait.is_some() {
+                self.pair.shared.counters.tx.throttled();
+                break;
+            }
+            if left == 0 {
+                // More than a queue full: the other direction, and the stop, get a turn first.
+                self.tx.doorbell().set();
+                break;
+            }
+            let Some(chain) = self.tx.pop()? else {
+                if self.tx.enable_doorbell()? {
+                    continue;
+                }
+                break;
+            };
+            let head = chain.head_index();
+            self.packet.clear();
+            self.packet.add(chain, Part::Readable)?;
+            if !self.send()? {
+                self.tx.unpop();
+                self.full = true;
+                break;
+            }
+            self.tx.push(head, 0)?;
+            left -= 1;
+        }
+        self.packet.clear();
+        self.tx.notify(&self.pair.signals)?;
+        Ok(wait)
+    }
+
+    /// Sends the packet, or drops it. False when it has to be tried again.
+    fn send(&mut self) -> Result<bool, Broken> {
+        let bytes = self.packet.bytes();
+        if bytes < HEADER {
+            return Err(Broken(format!("a packet of {bytes} bytes, shorter than its header")));
+        }
+        let counters = &self.pair.shared.counters.tx;
+        let Some(tap) = self.tap.as_ref().filter(|_| bytes <= PACKET_MAX && self.pair.shared.link()) else {
+            counters.dropped();
+            return Ok(true);
+        };
+        match moved(self.packet.write_to(tap.as_fd())) {
+            Moved::Bytes(_) => {
+                counters.packet(bytes - HEADER);
+                self.pair.tx_limit.charge(bytes);
+            }
+            Moved::NotNow => return Ok(false),
+            Moved::Refused => counters.dropped(),
+            Moved::Gone => self.lose_tap(),
+        }
+        Ok(true)
+    }
+
+    /// Moves packets to the guest. Says how long the next has to wait for a rate limit.
+    fn receive(&mut self) -> Result<Option<Duration>, Broken> {
+        let mut wait = None;
+        for _ in 0..BURST {
+            if self.tap.is_none() || !self.pair.port.is_on() {
+                break;
+            }
+            wait = self.pair.rx_limit.wait();
+            if wait.is_some() {
+                self.pair.shared.counters.rx.throttled();
+                break;
+            }
+            self.starved = !self.stock_up()?;
+            if self.starved {
+                break;
+            }
+            let Some(tap) = &self.tap else { break };
+            match moved(self.room.read_from(tap.as_fd())) {
+                Moved::Bytes(bytes) => self.deliver(bytes as u64)?,
+                Moved::NotNow => break,
+                Moved::Refused => self.pair.shared.counters.rx.dropped(),
+                Moved::Gone => self.lose_tap(),
+            }
+        }
+        self.rx.notify(&self.pair.signals)?;
+        Ok(wait)
+    }
+
+    /// Takes buffers until the largest packet has room. False when the driver has to provide more.
+    fn stock_up(&mut self) -> Result<bool, Broken> {
+        let wanted = if self.pair.mergeable { self.pair.packet_max } else { 1 };
+        while self.room.bytes() < wanted && self.room.parts() < PARTS_MAX {
+            let Some(chain) = self.rx.pop()? else {
+                if self.rx.enable_doorbell()? {
+                    continue;
+                }
+                // A driver that has no more than this gets what fits.
+                return Ok(self.buffers.len() == usize::from(self.rx.size()));
+            };
+            let head = chain.head_index();
+            let (parts, bytes) = self.room.add(chain, Part::Writable)?;
+            if bytes < HEADER {
+                return Err(Broken(format!("a buffer of {bytes} bytes, shorter than a packet's header")));
+            }
+            self.buffers.push_back(Buffer { head, parts, bytes });
+        }
+        self.rx.disable_doorbell()?;
+        Ok(true)
+    }
+
+    /// Hands over the packet that is in the buffers.
+    fn deliver(&mut self, bytes: u64) -> Result<(), Broken> {
+        let counters = &self.pair.shared.counters.rx;
+        if bytes < HEADER || !self.pair.shared.link() {
+            counters.dropped();
+            return Ok(());
+        }
+        counters.packet(bytes - HEADER);
+        self.pair.rx_limit.charge(bytes);
+        let (mut left, mut parts) = (bytes, 0);
+        self.used.clear();
+        while left > 0
+            && let Some(buffer) = self.buffers.pop_front()
+        {
+            let len = buffer.bytes.min(left);
+            left -= len;
+            parts += buffer.parts;
+            // No longer than a packet.
+            self.used.push((buffer.head, len as u32));
+        }
+        // No more buffers than a ring has.
+        let count = self.used.len() as u16;
+        self.room.put(NUM_BUFFERS, &count.to_le_bytes());
+        self.room.consume(parts);
+        self.rx.push_together(&self.used)
+    }
+
+    fn lose_tap(&mut self) {
+        log::warn!("{}: the tap was removed from the host; the link is down", self.pair.name);
+        self.tap = None;
+        self.pair.shared.set_link(false);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! The memory of a machine: what it boots with, what it may be given later, and what is beside them.
+
+use std::sync::Arc;
+
+use vm_memory::GuestAddress;
+
+use super::{Config, Error};
+use crate::arch::native::layout;
+use crate::devices::virtio::mem::{BLOCK, Handle, Mem};
+use crate::memory::{self, GuestRam};
+
+/// Linux adds memory in sections of this size or of a multiple; a part of one would be no use to it.
+const SECTION: u64 = 128 << 20;
+
+/// All memory of a machine, in the hands of the hypervisor and of the devices from the start.
+pub(super) struct Ram {
+    pub(super) all: Arc<GuestRam>,
+    /// Of it, what the kernel is loaded into and told of.
+    pub(super) boot: Arc<GuestRam>,
+    /// Of it, where memory can be plugged, as (address, length).
+    pluggable: Option<(u64, u64)>,
+}
+
+impl Ram {
+    pub(super) fn new(config: &Config) -> Result<Self, Error> {
+        let boot = layout::ram(config.memory);
+        let more = config.memory_max.map_or(0, |max| max - config.memory);
+        let pluggable =
+            (more > 0).then(|| (layout::pluggable(config.memory), more.next_multiple_of(SECTION)));
+        let others: Vec<_> = layout::BESIDE_RAM.iter().copied().chain(pluggable).collect();
+        let mut regions: Vec<_> = boot.into_iter().chain(others.iter().copied()).collect();
+        regions.sort_unstable();
+        let all = memory::anonymous(&regions)?;
+        let boot = others.iter().try_fold(all.clone(), |ram, (addr, len)| {
+            ram.remove_region(GuestAddress(*addr), *len).map(|(ram, _)| ram)
+        });
+        let boot = boot.map_err(|error| Error::Tables(format!("cannot lay out guest RAM: {error}")))?;
+        Ok(Self { all: Arc::new(all), boot: Arc::new(boot), pluggable })
+    }
+
+    /// The device that plugs memory, where there is some to plug.
+    pub(super) fn device(&self) -> Option<Mem> {
+        self.pluggable.map(|(addr, len)| Mem::new(addr, len))
+    }
+}
+
+/// What a machine's memory is and can be, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct MemoryStatus {
+    /// What it booted with, which is the least.
+    pub boot: u64,
+    /// What it can be asked to use at most.
+    pub max: u64,
+    /// What it was asked to use.
+    pub requested: u64,
+    /// What it uses.
+    pub actual: u64,
+}
+
+/// Changes how much memory a machine uses.
+#[derive(Debug)]
+pub(super) struct Extent {
+    boot: u64,
+    max: u64,
+    mem: Option<Handle>,
+}
+
+impl Extent {
+    pub(super) fn new(config: &Config, mem: Option<Handle>) -> Self {
+        Self { boot: config.memory, max: config.memory_max.unwrap_or(config.memory), mem }
+    }
+
+    pub(super) fn resize(&self, bytes: u64) -> Result<(), Error> {
+        let refused = |why| Err(Error::Memory { bytes, why });
+        if bytes < self.boot {
+            return refused("less than the machine has booted with; use the balloon for that");
+        }
+        if bytes > self.max {
+            return refused("more than the machine was built for; build it with a larger memory_max");
+        }
+        match &self.mem {
+            None => Ok(()),
+            Some(mem) => mem
+                .request(bytes - self.boot)
+                .or_else(|_| refused("it must differ from the memory at boot by a multiple of 2 MiB")),
+        }
+    }
+
+    pub(super) fn status(&self) -> MemoryStatus {
+        let (requested, plugged) = self.mem.as_ref().map_or((0, 0), |mem| (mem.requested(), mem.plugged()));
+        MemoryStatus {
+            boot: self.boot,
+            max: self.max,
+            requested: self.boot + requested,
+            actual: self.boot + plugged,
+        }
+    }
+}
+
+/// Whether a machine can have `memory` and grow to `max`.
+pub(super) fn check_max(memory: u64, max: u64) -> Result<(), &'static str> {
+    match max.checked_sub(memory) {
+        None => Err("what a machine can grow to must not be less than what it has"),
+        Some(more) if !more.is_multiple_of(BLOCK) => {
+            Err("what a machine can grow to must be more than what it has by a multiple of 2 MiB")
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn extent(max: u64) -> Extent {
+        let mem = (max > 256).then(|| Mem::new(1 << 32, (max - 256) * MIB).handle());
+        Extent { boot: 256 * MIB, max: max * MIB, mem }
+    }
+
+    #[test]
+    fn memory_grows_and_shrinks_between_its_bounds() {
+        for (max, bytes, word) in [
+            (256, 256 * MIB, None),
+            (256, 258 * MIB, Some("memory_max")),
+            (256, 254 * MIB, Some("balloon")),
+            (1024, 1024 * MIB, None),
+            (1024, 256 * MIB, None),
+            (1024, 258 * MIB, None),
+            (1024, 257 * MIB, Some("multiple")),
+            (1024, 1026 * MIB, Some("memory_max")),
+            (1024, 0, Some("balloon")),
+            (1024, u64::MAX, Some("memory_max")),
+        ] {
+            let extent = extent(max);
+            match (extent.resize(bytes), word) {
+                (Ok(()), None) => {
+                    let status = extent.status();
+                    assert_eq!((status.requested, status.actual), (bytes, 256 * MIB));
+                }
+                (Err(error), Some(word)) => assert!(error.to_string().contains(word), "{error}"),
+                (result, word) => panic!("{bytes}: {result:?}, expected {word:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_told_of_nothing_but_what_it_boots_with() {
+        for memory in [128 * MIB, 4096 * MIB] {
+            for memory_max in [None, Some(memory), Some(memory + 2 * MIB), Some(memory + 1024 * MIB)] {
+                let config = Config { memory_max, ..Config::small(memory) };
+                let ram = Ram::new(&config).unwrap();
+                assert_eq!(memory::size(&ram.boot), memory);
+                let more = memory_max.map_or(0, |max| (max - memory).next_multiple_of(SECTION));
+                let beside: u64 = layout::BESIDE_RAM.iter().map(|(_, len)| len).sum();
+                assert_eq!(memory::size(&ram.all), memory + more + beside);
+                assert_eq!(ram.device().is_some(), more > 0);
+            }
+        }
+    }
+}
