@@ -20,4 +20,5 @@ pub mod kernel;
 pub mod machine;
 pub mod memory;
 pub mod slots;
+pub mod standstill;
 pub mod vcpu;

@@ -1,21 +1,22 @@
 //! From a configuration to a machine that stands before its first instruction.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::board::{self, Board};
-use super::life::{Machine, Shared};
+use super::life::{Attached, HeldPort, Machine, Notice, Shared};
 use super::{Config, Error, OnSystemEvent};
 use crate::arch::native::{Entry, boot, layout};
-use crate::console::Output;
+use crate::console::{OnMarker, Output};
 use crate::devices::virtio::mmio::{self, Transport};
 use crate::devices::virtio::{Device, Signals};
 use crate::hypervisor::{self, Hypervisor, Kick, Trigger, Vcpu, Vm, VmPlan};
 use crate::kernel::Image;
 use crate::memory::{self, GuestRam};
 use crate::slots::{SlotId, SlotMap};
+use crate::standstill::Standstill;
 use crate::vcpu::{self, Buses, Counters, Ended, Member};
 
 /// What a processor's thread needs; it is on no deep call path.
@@ -44,11 +45,12 @@ impl Machine {
         let shell = shell?;
         let (loaded, model) = (loaded?, hypervisor.cpu_model()?);
 
-        let output = Output::new(config.console, config.markers, Box::new(|_| {}))
+        let output = Output::new(config.console, config.markers, shell.on_marker())
             .map_err(|source| Error::Host { what: "start the console's thread", source })?;
         let output = Arc::new(output);
         let mut board = board::assemble(&*shell.vm, Arc::clone(&output), shell.on_system_event())?;
-        let slots = attach(&*shell.vm, &ram, config.devices, &mut board.buses)?;
+        let (slots, devices) =
+            attach(&*shell.vm, &ram, config.devices, &shell.shared.standstill, &mut board.buses)?;
         let mut seed = [0; 64];
         crate::entropy::fill(&mut seed).map_err(|source| Error::Host { what: "get randomness", source })?;
         let platform = boot::Platform {
@@ -60,7 +62,7 @@ impl Machine {
         };
         let entries =
             boot::finish(&ram, &loaded, &platform).map_err(|error| Error::Tables(error.to_string()))?;
-        shell.start(board, output, entries)
+        shell.start(Parts { board, output, ram, devices }, entries)
     }
 }
 
@@ -69,20 +71,24 @@ fn attach<V: Vm>(
     vm: &V,
     ram: &Arc<GuestRam>,
     devices: Vec<(SlotId, Box<dyn Device>)>,
+    standstill: &Arc<Standstill>,
     buses: &mut Buses,
-) -> Result<SlotMap, Error> {
+) -> Result<(SlotMap, Vec<Attached>), Error> {
     let mut slots = SlotMap::new(layout::VIRTIO);
+    let mut attached = Vec::new();
     for (id, device) in devices {
         let slot = slots.add(id.clone())?;
         let signals = Signals::new(vm.irq_line(slot.line, Trigger::Edge)?);
-        let transport = Transport::new(device, Arc::clone(ram), signals)
+        let kind = device.kind();
+        let transport = Transport::new(device, Arc::clone(ram), signals, Arc::clone(standstill))
             .map_err(|source| Error::Transport { id: id.clone(), source })?;
         for (index, doorbell) in (0..).zip(transport.doorbells()) {
             vm.doorbell(slot.base + mmio::QUEUE_NOTIFY, index, doorbell)?;
         }
+        attached.push(Attached { id: id.clone(), kind, counters: Arc::clone(transport.counters()) });
         buses.memory.insert(id.as_str(), slot.base, slot.len, Arc::new(transport))?;
     }
-    Ok(slots)
+    Ok((slots, attached))
 }
 
 /// A machine without devices or guest: memory, interrupt controller, and processors whose threads
@@ -92,6 +98,14 @@ struct Shell<V> {
     shared: Arc<Shared>,
     hardware_ids: Vec<u64>,
     processors: Vec<Processor>,
+}
+
+/// What is built around a shell.
+struct Parts {
+    board: Board,
+    output: Arc<Output>,
+    ram: Arc<GuestRam>,
+    devices: Vec<Attached>,
 }
 
 struct Processor {
@@ -115,7 +129,7 @@ struct Born {
 impl<V: Vm> Shell<V> {
     fn build<H: Hypervisor<Vm = V>>(hypervisor: &H, plan: &VmPlan) -> Result<Self, Error> {
         let vm = Arc::new(hypervisor.create_vm(plan)?);
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new()?);
         let mut processors = Vec::new();
         let mut births = Vec::new();
         for id in 0..plan.vcpus {
@@ -143,7 +157,23 @@ impl<V: Vm> Shell<V> {
         })
     }
 
-    fn start(self, board: Board, output: Arc<Output>, entries: Vec<Option<Entry>>) -> Result<Machine, Error> {
+    /// For the console, likewise.
+    fn on_marker(&self) -> OnMarker {
+        let shared: Weak<Shared> = Arc::downgrade(&self.shared);
+        Box::new(move |marker| {
+            if let Some(shared) = shared.upgrade() {
+                shared.notify(&Notice::Marker(marker));
+            }
+        })
+    }
+
+    fn start(self, parts: Parts, entries: Vec<Option<Entry>>) -> Result<Machine, Error> {
+        let Parts { board, output, ram, devices } = parts;
+        let console = Arc::new(HeldPort {
+            port: board.console,
+            standstill: Arc::clone(&self.shared.standstill),
+            offering: Mutex::new(()),
+        });
         let buses = Arc::new(board.buses);
         let (mut threads, mut counters, mut waits) = (Vec::new(), Vec::new(), Vec::new());
         for ((id, processor), entry) in (0..).zip(self.processors).zip(entries) {
@@ -157,8 +187,10 @@ impl<V: Vm> Shell<V> {
             shared: self.shared,
             threads,
             counters,
-            console: board.console,
+            console,
             output,
+            ram,
+            devices,
             power: board.power,
             _vm: Box::new(self.vm),
         };
@@ -184,7 +216,7 @@ fn spawn<V: Vm>(id: u32, vm: &Arc<V>, shared: &Arc<Shared>) -> Result<(Processor
     let counters = Arc::new(Counters::default());
     let thread = {
         let (vm, shared, counters) = (Arc::clone(vm), Arc::clone(shared), Arc::clone(&counters));
-        let member = Member::join(&shared.epoch);
+        let member = Member::join(shared.standstill.epoch());
         thread::Builder::new()
             .name(format!("vcpu{id}"))
             .stack_size(STACK)

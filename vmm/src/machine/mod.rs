@@ -6,7 +6,7 @@ mod config;
 mod life;
 
 pub use config::{Config, VCPUS_MAX};
-pub use life::{Machine, Outcome, Status};
+pub use life::{DeviceCounts, Machine, Notice, Observer, Outcome, Status};
 
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ pub enum Error {
         /// What the machine is.
         status: Status,
     },
-    /// Not all processors stopped in time. The machine goes on as it was.
+    /// Not all processors and devices stopped in time. The machine goes on as it was.
     #[error("the machine was not paused within {within:?}: {source}; it goes on running")]
     Pause {
         /// The deadline.

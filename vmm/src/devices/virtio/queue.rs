@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
-use super::Signals;
+use super::{Counters, Signals};
 use crate::event::Event;
 use crate::memory::GuestRam;
 
@@ -25,14 +25,20 @@ pub struct VirtQueue {
     queue: Queue,
     ram: Arc<GuestRam>,
     doorbell: Arc<Event>,
+    counters: Arc<Counters>,
 }
 
 /// A request: a chain of descriptors.
 pub type Chain = DescriptorChain<Arc<GuestRam>>;
 
 impl VirtQueue {
-    pub(super) fn new(queue: Queue, ram: Arc<GuestRam>, doorbell: Arc<Event>) -> Self {
-        Self { queue, ram, doorbell }
+    pub(super) fn new(
+        queue: Queue,
+        ram: Arc<GuestRam>,
+        doorbell: Arc<Event>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self { queue, ram, doorbell, counters }
     }
 
     /// Set by the driver when there is something to do.
@@ -63,6 +69,7 @@ impl VirtQueue {
 
     /// Gives a request back, with `len` bytes written to it.
     pub fn push(&mut self, head: u16, len: u32) -> Result<(), Broken> {
+        self.counters.request(len);
         Ok(self.queue.add_used(&*self.ram, head, len)?)
     }
 

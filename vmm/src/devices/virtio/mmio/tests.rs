@@ -8,6 +8,7 @@ use super::super::rng::Rng;
 use super::*;
 use crate::hypervisor::{self, IrqLine};
 use crate::memory;
+use crate::vcpu::Phase;
 
 #[derive(Default)]
 struct Wire(AtomicU32);
@@ -35,7 +36,10 @@ impl Guest {
         let ram = Arc::new(memory::anonymous(&[(0, 0x1_0000)]).unwrap());
         let wire = Arc::new(Wire::default());
         let signals = Signals::new(Arc::clone(&wire) as Arc<dyn IrqLine>);
-        let transport = Transport::new(Box::new(Rng::default()), Arc::clone(&ram), signals).unwrap();
+        let standstill = Arc::new(Standstill::new().unwrap());
+        standstill.set(Phase::Run);
+        let transport =
+            Transport::new(Box::new(Rng::default()), Arc::clone(&ram), signals, standstill).unwrap();
         Self { transport, ram, wire }
     }
 
