@@ -130,15 +130,15 @@ mod tests {
 
     /// A thread that serves a doorbell and counts.
     fn worker(still: &Arc<Standstill>) -> (Arc<Leash>, Arc<Event>, Arc<AtomicU64>, thread::JoinHandle<()>) {
-        let leash = Leash::new(still).unwrap();
+        let leash = Leash::new(still).expect("an eventfd");
         let follower = leash.follow();
-        let (doorbell, served) = (Arc::new(Event::new().unwrap()), Arc::new(AtomicU64::new(0)));
+        let (doorbell, served) = (Arc::new(Event::new().expect("an eventfd")), Arc::new(AtomicU64::new(0)));
         let thread = {
             let (doorbell, served) = (Arc::clone(&doorbell), Arc::clone(&served));
             thread::spawn(move || {
                 while follower.checkpoint() == Go::On {
                     let [stop, due] = follower.fds();
-                    if wait_readable(&[stop, due, doorbell.as_fd()]).unwrap()[2] {
+                    if wait_readable(&[stop, due, doorbell.as_fd()]).expect("poll")[2] {
                         // The bell goes on ringing.
                         served.fetch_add(1, Ordering::SeqCst);
                     }

@@ -25,7 +25,8 @@ pub struct OutputStats {
 pub type OnMarker = Box<dyn FnMut(u32) + Send>;
 
 struct State {
-    sink: Pipe,
+    /// None once it is closed.
+    sink: Option<Pipe>,
     attached: Vec<Pipe>,
     backlog: VecDeque<u8>,
     scanner: LineScanner,
@@ -33,7 +34,7 @@ struct State {
     stats: OutputStats,
 }
 
-/// Where a serial port puts its bytes. Dropping it writes what is left.
+/// Where a serial port puts its bytes. Closing or dropping it writes what is left.
 pub struct Output(Mutex<State>);
 
 impl std::fmt::Debug for Output {
@@ -51,7 +52,7 @@ impl Output {
         on_marker: OnMarker,
     ) -> io::Result<Self> {
         Ok(Self(Mutex::new(State {
-            sink: Pipe::new(sink)?,
+            sink: Some(Pipe::new(sink)?),
             attached: Vec::new(),
             backlog: VecDeque::new(),
             scanner: LineScanner::new(markers),
@@ -71,7 +72,7 @@ impl Output {
         let State { sink, attached, backlog, scanner, on_marker, stats } = &mut *state;
         scanner.scan(bytes, on_marker);
         stats.bytes += bytes.len() as u64;
-        stats.dropped += (bytes.len() - sink.push(bytes)) as u64;
+        stats.dropped += (bytes.len() - sink.as_ref().map_or(0, |sink| sink.push(bytes))) as u64;
         // One that did not keep up has lost its place in the stream, and is let go of.
         attached.retain(|pipe| {
             let keeps_up = pipe.push(bytes) == bytes.len();
@@ -91,6 +92,9 @@ impl Output {
     pub fn attach(&self, sink: impl Write + Send + 'static, replay: bool) -> io::Result<()> {
         let pipe = Pipe::new(sink)?;
         let mut state = self.lock();
+        if state.sink.is_none() {
+            return Err(io::Error::other("the machine is going away"));
+        }
         state.attached.retain(|pipe| !pipe.is_ended());
         if state.attached.len() >= ATTACHED_MAX {
             return Err(io::Error::other(format!(
@@ -107,6 +111,17 @@ impl Output {
         Ok(())
     }
 
+    /// Writes what is left, if the sinks take it in time, and closes them. Whoever still has the port
+    /// keeps nothing open.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        let lost = state.sink.as_ref().map_or(0, Pipe::lost);
+        state.stats.dropped += lost;
+        let pipes = (state.sink.take(), std::mem::take(&mut state.attached));
+        drop(state);
+        drop(pipes);
+    }
+
     /// The last bytes that the guest wrote.
     pub fn backlog(&self) -> Vec<u8> {
         self.lock().backlog.iter().copied().collect()
@@ -115,7 +130,8 @@ impl Output {
     /// What happened so far.
     pub fn stats(&self) -> OutputStats {
         let state = self.lock();
-        OutputStats { dropped: state.stats.dropped + state.sink.lost(), ..state.stats }
+        let lost = state.sink.as_ref().map_or(0, Pipe::lost);
+        OutputStats { dropped: state.stats.dropped + lost, ..state.stats }
     }
 }
 
@@ -178,7 +194,7 @@ mod tests {
         gets.recv().unwrap();
         drop(leaves);
         // The writer ends; until it does, bytes go to the buffer that it drops.
-        while !output.lock().sink.is_ended() {
+        while !output.lock().sink.as_ref().unwrap().is_ended() {
             thread::yield_now();
         }
         output.push(b"second");

@@ -89,7 +89,14 @@ pub(super) struct Shared {
     kickers: Mutex<Vec<Arc<dyn Kick>>>,
     outcome: Mutex<Option<Outcome>>,
     over: Condvar,
-    observers: Mutex<Vec<Observer>>,
+    observers: Mutex<Observers>,
+}
+
+#[derive(Default)]
+struct Observers {
+    list: Vec<Observer>,
+    /// They have heard the last notice.
+    dismissed: bool,
 }
 
 impl Shared {
@@ -101,13 +108,15 @@ impl Shared {
             kickers: Mutex::new(Vec::new()),
             outcome: Mutex::new(None),
             over: Condvar::new(),
-            observers: Mutex::new(Vec::new()),
+            observers: Mutex::default(),
         })
     }
 
     pub(super) fn notify(&self, notice: &Notice) {
-        for observer in self.observers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            observer(notice);
+        let mut observers = self.observers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !observers.dismissed {
+            observers.dismissed = matches!(notice, Notice::Ended(_));
+            observers.list.iter().for_each(|observer| observer(notice));
         }
     }
 
@@ -241,9 +250,10 @@ impl Machine {
 
     /// Lets the guest run: from its first instruction, or from where it was paused.
     pub fn resume(&self) -> Result<(), Error> {
+        // Before anything that the guest does from here on; after the last notice it is none.
+        self.shared.notify(&Notice::Status(Status::Running));
         if self.shared.set(Phase::Run) {
             self.console.gate().open();
-            self.shared.notify(&Notice::Status(Status::Running));
             Ok(())
         } else {
             Err(Error::Order { what: "resume", status: Status::Ended })
@@ -335,7 +345,7 @@ impl Machine {
 
     /// Tells `observer` of everything that happens from now on.
     pub fn observe(&self, observer: Observer) {
-        self.shared.observers.lock().unwrap_or_else(PoisonError::into_inner).push(observer);
+        self.shared.observers.lock().unwrap_or_else(PoisonError::into_inner).list.push(observer);
     }
 
     /// What its virtio devices have done.
@@ -364,5 +374,7 @@ impl Drop for Machine {
             // A panic has been reported by itself, and the machine is over anyway.
             let _ = thread.join();
         }
+        // Readers of its input may keep the port for as long as their source lasts.
+        self.output.close();
     }
 }
