@@ -4,7 +4,8 @@
 //! holds what differs between processors (register files, memory layout, boot protocol),
 //! [`memory`] is the guest's RAM, [`bus`] finds the device at an address, [`slots`] says which
 //! address that is, [`devices`] are what the guest finds there, [`console`] is the host's side of
-//! the serial port, [`control`] the socket on which a machine is driven.
+//! the serial port, [`control`] the socket on which a machine is driven, [`jail`] what the
+//! process may still do then.
 //!
 //! Nothing here is process-wide: two machines in one process do not know of each other.
 
@@ -16,6 +17,8 @@ pub mod devices;
 pub mod entropy;
 pub mod event;
 pub mod hypervisor;
+#[cfg(target_os = "linux")]
+pub mod jail;
 pub mod kernel;
 #[cfg(not(loom))]
 pub mod machine;

@@ -3,6 +3,7 @@
 mod check;
 mod control;
 mod ctl;
+mod jail;
 mod run;
 mod terminal;
 
@@ -33,6 +34,10 @@ Options of run:
   --control PATH|fd:N
                      serve a control socket there, or for whoever holds the other end of N, to whom
                      the machine then belongs: it stops when they are gone
+  --jail DIR         give up all rights and paths that the machine does not need; the new root is
+                     built over DIR, in which nothing changes
+  --netns PATH|fd:N, --cgroup DIR
+                     with --jail: join them before
   --paused           do not begin before a resume by the control socket
   --share TAG=DIR[:ro]
                      a directory, for the guest to mount by its tag (type virtiofs)

@@ -24,6 +24,7 @@ use vmm::slots::SlotId;
 
 use super::Usage;
 use super::control::{self, Control};
+use super::jail::{self, Netns};
 use super::terminal::{Keys, Pty, Raw};
 
 /// What every guest is told, before what the caller adds.
@@ -44,27 +45,30 @@ const CRASH: u8 = 5;
 const STOPPED: u8 = 6;
 const KILLED: u8 = 137;
 
-struct Options {
-    kernel: PathBuf,
-    initrd: Option<PathBuf>,
+pub(super) struct Options {
+    pub(super) kernel: PathBuf,
+    pub(super) initrd: Option<PathBuf>,
     append: String,
     memory: u64,
     vcpus: u32,
     console: Console,
     markers: Vec<Vec<u8>>,
-    control: Option<Control>,
+    pub(super) control: Option<Control>,
+    pub(super) jail: Option<PathBuf>,
+    pub(super) netns: Option<Netns>,
+    pub(super) cgroup: Option<PathBuf>,
     paused: bool,
-    vsock: Option<PathBuf>,
-    blocks: Vec<(PathBuf, bool)>,
-    shares: Vec<Share>,
+    pub(super) vsock: Option<PathBuf>,
+    pub(super) blocks: Vec<(PathBuf, bool)>,
+    pub(super) shares: Vec<Share>,
 }
 
 /// A directory of the host that the guest mounts by its tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Share {
+pub(super) struct Share {
     tag: String,
-    directory: PathBuf,
-    read_only: bool,
+    pub(super) directory: PathBuf,
+    pub(super) read_only: bool,
 }
 
 impl Share {
@@ -129,11 +133,12 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text} is no size: give a number, with K, M or G behind it if you like"))
 }
 
-fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
+pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut kernel, mut initrd, mut append) = (None, None, String::new());
     let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
     let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
     let (mut markers, mut control, mut paused) = (Vec::new(), None, false);
+    let (mut jail, mut netns, mut cgroup) = (None, None, None);
     while let Some(arg) = args.next()? {
         match arg {
             Long("kernel") => kernel = Some(args.value()?.into()),
@@ -144,6 +149,9 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("console") => console = Console::parse(&args.value()?.string()?)?,
             Long("marker") => markers.push(args.value()?.string()?.into_bytes()),
             Long("control") => control = Some(Control::parse(&args.value()?.string()?)?),
+            Long("jail") => jail = Some(args.value()?.into()),
+            Long("netns") => netns = Some(Netns::parse(&args.value()?.string()?)),
+            Long("cgroup") => cgroup = Some(args.value()?.into()),
             Long("paused") => paused = true,
             Long("block") => blocks.push(read_only(&args.value()?.string()?)),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
@@ -164,6 +172,9 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
         console,
         markers,
         control,
+        jail,
+        netns,
+        cgroup,
         paused,
         vsock,
         blocks,
@@ -195,12 +206,12 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn build(_config: Config) -> anyhow::Result<Machine> {
+fn build(_jailed: bool, _config: Config) -> anyhow::Result<Machine> {
     bail!("this build has no hypervisor for this system; use a Linux host with KVM")
 }
 
 #[cfg(target_os = "linux")]
-fn build(config: Config) -> anyhow::Result<Machine> {
+fn build(jailed: bool, config: Config) -> anyhow::Result<Machine> {
     use vmm::hypervisor::check;
     use vmm::hypervisor::kvm::{DEVICE, Kvm};
 
@@ -208,6 +219,10 @@ fn build(config: Config) -> anyhow::Result<Machine> {
         .map_err(anyhow::Error::from)
         .and_then(|kvm| Ok(Machine::build(&kvm, config)?));
     built.or_else(|error| {
+        // The check has nothing to look at in a jail.
+        if jailed {
+            return Err(error);
+        }
         // Whoever gets here has a host that cannot, or a wrong option; the check knows which.
         let report = check::host(&check::Host::default());
         if report.usable() {
@@ -308,22 +323,27 @@ fn share(share: &Share, _vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
     )
 }
 
-fn run(options: Options) -> anyhow::Result<Outcome> {
+fn run(mut options: Options) -> anyhow::Result<Outcome> {
     let signals = mask_signals()?;
-    // Inherited descriptors are looked at before any other is opened.
-    let control = options.control.as_ref().map(control::Open::at).transpose()?;
+    // Before anything is opened here.
+    jail::close_inherited(&options)?;
     let (sink, source) = open(&options.console)?;
+    jail::enter(&mut options)?;
+    let control = options.control.as_ref().map(control::Open::at).transpose()?;
     let devices = devices(&options)?;
-    let machine = build(Config {
-        kernel: options.kernel,
-        initrd: options.initrd,
-        command_line: [COMMAND_LINE, &options.append].join(" ").trim_end().to_owned(),
-        memory: options.memory,
-        vcpus: options.vcpus,
-        console: sink,
-        markers: markers(&options.markers),
-        devices,
-    })?;
+    let machine = build(
+        options.jail.is_some(),
+        Config {
+            kernel: options.kernel,
+            initrd: options.initrd,
+            command_line: [COMMAND_LINE, &options.append].join(" ").trim_end().to_owned(),
+            memory: options.memory,
+            vcpus: options.vcpus,
+            console: sink,
+            markers: markers(&options.markers),
+            devices,
+        },
+    )?;
     let machine = Arc::new(machine);
     let raw = match options.console {
         Console::Stdio => Raw::of_stdin().map_err(|error| anyhow!("cannot set up the terminal: {error}"))?,
