@@ -19,6 +19,7 @@ use vmm::control::{
     Client, ClientError, Event, Hello, Message, Options, Outcome, Receiver, Refusal, RefusalKind, Reply,
     Request, Server, Stats, Status, frame, send,
 };
+use vmm::hypervisor::PsciBy;
 use vmm::hypervisor::kvm::{DEVICE, Kvm};
 use vmm::machine::{Config, Machine};
 
@@ -52,6 +53,7 @@ fn bed(name: &str, parts: &[&[u8]]) -> Option<Bed> {
         vcpus: 2,
         console: Box::new(io::sink()),
         markers: vec![Marker { id: 5, text: b"hi".to_vec() }],
+        psci: PsciBy::default(),
         devices: vec![],
     };
     let machine = Arc::new(Machine::build(&kvm, config).unwrap());

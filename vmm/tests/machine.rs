@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use vmm::hypervisor::PsciBy;
 use vmm::hypervisor::kvm::{DEVICE, Kvm};
 use vmm::machine::{Config, Error, Machine, Outcome, Status};
 
@@ -67,6 +68,7 @@ fn build(kvm: &Kvm, kernel: &Kernel, vcpus: u32) -> (Machine, Screen) {
         vcpus,
         console: Box::new(screen.clone()),
         markers: vec![],
+        psci: PsciBy::default(),
         devices: vec![],
     };
     (Machine::build(kvm, config).unwrap(), screen)

@@ -42,6 +42,7 @@ Options of run:
   --share TAG=DIR[:ro]
                      a directory, for the guest to mount by its tag (type virtiofs)
   --block FILE[:ro]  a disk with this raw image, again for more disks
+  --psci WHO         kernel or userspace: who turns an arm64 guest's processors on and off (kernel)
   --vsock DIR        streams: connect to DIR/vsock and write \"CONNECT PORT\" to reach the guest;
                      the guest reaches DIR/vsock_PORT
 

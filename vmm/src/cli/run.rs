@@ -18,6 +18,7 @@ use vmm::devices::virtio::balloon::Balloon;
 use vmm::devices::virtio::block::Block;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::vsock::{SOCKET, Vsock};
+use vmm::hypervisor::PsciBy;
 use vmm::machine::{Config, Machine, Notice, Outcome};
 
 use vmm::slots::SlotId;
@@ -58,6 +59,7 @@ pub(super) struct Options {
     pub(super) netns: Option<Netns>,
     pub(super) cgroup: Option<PathBuf>,
     paused: bool,
+    psci: PsciBy,
     pub(super) vsock: Option<PathBuf>,
     pub(super) blocks: Vec<(PathBuf, bool)>,
     pub(super) shares: Vec<Share>,
@@ -133,11 +135,20 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text} is no size: give a number, with K, M or G behind it if you like"))
 }
 
+fn psci_by(text: &str) -> Result<PsciBy, String> {
+    match text {
+        "kernel" => Ok(PsciBy::Hypervisor),
+        "userspace" => Ok(PsciBy::Monitor),
+        _ => Err(format!("{text} is nobody who answers PSCI calls: give kernel or userspace")),
+    }
+}
+
 pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut kernel, mut initrd, mut append) = (None, None, String::new());
     let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
     let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
     let (mut markers, mut control, mut paused) = (Vec::new(), None, false);
+    let mut psci = PsciBy::default();
     let (mut jail, mut netns, mut cgroup) = (None, None, None);
     while let Some(arg) = args.next()? {
         match arg {
@@ -152,6 +163,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("jail") => jail = Some(args.value()?.into()),
             Long("netns") => netns = Some(Netns::parse(&args.value()?.string()?)),
             Long("cgroup") => cgroup = Some(args.value()?.into()),
+            Long("psci") => psci = psci_by(&args.value()?.string()?)?,
             Long("paused") => paused = true,
             Long("block") => blocks.push(read_only(&args.value()?.string()?)),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
@@ -176,6 +188,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
         netns,
         cgroup,
         paused,
+        psci,
         vsock,
         blocks,
         shares,
@@ -341,6 +354,7 @@ fn run(mut options: Options) -> anyhow::Result<Outcome> {
             vcpus: options.vcpus,
             console: sink,
             markers: markers(&options.markers),
+            psci: options.psci,
             devices,
         },
     )?;

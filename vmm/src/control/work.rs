@@ -91,7 +91,7 @@ impl Worker {
         let exits = |counts: crate::vcpu::Counts| Exits {
             memory: counts.memory,
             ports: counts.ports,
-            calls: 0,
+            calls: counts.calls,
             kicks: counts.kicks,
             unclaimed: counts.unclaimed,
         };

@@ -12,12 +12,12 @@ use crate::arch::native::{Entry, boot, layout};
 use crate::console::{OnMarker, Output};
 use crate::devices::virtio::mmio::{self, Transport};
 use crate::devices::virtio::{Device, Signals};
-use crate::hypervisor::{self, Hypervisor, Kick, Trigger, Vcpu, Vm, VmPlan};
+use crate::hypervisor::{self, Hypervisor, Kick, PsciBy, Trigger, Vcpu, Vm, VmPlan};
 use crate::kernel::Image;
 use crate::memory::{self, GuestRam};
 use crate::slots::{SlotId, SlotMap};
 use crate::standstill::Standstill;
-use crate::vcpu::{self, Buses, Counters, Ended, Member};
+use crate::vcpu::{self, Buses, Counters, Ended, Member, Power};
 
 /// What a processor's thread needs; it is on no deep call path.
 const STACK: usize = 256 * 1024;
@@ -34,7 +34,12 @@ impl Machine {
         let kernel = Image::open("kernel", &config.kernel)?;
         let initrd = config.initrd.as_deref().map(|path| Image::open("initrd", path)).transpose()?;
         let ram = Arc::new(memory::anonymous(&layout::ram(config.memory))?);
-        let plan = VmPlan { ram: Arc::clone(&ram), vcpus: config.vcpus, interrupt_controller: true };
+        let plan = VmPlan {
+            ram: Arc::clone(&ram),
+            vcpus: config.vcpus,
+            interrupt_controller: true,
+            psci: config.psci,
+        };
 
         let (loaded, shell) = thread::scope(|scope| {
             let loader = scope.spawn(|| boot::load(&ram, kernel, initrd));
@@ -97,6 +102,7 @@ struct Shell<V> {
     vm: Arc<V>,
     shared: Arc<Shared>,
     hardware_ids: Vec<u64>,
+    psci: PsciBy,
     processors: Vec<Processor>,
 }
 
@@ -117,6 +123,7 @@ struct Processor {
 
 struct Start {
     buses: Arc<Buses>,
+    power: Option<Arc<Power>>,
     entry: Option<Entry>,
 }
 
@@ -144,7 +151,7 @@ impl<V: Vm> Shell<V> {
             hardware_ids.push(born.hardware_id);
         }
         vm.seal()?;
-        Ok(Self { vm, shared, hardware_ids, processors })
+        Ok(Self { vm, shared, hardware_ids, psci: plan.psci, processors })
     }
 
     /// For devices, which must not keep the machine that keeps them.
@@ -175,9 +182,10 @@ impl<V: Vm> Shell<V> {
             offering: Mutex::new(()),
         });
         let buses = Arc::new(board.buses);
+        let power = board::power(self.psci, &self.hardware_ids, &ram).map(Arc::new);
         let (mut threads, mut counters, mut waits) = (Vec::new(), Vec::new(), Vec::new());
         for ((id, processor), entry) in (0..).zip(self.processors).zip(entries) {
-            let start = Start { buses: Arc::clone(&buses), entry };
+            let start = Start { buses: Arc::clone(&buses), power: power.clone(), entry };
             processor.start.send(start).map_err(|_| Error::Thread(id))?;
             waits.push((id, processor.started));
             threads.push(processor.thread);
@@ -223,13 +231,13 @@ fn spawn<V: Vm>(id: u32, vm: &Arc<V>, shared: &Arc<Shared>) -> Result<(Processor
             .spawn(move || {
                 let Some(mut vcpu) = be_born(id, &*vm, &birth) else { return };
                 // Whoever builds gave up: there is nothing to run.
-                let Ok(Start { buses, entry }) = starts.recv() else { return };
+                let Ok(Start { buses, power, entry }) = starts.recv() else { return };
                 let entered = entry.map_or(Ok(()), |entry| vcpu.enter_at(&entry));
                 let ready = entered.is_ok();
                 if started_tx.send(entered).is_err() || !ready {
                     return;
                 }
-                let ended = vcpu::run(&mut vcpu, &buses, &member, &counters);
+                let ended = vcpu::run(&mut vcpu, &buses, power.as_deref(), &member, &counters);
                 log_end(id, &ended);
                 shared.ended(id, ended);
             })

@@ -185,6 +185,11 @@ impl Member {
         Self(Arc::clone(epoch))
     }
 
+    /// Makes the others look again at what they wait for, as [`Epoch::nudge`] does.
+    pub fn nudge(&self) {
+        self.0.nudge();
+    }
+
     /// Does what the word says: returns at once while it says run, parks while it says pause. To be
     /// called between two instructions of the guest, before the first and after each kick.
     pub fn checkpoint(&self) -> Go {
