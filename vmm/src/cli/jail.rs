@@ -51,6 +51,8 @@ mod linux {
     use std::path::{Path, PathBuf};
 
     use anyhow::{anyhow, bail};
+    use vmm::hypervisor::check;
+    use vmm::hypervisor::kvm::DEVICE;
     use vmm::jail::{self, Access, Entry, FILE_SERVER, Jail};
 
     use super::super::control::Control;
@@ -88,6 +90,11 @@ mod linux {
             }
             return Ok(());
         };
+        if !Path::new(DEVICE).exists() {
+            // Said here, since the check has nothing to look at in a jail.
+            let report = check::host(&check::Host::default());
+            bail!("there is no {DEVICE} to take along; {}; see supermachine-vmm check", report.verdict());
+        }
         let network = options.netns.as_ref().map(open).transpose()?;
         let capabilities = if options.shares.is_empty() { Vec::new() } else { FILE_SERVER.to_vec() };
         let entries = entries(options);
@@ -98,7 +105,7 @@ mod linux {
     /// Moves the options' paths into the jail, and says what must be there.
     fn entries(options: &mut Options) -> Vec<Entry> {
         use Access::{ReadOnly, ReadWrite};
-        let mut entries = vec![Entry::same(vmm::hypervisor::kvm::DEVICE, ReadWrite)];
+        let mut entries = vec![Entry::same(DEVICE, ReadWrite)];
         let mut place = |path: &mut PathBuf, place: PathBuf, access| {
             entries.push(Entry { source: path.clone(), place: place.clone(), access });
             *path = place;
