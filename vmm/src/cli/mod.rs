@@ -1,7 +1,11 @@
 //! The command line. Exit codes: 0 as wished, 1 it did not work, 2 the command makes no sense.
 
 mod check;
+mod control;
+mod ctl;
+mod jail;
 mod run;
+mod terminal;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -15,6 +19,7 @@ Usage:
   supermachine-vmm check [--json]    say whether this host can run microVMs, and what to mend if not
   supermachine-vmm run --kernel FILE [options]
                                      boot a machine by hand
+  supermachine-vmm ctl PATH COMMAND  drive the machine whose control socket is at PATH
   supermachine-vmm --version
   supermachine-vmm --help
 
@@ -25,15 +30,36 @@ Options of run:
   --memory SIZE      guest RAM, like 512M or 2G (256M)
   --memory-max SIZE  guest RAM to which the machine can grow while it runs
   --cpus N           processors (1)
-  --console WHERE    stdio, none, file:PATH or unix:PATH (stdio)
+  --console WHERE    stdio, pty, none, file:PATH or unix:PATH (stdio); Ctrl-] on a terminal stops
+  --marker TEXT      say when a line of the console has this in it, again for more
+  --control PATH|fd:N
+                     serve a control socket there, or for whoever holds the other end of N, to whom
+                     the machine then belongs: it stops when they are gone
+  --jail DIR         give up all rights and paths that the machine does not need; the new root is
+                     built over DIR, in which nothing changes
+  --netns PATH|fd:N, --cgroup DIR
+                     with --jail: join them before
+  --paused           do not begin before a resume by the control socket
   --share TAG=DIR[:ro]
                      a directory, for the guest to mount by its tag (type virtiofs)
   --block FILE[:ro]  a disk with this raw image, again for more disks
   --tap NAME[:N]     a network device on this tap, with N queues (1), again for more
+  --psci WHO         kernel or userspace: who turns an arm64 guest's processors on and off (kernel)
   --vsock DIR        streams: connect to DIR/vsock and write \"CONNECT PORT\" to reach the guest;
                      the guest reaches DIR/vsock_PORT
 
-SIGTERM presses the power button once, SIGINT and a second SIGTERM stop the machine.
+Commands of ctl:
+  state | stats      what the machine does; what it has done, in JSON
+  pause [MS] | resume
+                     let the guest stand still, if that can be had in that time (5000); let it go on
+  button | stop | kill
+                     press the power button; end the guest; end the monitor
+  resize [--memory SIZE] [--cpus N]
+                     give the guest more, or less
+  log | console      print what the console shows; join it (Ctrl-] leaves)
+  events             print what happens, one JSON object a line, until the end
+
+SIGTERM presses the power button once, SIGINT, SIGHUP and a second SIGTERM stop the machine.
 Exit codes of run: 0 the guest turned itself off, 1 it could not be run, 3 it asked for a reset,
 4 its kernel panicked, 5 it crashed, 6 it was stopped.
 ";
@@ -65,6 +91,7 @@ fn run(mut args: lexopt::Parser) -> Result<ExitCode, Usage> {
         Some(Value(command)) => match command.to_str() {
             Some("check") => check::main(args),
             Some("run") => run::main(args),
+            Some("ctl") => ctl::main(args),
             _ => Err(format!("there is no command {}", command.display()).into()),
         },
         Some(other) => Err(other.unexpected()),

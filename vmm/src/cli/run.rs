@@ -1,6 +1,7 @@
 //! `supermachine-vmm run`: a machine by hand.
 
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,17 +11,22 @@ use std::{fs, thread};
 use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
 use nix::sys::signal::{SigSet, Signal};
-use vmm::console::{InputPort, feed};
+use vmm::console::{Marker, feed};
+use vmm::control::{Options as ControlOptions, Server};
 use vmm::devices::virtio::Device;
 use vmm::devices::virtio::balloon::Balloon;
 use vmm::devices::virtio::block::Block;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::vsock::{SOCKET, Vsock};
-use vmm::machine::{Config, Machine, Outcome};
+use vmm::hypervisor::PsciBy;
+use vmm::machine::{Config, Machine, Notice, Outcome};
 
 use vmm::slots::SlotId;
 
 use super::Usage;
+use super::control::{self, Control};
+use super::jail::{self, Netns};
+use super::terminal::{Keys, Pty, Raw};
 
 /// What every guest is told, before what the caller adds.
 #[cfg(target_arch = "x86_64")]
@@ -38,27 +44,35 @@ const RESET: u8 = 3;
 const PANIC: u8 = 4;
 const CRASH: u8 = 5;
 const STOPPED: u8 = 6;
+const KILLED: u8 = 137;
 
-struct Options {
-    kernel: PathBuf,
-    initrd: Option<PathBuf>,
+pub(super) struct Options {
+    pub(super) kernel: PathBuf,
+    pub(super) initrd: Option<PathBuf>,
     append: String,
     memory: u64,
     memory_max: Option<u64>,
     vcpus: u32,
     console: Console,
-    vsock: Option<PathBuf>,
-    blocks: Vec<(PathBuf, bool)>,
-    shares: Vec<Share>,
-    taps: Vec<(String, usize)>,
+    markers: Vec<Vec<u8>>,
+    pub(super) control: Option<Control>,
+    pub(super) jail: Option<PathBuf>,
+    pub(super) netns: Option<Netns>,
+    pub(super) cgroup: Option<PathBuf>,
+    paused: bool,
+    psci: PsciBy,
+    pub(super) vsock: Option<PathBuf>,
+    pub(super) blocks: Vec<(PathBuf, bool)>,
+    pub(super) shares: Vec<Share>,
+    pub(super) taps: Vec<(String, usize)>,
 }
 
 /// A directory of the host that the guest mounts by its tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Share {
+pub(super) struct Share {
     tag: String,
-    directory: PathBuf,
-    read_only: bool,
+    pub(super) directory: PathBuf,
+    pub(super) read_only: bool,
 }
 
 impl Share {
@@ -77,6 +91,7 @@ impl Share {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Console {
     Stdio,
+    Pty,
     File(PathBuf),
     Unix(PathBuf),
     None,
@@ -86,10 +101,11 @@ impl Console {
     fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             None if text == "stdio" => Ok(Self::Stdio),
+            None if text == "pty" => Ok(Self::Pty),
             None if text == "none" => Ok(Self::None),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            _ => Err(format!("{text} is no console: give stdio, none, file:PATH or unix:PATH")),
+            _ => Err(format!("{text} is no console: give stdio, pty, none, file:PATH or unix:PATH")),
         }
     }
 }
@@ -112,7 +128,7 @@ fn queues(text: &str) -> Result<(String, usize), String> {
 }
 
 /// A size like 512M or 2G, in bytes.
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.strip_suffix(['K', 'M', 'G']) {
         Some(digits) => {
             let shift = match text.as_bytes().last() {
@@ -130,11 +146,22 @@ fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text} is no size: give a number, with K, M or G behind it if you like"))
 }
 
-fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
+fn psci_by(text: &str) -> Result<PsciBy, String> {
+    match text {
+        "kernel" => Ok(PsciBy::Hypervisor),
+        "userspace" => Ok(PsciBy::Monitor),
+        _ => Err(format!("{text} is nobody who answers PSCI calls: give kernel or userspace")),
+    }
+}
+
+pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut kernel, mut initrd, mut append) = (None, None, String::new());
     let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
     let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
     let (mut taps, mut memory_max) = (Vec::new(), None);
+    let (mut markers, mut control, mut paused) = (Vec::new(), None, false);
+    let mut psci = PsciBy::default();
+    let (mut jail, mut netns, mut cgroup) = (None, None, None);
     while let Some(arg) = args.next()? {
         match arg {
             Long("kernel") => kernel = Some(args.value()?.into()),
@@ -144,6 +171,13 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("memory-max") => memory_max = Some(size(&args.value()?.string()?)?),
             Long("cpus") => vcpus = args.value()?.parse()?,
             Long("console") => console = Console::parse(&args.value()?.string()?)?,
+            Long("marker") => markers.push(args.value()?.string()?.into_bytes()),
+            Long("control") => control = Some(Control::parse(&args.value()?.string()?)?),
+            Long("jail") => jail = Some(args.value()?.into()),
+            Long("netns") => netns = Some(Netns::parse(&args.value()?.string()?)),
+            Long("cgroup") => cgroup = Some(args.value()?.into()),
+            Long("psci") => psci = psci_by(&args.value()?.string()?)?,
+            Long("paused") => paused = true,
             Long("block") => blocks.push(read_only(&args.value()?.string()?)),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
             Long("tap") => taps.push(queues(&args.value()?.string()?)?),
@@ -152,7 +186,29 @@ fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
         }
     }
     let kernel = kernel.ok_or("--kernel is missing")?;
-    Ok(Options { kernel, initrd, append, memory, memory_max, vcpus, console, vsock, blocks, shares, taps })
+    if paused && control.is_none() {
+        return Err("a machine that begins paused needs --control, or nobody could resume it".into());
+    }
+    Ok(Options {
+        kernel,
+        initrd,
+        append,
+        memory,
+        memory_max,
+        vcpus,
+        console,
+        markers,
+        control,
+        jail,
+        netns,
+        cgroup,
+        paused,
+        psci,
+        vsock,
+        blocks,
+        shares,
+        taps,
+    })
 }
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
@@ -179,12 +235,12 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn build(_config: Config) -> anyhow::Result<Machine> {
+fn build(_jailed: bool, _config: Config) -> anyhow::Result<Machine> {
     bail!("this build has no hypervisor for this system; use a Linux host with KVM")
 }
 
 #[cfg(target_os = "linux")]
-fn build(config: Config) -> anyhow::Result<Machine> {
+fn build(jailed: bool, config: Config) -> anyhow::Result<Machine> {
     use vmm::hypervisor::check;
     use vmm::hypervisor::kvm::{DEVICE, Kvm};
 
@@ -192,6 +248,10 @@ fn build(config: Config) -> anyhow::Result<Machine> {
         .map_err(anyhow::Error::from)
         .and_then(|kvm| Ok(Machine::build(&kvm, config)?));
     built.or_else(|error| {
+        // The check has nothing to look at in a jail.
+        if jailed {
+            return Err(error);
+        }
         // Whoever gets here has a host that cannot, or a wrong option; the check knows which.
         let report = check::host(&check::Host::default());
         if report.usable() {
@@ -208,6 +268,13 @@ type Source = Box<dyn io::Read + Send>;
 fn open(console: &Console) -> anyhow::Result<(Sink, Option<Source>)> {
     Ok(match console {
         Console::Stdio => (Box::new(io::stdout()), Some(Box::new(io::stdin()))),
+        Console::Pty => {
+            let failed = |error| anyhow!("cannot make a pseudo-terminal for the console: {error}");
+            let Pty { ours, path, theirs } = Pty::open().map_err(failed)?;
+            eprintln!("supermachine-vmm: the console is at {}", path.display());
+            let source = ours.try_clone().map_err(failed)?;
+            (Box::new(ours), Some(Box::new(Held { source, _other: theirs })))
+        }
         Console::None => (Box::new(io::sink()), None),
         Console::File(path) => {
             let file = fs::File::create(path)
@@ -227,6 +294,18 @@ fn open(console: &Console) -> anyhow::Result<(Sink, Option<Source>)> {
             (Box::new(stream), Some(Box::new(source)))
         }
     })
+}
+
+/// A source, and what must stay open beside it.
+struct Held {
+    source: fs::File,
+    _other: OwnedFd,
+}
+
+impl io::Read for Held {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.source.read(buffer)
+    }
 }
 
 fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> {
@@ -297,29 +376,84 @@ fn share(share: &Share, _vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
     )
 }
 
-fn run(options: Options) -> anyhow::Result<Outcome> {
+fn run(mut options: Options) -> anyhow::Result<Outcome> {
     let signals = mask_signals()?;
+    // Before anything is opened here.
+    jail::close_inherited(&options)?;
     let (sink, source) = open(&options.console)?;
+    jail::enter(&mut options)?;
+    let control = options.control.as_ref().map(control::Open::at).transpose()?;
     let devices = devices(&options)?;
-    let machine = build(Config {
-        kernel: options.kernel,
-        initrd: options.initrd,
-        command_line: [COMMAND_LINE, &options.append].join(" ").trim_end().to_owned(),
-        memory: options.memory,
-        memory_max: options.memory_max,
-        vcpus: options.vcpus,
-        console: sink,
-        markers: Vec::new(),
-        devices,
-    })?;
+    let machine = build(
+        options.jail.is_some(),
+        Config {
+            kernel: options.kernel,
+            initrd: options.initrd,
+            command_line: [COMMAND_LINE, &options.append].join(" ").trim_end().to_owned(),
+            memory: options.memory,
+            memory_max: options.memory_max,
+            vcpus: options.vcpus,
+            console: sink,
+            markers: markers(&options.markers),
+            psci: options.psci,
+            devices,
+        },
+    )?;
+    let machine = Arc::new(machine);
+    let raw = match options.console {
+        Console::Stdio => Raw::of_stdin().map_err(|error| anyhow!("cannot set up the terminal: {error}"))?,
+        _ => None,
+    };
     if let Some(source) = source {
-        listen(source, machine.console())
+        listen(source, &machine, raw.is_some())
             .map_err(|error| anyhow!("cannot start a thread for the console's input: {error}"))?;
     }
-    let machine = Arc::new(machine);
     heed(signals, &machine).map_err(|error| anyhow!("cannot start a thread for signals: {error}"))?;
-    machine.resume()?;
+    say_markers(&machine, options.markers);
+    let _control = control.map(|control| drive(&machine, control, raw.clone())).transpose()?;
+    if !options.paused {
+        machine.resume()?;
+    }
     Ok(machine.wait())
+}
+
+/// Serves the control socket for as long as what it returns lives.
+fn drive(
+    machine: &Arc<Machine>,
+    mut control: control::Open,
+    raw: Option<Raw>,
+) -> anyhow::Result<(Server, control::Open)> {
+    let on_kill = move || {
+        if let Some(raw) = &raw {
+            raw.restore();
+        }
+        std::process::exit(KILLED.into());
+    };
+    let options = ControlOptions {
+        listener: control.listener.take(),
+        owner: control.owner.take(),
+        on_kill: Some(Box::new(on_kill)),
+        ..ControlOptions::default()
+    };
+    Ok((Server::start(machine, options)?, control))
+}
+
+fn markers(texts: &[Vec<u8>]) -> Vec<Marker> {
+    (0..).zip(texts).map(|(id, text)| Marker { id, text: text.clone() }).collect()
+}
+
+/// Says so on stderr when a marker was seen. It is the guest's word.
+fn say_markers(machine: &Machine, texts: Vec<Vec<u8>>) {
+    if texts.is_empty() {
+        return;
+    }
+    machine.observe(Box::new(move |notice| {
+        if let Notice::Marker(id) = notice
+            && let Some(text) = texts.get(*id as usize)
+        {
+            eprintln!("supermachine-vmm: the console says {:?}", String::from_utf8_lossy(text));
+        }
+    }));
 }
 
 /// The signals that end a machine, kept from every thread that is started after this.
@@ -327,12 +461,13 @@ fn mask_signals() -> anyhow::Result<SigSet> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGHUP);
     signals.thread_block().map_err(|error| anyhow!("cannot mask signals: {error}"))?;
     Ok(signals)
 }
 
 /// SIGTERM presses the power button, where there is one; when that is not enough, or not possible,
-/// and on SIGINT, the machine is stopped. Not joined: the thread ends with the process.
+/// and on SIGINT and SIGHUP, the machine is stopped. Not joined: the thread ends with the process.
 fn heed(signals: SigSet, machine: &Arc<Machine>) -> io::Result<()> {
     let machine = Arc::downgrade(machine);
     let mut pressed = false;
@@ -351,7 +486,15 @@ fn heed(signals: SigSet, machine: &Arc<Machine>) -> io::Result<()> {
 }
 
 /// Not joined: it may sit in a read for ever, and ends with the process.
-fn listen(mut source: Source, port: Arc<dyn InputPort>) -> io::Result<()> {
+fn listen(source: Source, machine: &Arc<Machine>, is_terminal: bool) -> io::Result<()> {
+    let (port, weak) = (machine.console(), Arc::downgrade(machine));
+    let on_escape = move || {
+        if let Some(machine) = weak.upgrade() {
+            machine.stop();
+        }
+    };
+    let mut source: Source =
+        if is_terminal { Box::new(Keys { source, on_escape, ended: false }) } else { source };
     thread::Builder::new()
         .name("stdin".into())
         .spawn(move || {

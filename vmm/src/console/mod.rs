@@ -8,7 +8,8 @@
 mod input;
 mod lines;
 mod output;
+mod pipe;
 
 pub use input::{InputGate, InputPort, feed};
 pub use lines::{LineScanner, MAX_LINE, Marker};
-pub use output::{Output, OutputStats};
+pub use output::{BACKLOG, OnMarker, Output, OutputStats};

@@ -1,14 +1,16 @@
-//! Guest to host: a bounded buffer with a thread behind it.
+//! Guest to host: to a sink, to whoever has attached, and into the back-log.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::pipe::{self, Pipe};
 use super::{LineScanner, Marker};
 
-/// What may wait to be written. A console at 115200 baud fills it in six seconds.
-const CAPACITY: usize = 64 * 1024;
+/// How much of the past is kept for those who come later.
+pub const BACKLOG: usize = 64 * 1024;
+/// More than this many at a time look at nothing new.
+const ATTACHED_MAX: usize = 4;
 
 /// How much went through, and how much did not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,32 +25,17 @@ pub struct OutputStats {
 pub type OnMarker = Box<dyn FnMut(u32) + Send>;
 
 struct State {
-    buffer: VecDeque<u8>,
+    /// None once it is closed.
+    sink: Option<Pipe>,
+    attached: Vec<Pipe>,
+    backlog: VecDeque<u8>,
     scanner: LineScanner,
     on_marker: OnMarker,
     stats: OutputStats,
-    closed: bool,
-    // The sink took an error: nothing will be written any more.
-    broken: bool,
 }
 
-struct Shared {
-    state: Mutex<State>,
-    wake: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole between any two statements that change it, also if a panic came between.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Where a serial port puts its bytes. Dropping it writes what is left.
-pub struct Output {
-    shared: Arc<Shared>,
-    writer: Option<JoinHandle<()>>,
-}
+/// Where a serial port puts its bytes. Closing or dropping it writes what is left.
+pub struct Output(Mutex<State>);
 
 impl std::fmt::Debug for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -58,91 +45,106 @@ impl std::fmt::Debug for Output {
 
 impl Output {
     /// Writes to `sink` from a thread of its own, and reports markers from the thread of whoever
-    /// pushes; `on_marker` must not block.
+    /// pushes; `on_marker` must not block, nor ask this output anything.
     pub fn new(
-        mut sink: impl Write + Send + 'static,
+        sink: impl Write + Send + 'static,
         markers: Vec<Marker>,
         on_marker: OnMarker,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                buffer: VecDeque::new(),
-                scanner: LineScanner::new(markers),
-                on_marker,
-                stats: OutputStats::default(),
-                closed: false,
-                broken: false,
-            }),
-            wake: Condvar::new(),
-        });
-        let behind = Arc::clone(&shared);
-        let writer = thread::Builder::new()
-            .name("console".into())
-            .stack_size(128 * 1024)
-            .spawn(move || write_out(&behind, &mut sink))?;
-        Ok(Self { shared, writer: Some(writer) })
+        Ok(Self(Mutex::new(State {
+            sink: Some(Pipe::new(sink)?),
+            attached: Vec::new(),
+            backlog: VecDeque::new(),
+            scanner: LineScanner::new(markers),
+            on_marker,
+            stats: OutputStats::default(),
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is whole between any two statements that change it, also if a panic came between.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes bytes from the guest. Never waits.
     pub fn push(&self, bytes: &[u8]) {
-        let mut state = self.shared.lock();
-        let State { scanner, on_marker, .. } = &mut *state;
+        let mut state = self.lock();
+        let State { sink, attached, backlog, scanner, on_marker, stats } = &mut *state;
         scanner.scan(bytes, on_marker);
-        let room = if state.broken { 0 } else { CAPACITY - state.buffer.len() };
-        let taken = bytes.len().min(room);
-        state.stats.bytes += bytes.len() as u64;
-        state.stats.dropped += (bytes.len() - taken) as u64;
-        let was_empty = state.buffer.is_empty();
-        state.buffer.extend(&bytes[..taken]);
-        drop(state);
-        if was_empty && taken > 0 {
-            self.shared.wake.notify_one();
+        stats.bytes += bytes.len() as u64;
+        stats.dropped += (bytes.len() - sink.as_ref().map_or(0, |sink| sink.push(bytes))) as u64;
+        // One that did not keep up has lost its place in the stream, and is let go of.
+        attached.retain(|pipe| {
+            let keeps_up = pipe.push(bytes) == bytes.len();
+            if !keeps_up {
+                pipe.abandon();
+            }
+            keeps_up
+        });
+        let bytes = &bytes[bytes.len().saturating_sub(BACKLOG)..];
+        let surplus = (backlog.len() + bytes.len()).saturating_sub(BACKLOG);
+        backlog.drain(..surplus);
+        backlog.extend(bytes);
+    }
+
+    /// Writes everything from now on to `sink` too, and before it, if `replay`, the back-log. The sink
+    /// is closed when it fails, when it falls behind by more than a buffer, and at the end.
+    pub fn attach(&self, sink: impl Write + Send + 'static, replay: bool) -> io::Result<()> {
+        let pipe = Pipe::new(sink)?;
+        let mut state = self.lock();
+        if state.sink.is_none() {
+            return Err(io::Error::other("the machine is going away"));
         }
+        state.attached.retain(|pipe| !pipe.is_ended());
+        if state.attached.len() >= ATTACHED_MAX {
+            return Err(io::Error::other(format!(
+                "{ATTACHED_MAX} are attached to the console; let one of them go first"
+            )));
+        }
+        if replay {
+            let (old, new) = state.backlog.as_slices();
+            // The buffer is empty and as large as the back-log.
+            pipe.push(old);
+            pipe.push(new);
+        }
+        state.attached.push(pipe);
+        Ok(())
+    }
+
+    /// Writes what is left, if the sinks take it in time, and closes them. Whoever still has the port
+    /// keeps nothing open.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        let lost = state.sink.as_ref().map_or(0, Pipe::lost);
+        state.stats.dropped += lost;
+        let pipes = (state.sink.take(), std::mem::take(&mut state.attached));
+        drop(state);
+        drop(pipes);
+    }
+
+    /// The last bytes that the guest wrote.
+    pub fn backlog(&self) -> Vec<u8> {
+        self.lock().backlog.iter().copied().collect()
     }
 
     /// What happened so far.
     pub fn stats(&self) -> OutputStats {
-        self.shared.lock().stats
+        let state = self.lock();
+        let lost = state.sink.as_ref().map_or(0, Pipe::lost);
+        OutputStats { dropped: state.stats.dropped + lost, ..state.stats }
     }
 }
 
-impl Drop for Output {
-    fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.wake.notify_one();
-        if let Some(writer) = self.writer.take() {
-            // A panic of the sink has been reported by the panic itself.
-            let _ = writer.join();
-        }
-    }
-}
-
-fn write_out(shared: &Shared, sink: &mut impl Write) {
-    loop {
-        let mut state = shared.lock();
-        while state.buffer.is_empty() && !state.closed {
-            state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.buffer.is_empty() {
-            return;
-        }
-        let bytes: Vec<u8> = state.buffer.drain(..).collect();
-        drop(state);
-        if let Err(error) = sink.write_all(&bytes).and_then(|()| sink.flush()) {
-            log::warn!("the console's sink failed, its output is dropped from here on: {error}");
-            let mut state = shared.lock();
-            state.broken = true;
-            state.stats.dropped += bytes.len() as u64 + state.buffer.len() as u64;
-            state.buffer = VecDeque::new();
-            return;
-        }
-    }
-}
+/// A replayed back-log fits into an empty buffer.
+const _: () = assert!(BACKLOG <= pipe::CAPACITY);
 
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
+    use super::pipe::CAPACITY;
     use super::*;
 
     /// A sink that tells what it got, and waits for leave to go on.
@@ -192,7 +194,7 @@ mod tests {
         gets.recv().unwrap();
         drop(leaves);
         // The writer ends; until it does, bytes go to the buffer that it drops.
-        while !output.shared.lock().broken {
+        while !output.lock().sink.as_ref().unwrap().is_ended() {
             thread::yield_now();
         }
         output.push(b"second");
@@ -211,6 +213,42 @@ mod tests {
         assert_eq!(finds.try_recv(), Ok(7));
         drop(output);
         assert_eq!(std::fs::read(&file).unwrap(), b"I am ready\nbye");
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn a_sink_that_hangs_does_not_keep_the_machine_from_ending() {
+        let (sink, gets, _leaves) = slow();
+        let output = Output::new(sink, vec![], Box::new(|_| {})).unwrap();
+        output.push(b"first");
+        gets.recv().unwrap();
+        let start = Instant::now();
+        drop(output);
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn who_attaches_sees_the_past_and_what_comes_and_who_falls_behind_is_let_go() {
+        let output = Output::new(io::sink(), vec![], Box::new(|_| {})).unwrap();
+        output.push(b"before ");
+        let file = std::env::temp_dir().join(format!("vmm-attached-{}", std::process::id()));
+        output.attach(std::fs::File::create(&file).unwrap(), true).unwrap();
+        let (sink, gets, leaves) = slow();
+        output.attach(sink, false).unwrap();
+        output.push(b"after");
+        assert_eq!(gets.recv().unwrap(), b"after");
+        for _ in 0..=(CAPACITY / 1024) {
+            output.push(&[b'x'; 1024]);
+            // The other one keeps up.
+            thread::sleep(Duration::from_millis(1));
+        }
+        leaves.send(()).unwrap();
+        assert!(gets.recv().is_err(), "its sink is closed");
+        assert_eq!(output.stats().dropped, 0, "the machine's own sink lost nothing");
+        let backlog = output.backlog();
+        assert_eq!((backlog.len(), backlog[0]), (BACKLOG, b'x'));
+        drop(output);
+        assert!(std::fs::read(&file).unwrap().starts_with(b"before afterxxx"));
         std::fs::remove_file(&file).unwrap();
     }
 }

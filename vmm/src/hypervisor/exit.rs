@@ -42,6 +42,14 @@ pub enum Exit<'a> {
         /// What was written, little endian.
         data: &'a [u8],
     },
+    /// A call of the firmware, answered by the monitor because the plan says so.
+    #[cfg(target_arch = "aarch64")]
+    Call {
+        /// x0 to x3.
+        x: [u64; 4],
+        /// What the guest finds in x0.
+        answer: &'a mut u64,
+    },
     /// The processor halted and nothing in the hypervisor could wake it.
     Halted,
     /// The guest asked for something that concerns the whole machine.

@@ -48,6 +48,19 @@ pub struct VmPlan {
     /// Whether there is an interrupt controller in the hypervisor. Without one a processor that
     /// halts comes back with [`Exit::Halted`]; only guests of a few instructions do without.
     pub interrupt_controller: bool,
+    /// Who answers the calls by which a guest of aarch64 turns processors and the machine on and off.
+    pub psci: PsciBy,
+}
+
+/// Who answers PSCI calls. Elsewhere than on aarch64 there are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PsciBy {
+    /// The hypervisor, which tells the monitor of the machine's end only.
+    #[default]
+    Hypervisor,
+    /// The monitor, by way of the exit for calls. Processors but the first do not run before they have
+    /// been entered at an address.
+    Monitor,
 }
 
 /// One machine.
@@ -99,7 +112,8 @@ pub trait Vcpu {
     /// The means to get it out of [`Vcpu::run`] from another thread.
     fn kicker(&self) -> Arc<dyn Kick>;
 
-    /// Sets the state before the first instruction.
+    /// Sets the state before the first instruction. On a processor that has run it is a reset first, and
+    /// nothing is left of what it did.
     fn enter_at(&mut self, entry: &native::Entry) -> Result<(), Error>;
 
     /// Runs the guest until something needs the monitor.

@@ -7,8 +7,9 @@ use crate::bus::BusDevice;
 use crate::console::{InputPort, Output};
 #[cfg(target_arch = "x86_64")]
 use crate::devices::power::AcpiPower;
-use crate::hypervisor::{Trigger, Vm};
-use crate::vcpu::Buses;
+use crate::hypervisor::{PsciBy, Trigger, Vm};
+use crate::memory::GuestRam;
+use crate::vcpu::{Buses, Power};
 
 /// The board of one machine.
 pub(super) struct Board {
@@ -66,4 +67,21 @@ pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, _on_event: OnSystemEv
     let line = vm.irq_line(layout::GENERATION_LINE, Trigger::Edge)?;
     let generation = move || line.set(true).and_then(|()| line.set(false));
     Ok(Board { buses, console: serial, power: None, generation: Box::new(generation) })
+}
+
+/// The hypervisor does that here.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn power(_psci: PsciBy, _hardware_ids: &[u64], _ram: &GuestRam) -> Option<Power> {
+    None
+}
+
+/// What turns processors on and off, where the hypervisor does not.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn power(psci: PsciBy, hardware_ids: &[u64], ram: &GuestRam) -> Option<Power> {
+    use vm_memory::{Address, GuestMemory, GuestMemoryRegion};
+    let ranges = ram.iter().map(|region| {
+        let start = region.start_addr().raw_value();
+        start..start + region.len()
+    });
+    (psci == PsciBy::Monitor).then(|| Power::new(hardware_ids, ranges.collect()))
 }

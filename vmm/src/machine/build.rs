@@ -1,25 +1,26 @@
 //! From a configuration to a machine that stands before its first instruction.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::board::{self, Wire};
 use super::generation::Generation;
-use super::life::{Machine, Shared};
+use super::life::{Attached, HeldPort, Machine, Notice, Shared};
 use super::ram::{Extent, Ram};
 use super::{Config, Error, OnSystemEvent};
 use crate::arch::native::{Entry, boot, layout};
-use crate::console::{InputPort, Output};
+use crate::console::{InputPort, OnMarker, Output};
 use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::mmio::{self, Transport};
 use crate::devices::virtio::{Device, Signals};
-use crate::hypervisor::{self, Hypervisor, Kick, Trigger, Vcpu, Vm, VmPlan};
+use crate::hypervisor::{self, Hypervisor, Kick, PsciBy, Trigger, Vcpu, Vm, VmPlan};
 use crate::kernel::Image;
 use crate::memory::GuestRam;
 use crate::slots::{SlotId, SlotMap};
-use crate::vcpu::{self, Buses, Counters, Ended, Member};
+use crate::standstill::Standstill;
+use crate::vcpu::{self, Buses, Counters, Ended, Member, Power};
 
 /// What a processor's thread needs; it is on no deep call path.
 const STACK: usize = 256 * 1024;
@@ -41,7 +42,12 @@ impl Machine {
         if let Some(mem) = mem {
             config.devices.push((SlotId::new("mem"), Box::new(mem)));
         }
-        let plan = VmPlan { ram: Arc::clone(&ram.all), vcpus: config.vcpus, interrupt_controller: true };
+        let plan = VmPlan {
+            ram: Arc::clone(&ram.all),
+            vcpus: config.vcpus,
+            interrupt_controller: true,
+            psci: config.psci,
+        };
 
         let (loaded, shell) = thread::scope(|scope| {
             let loader = scope.spawn(|| boot::load(&ram.boot, kernel, initrd));
@@ -52,11 +58,12 @@ impl Machine {
         let shell = shell?;
         let (loaded, model) = (loaded?, hypervisor.cpu_model()?);
 
-        let output = Output::new(config.console, config.markers, Box::new(|_| {}))
+        let output = Output::new(config.console, config.markers, shell.on_marker())
             .map_err(|source| Error::Host { what: "start the console's thread", source })?;
         let output = Arc::new(output);
         let mut board = board::assemble(&*shell.vm, Arc::clone(&output), shell.on_system_event())?;
-        let slots = attach(&*shell.vm, &ram.all, config.devices, &mut board.buses)?;
+        let (slots, devices) =
+            attach(&*shell.vm, &ram.all, config.devices, &shell.shared.standstill, &mut board.buses)?;
         let mut seed = [0; 64];
         crate::entropy::fill(&mut seed).map_err(|source| Error::Host { what: "get randomness", source })?;
         let platform = boot::Platform {
@@ -68,7 +75,7 @@ impl Machine {
         };
         let entries =
             boot::finish(&ram.boot, &loaded, &platform).map_err(|error| Error::Tables(error.to_string()))?;
-        let generation = Generation::new(ram.all, board.generation)?;
+        let generation = Generation::new(Arc::clone(&ram.all), board.generation)?;
         let parts = Parts {
             buses: board.buses,
             console: board.console,
@@ -76,6 +83,8 @@ impl Machine {
             power: board.power,
             generation,
             memory: extent,
+            ram: ram.all,
+            devices,
         };
         shell.start(parts, entries)
     }
@@ -89,6 +98,8 @@ struct Parts {
     power: Option<Wire>,
     generation: Generation,
     memory: Extent,
+    ram: Arc<GuestRam>,
+    devices: Vec<Attached>,
 }
 
 /// Gives each virtio device its slot, its wire and its doorbells.
@@ -96,20 +107,24 @@ fn attach<V: Vm>(
     vm: &V,
     ram: &Arc<GuestRam>,
     devices: Vec<(SlotId, Box<dyn Device>)>,
+    standstill: &Arc<Standstill>,
     buses: &mut Buses,
-) -> Result<SlotMap, Error> {
+) -> Result<(SlotMap, Vec<Attached>), Error> {
     let mut slots = SlotMap::new(layout::VIRTIO);
+    let mut attached = Vec::new();
     for (id, device) in devices {
         let slot = slots.add(id.clone())?;
         let signals = Signals::new(vm.irq_line(slot.line, Trigger::Edge)?);
-        let transport = Transport::new(device, Arc::clone(ram), signals)
+        let kind = device.kind();
+        let transport = Transport::new(device, Arc::clone(ram), signals, Arc::clone(standstill))
             .map_err(|source| Error::Transport { id: id.clone(), source })?;
         for (index, doorbell) in (0..).zip(transport.doorbells()) {
             vm.doorbell(slot.base + mmio::QUEUE_NOTIFY, index, doorbell)?;
         }
+        attached.push(Attached { id: id.clone(), kind, counters: Arc::clone(transport.counters()) });
         buses.memory.insert(id.as_str(), slot.base, slot.len, Arc::new(transport))?;
     }
-    Ok(slots)
+    Ok((slots, attached))
 }
 
 /// A machine without devices or guest: memory, interrupt controller, and processors whose threads
@@ -118,6 +133,7 @@ struct Shell<V> {
     vm: Arc<V>,
     shared: Arc<Shared>,
     hardware_ids: Vec<u64>,
+    psci: PsciBy,
     processors: Vec<Processor>,
 }
 
@@ -130,6 +146,7 @@ struct Processor {
 
 struct Start {
     buses: Arc<Buses>,
+    power: Option<Arc<Power>>,
     entry: Option<Entry>,
 }
 
@@ -142,7 +159,7 @@ struct Born {
 impl<V: Vm> Shell<V> {
     fn build<H: Hypervisor<Vm = V>>(hypervisor: &H, plan: &VmPlan) -> Result<Self, Error> {
         let vm = Arc::new(hypervisor.create_vm(plan)?);
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new()?);
         let mut processors = Vec::new();
         let mut births = Vec::new();
         for id in 0..plan.vcpus {
@@ -157,7 +174,7 @@ impl<V: Vm> Shell<V> {
             hardware_ids.push(born.hardware_id);
         }
         vm.seal()?;
-        Ok(Self { vm, shared, hardware_ids, processors })
+        Ok(Self { vm, shared, hardware_ids, psci: plan.psci, processors })
     }
 
     /// For devices, which must not keep the machine that keeps them.
@@ -170,11 +187,27 @@ impl<V: Vm> Shell<V> {
         })
     }
 
+    /// For the console, likewise.
+    fn on_marker(&self) -> OnMarker {
+        let shared: Weak<Shared> = Arc::downgrade(&self.shared);
+        Box::new(move |marker| {
+            if let Some(shared) = shared.upgrade() {
+                shared.notify(&Notice::Marker(marker));
+            }
+        })
+    }
+
     fn start(self, parts: Parts, entries: Vec<Option<Entry>>) -> Result<Machine, Error> {
+        let console = Arc::new(HeldPort {
+            port: parts.console,
+            standstill: Arc::clone(&self.shared.standstill),
+            offering: Mutex::new(()),
+        });
         let buses = Arc::new(parts.buses);
+        let power = board::power(self.psci, &self.hardware_ids, &parts.ram).map(Arc::new);
         let (mut threads, mut counters, mut waits) = (Vec::new(), Vec::new(), Vec::new());
         for ((id, processor), entry) in (0..).zip(self.processors).zip(entries) {
-            let start = Start { buses: Arc::clone(&buses), entry };
+            let start = Start { buses: Arc::clone(&buses), power: power.clone(), entry };
             processor.start.send(start).map_err(|_| Error::Thread(id))?;
             waits.push((id, processor.started));
             threads.push(processor.thread);
@@ -184,11 +217,13 @@ impl<V: Vm> Shell<V> {
             shared: self.shared,
             threads,
             counters,
-            console: parts.console,
+            console,
             output: parts.output,
             power: parts.power,
             generation: parts.generation,
             memory: parts.memory,
+            ram: parts.ram,
+            devices: parts.devices,
             _vm: Box::new(self.vm),
         };
         // From here on an error drops the machine, which stops its threads.
@@ -213,20 +248,20 @@ fn spawn<V: Vm>(id: u32, vm: &Arc<V>, shared: &Arc<Shared>) -> Result<(Processor
     let counters = Arc::new(Counters::default());
     let thread = {
         let (vm, shared, counters) = (Arc::clone(vm), Arc::clone(shared), Arc::clone(&counters));
-        let member = Member::join(&shared.epoch);
+        let member = Member::join(shared.standstill.epoch());
         thread::Builder::new()
             .name(format!("vcpu{id}"))
             .stack_size(STACK)
             .spawn(move || {
                 let Some(mut vcpu) = be_born(id, &*vm, &birth) else { return };
                 // Whoever builds gave up: there is nothing to run.
-                let Ok(Start { buses, entry }) = starts.recv() else { return };
+                let Ok(Start { buses, power, entry }) = starts.recv() else { return };
                 let entered = entry.map_or(Ok(()), |entry| vcpu.enter_at(&entry));
                 let ready = entered.is_ok();
                 if started_tx.send(entered).is_err() || !ready {
                     return;
                 }
-                let ended = vcpu::run(&mut vcpu, &buses, &member, &counters);
+                let ended = vcpu::run(&mut vcpu, &buses, power.as_deref(), &member, &counters);
                 log_end(id, &ended);
                 shared.ended(id, ended);
             })

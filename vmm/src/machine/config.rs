@@ -8,6 +8,7 @@ use super::Error;
 use crate::arch::native::layout;
 use crate::console::Marker;
 use crate::devices::virtio::Device;
+use crate::hypervisor::PsciBy;
 use crate::slots::SlotId;
 
 /// The most processors a machine can have.
@@ -37,6 +38,8 @@ pub struct Config {
     pub console: Box<dyn Write + Send>,
     /// What to look for in it.
     pub markers: Vec<Marker>,
+    /// Who answers the PSCI calls of a guest of aarch64.
+    pub psci: PsciBy,
     /// Virtio devices by name, in the order of their addresses.
     pub devices: Vec<(SlotId, Box<dyn Device>)>,
 }
@@ -101,6 +104,7 @@ impl Config {
             vcpus: 1,
             console: Box::new(std::io::sink()),
             markers: vec![],
+            psci: PsciBy::default(),
             devices: vec![],
         }
     }

@@ -10,9 +10,13 @@ use super::Error;
 use super::board::Wire;
 use super::generation::Generation;
 use super::ram::{Extent, MemoryStatus};
-use crate::console::{InputPort, Output, OutputStats};
+use crate::console::{InputGate, InputPort, Output, OutputStats};
+use crate::devices::virtio;
 use crate::hypervisor::{Crash, Kick, SystemEvent};
-use crate::vcpu::{Counters, Counts, Ended, Epoch, Phase};
+use crate::memory::GuestRam;
+use crate::slots::SlotId;
+use crate::standstill::Standstill;
+use crate::vcpu::{Counters, Counts, Ended, Phase};
 
 /// How a machine ended.
 #[derive(Debug, Clone)]
@@ -65,21 +69,56 @@ impl fmt::Display for Status {
     }
 }
 
+/// Something that happened to a machine.
+#[derive(Debug, Clone)]
+pub enum Notice {
+    /// It runs, or stands still.
+    Status(Status),
+    /// The guest printed a line with a [marker](crate::console::Marker) in it: a hint, since any process
+    /// in the guest may print.
+    Marker(u32),
+    /// It is over. The last notice of all.
+    Ended(Outcome),
+}
+
+/// Is told of everything that happens, by whatever thread it happens on: it must neither block nor call
+/// the machine.
+pub type Observer = Box<dyn Fn(&Notice) + Send + Sync>;
+
 /// What all of a machine's threads share.
 pub(super) struct Shared {
-    pub(super) epoch: Arc<Epoch>,
+    pub(super) standstill: Arc<Standstill>,
     kickers: Mutex<Vec<Arc<dyn Kick>>>,
     outcome: Mutex<Option<Outcome>>,
     over: Condvar,
+    observers: Mutex<Observers>,
+}
+
+#[derive(Default)]
+struct Observers {
+    list: Vec<Observer>,
+    /// They have heard the last notice.
+    dismissed: bool,
 }
 
 impl Shared {
-    pub(super) fn new() -> Self {
-        Self {
-            epoch: Arc::new(Epoch::new()),
+    pub(super) fn new() -> Result<Self, Error> {
+        let standstill = Standstill::new()
+            .map_err(|source| Error::Host { what: "make an event to pause devices by", source })?;
+        Ok(Self {
+            standstill: Arc::new(standstill),
             kickers: Mutex::new(Vec::new()),
             outcome: Mutex::new(None),
             over: Condvar::new(),
+            observers: Mutex::default(),
+        })
+    }
+
+    pub(super) fn notify(&self, notice: &Notice) {
+        let mut observers = self.observers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !observers.dismissed {
+            observers.dismissed = matches!(notice, Notice::Ended(_));
+            observers.list.iter().for_each(|observer| observer(notice));
         }
     }
 
@@ -87,9 +126,9 @@ impl Shared {
         self.kickers.lock().unwrap_or_else(PoisonError::into_inner).push(kicker);
     }
 
-    /// Changes what the processors do, and makes sure they notice. False once the machine is over.
+    /// Changes what processors and devices do, and makes sure they notice. False once the machine is over.
     pub(super) fn set(&self, phase: Phase) -> bool {
-        let live = self.epoch.set(phase);
+        let live = self.standstill.set(phase);
         for kicker in self.kickers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             kicker.kick();
         }
@@ -102,8 +141,14 @@ impl Shared {
 
     /// Ends the machine. The first outcome is the one that counts.
     pub(super) fn end(&self, outcome: Outcome) {
-        self.outcome().get_or_insert(outcome);
+        let mut first = self.outcome();
+        let is_first = first.is_none();
+        first.get_or_insert_with(|| outcome.clone());
+        drop(first);
         self.set(Phase::Stop);
+        if is_first {
+            self.notify(&Notice::Ended(outcome));
+        }
         self.over.notify_all();
     }
 
@@ -130,16 +175,63 @@ impl Shared {
     }
 }
 
+/// The serial port's input, which stands still with the machine.
+pub(super) struct HeldPort {
+    pub(super) port: Arc<dyn InputPort>,
+    pub(super) standstill: Arc<Standstill>,
+    /// Held while bytes are offered.
+    pub(super) offering: Mutex<()>,
+}
+
+impl HeldPort {
+    /// Returns when no offer is under way.
+    fn settle(&self) {
+        drop(self.offering.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl InputPort for HeldPort {
+    fn offer(&self, bytes: &[u8]) -> usize {
+        let _offering = self.offering.lock().unwrap_or_else(PoisonError::into_inner);
+        // The gate is opened when it runs again.
+        if self.standstill.epoch().phase() == Phase::Run { self.port.offer(bytes) } else { 0 }
+    }
+
+    fn gate(&self) -> &InputGate {
+        self.port.gate()
+    }
+}
+
+/// A device in its slot.
+pub(super) struct Attached {
+    pub(super) id: SlotId,
+    pub(super) kind: u32,
+    pub(super) counters: Arc<virtio::Counters>,
+}
+
+/// What a device has done so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceCounts {
+    /// Its name.
+    pub id: SlotId,
+    /// Its device id, as virtio counts them.
+    pub kind: u32,
+    /// What it has done.
+    pub counts: virtio::Counts,
+}
+
 /// One microVM. Dropping it stops it.
 pub struct Machine {
     pub(super) shared: Arc<Shared>,
     pub(super) threads: Vec<JoinHandle<()>>,
     pub(super) counters: Vec<Arc<Counters>>,
-    pub(super) console: Arc<dyn InputPort>,
+    pub(super) console: Arc<HeldPort>,
     pub(super) output: Arc<Output>,
     pub(super) power: Option<Wire>,
     pub(super) generation: Generation,
     pub(super) memory: Extent,
+    pub(super) ram: Arc<GuestRam>,
+    pub(super) devices: Vec<Attached>,
     // Keeps the hypervisor's machine until the threads have ended.
     pub(super) _vm: Box<dyn Any + Send + Sync>,
 }
@@ -153,7 +245,7 @@ impl fmt::Debug for Machine {
 impl Machine {
     /// What it is doing.
     pub fn status(&self) -> Status {
-        match self.shared.epoch.phase() {
+        match self.shared.standstill.epoch().phase() {
             Phase::Run => Status::Running,
             Phase::Pause => Status::Paused,
             Phase::Stop => Status::Ended,
@@ -162,26 +254,34 @@ impl Machine {
 
     /// Lets the guest run: from its first instruction, or from where it was paused.
     pub fn resume(&self) -> Result<(), Error> {
+        // Before anything that the guest does from here on; after the last notice it is none.
+        self.shared.notify(&Notice::Status(Status::Running));
         if self.shared.set(Phase::Run) {
+            self.console.gate().open();
             Ok(())
         } else {
             Err(Error::Order { what: "resume", status: Status::Ended })
         }
     }
 
-    /// Makes the guest stand still, every processor between two instructions. When that takes longer
-    /// than `within`, the guest runs on and this is an error.
+    /// Makes the guest stand still: every processor between two instructions, every device between two
+    /// requests. When that takes longer than `within`, the guest runs on and this is an error.
     pub fn pause(&self, within: Duration) -> Result<(), Error> {
         if !self.shared.set(Phase::Pause) {
             return Err(Error::Order { what: "pause", status: Status::Ended });
         }
-        self.shared.epoch.wait_parked(within).map_err(|source| {
+        self.shared.standstill.epoch().wait_parked(within).map_err(|source| {
             self.shared.set(Phase::Run);
+            self.console.gate().open();
             Error::Pause { within, source }
         })?;
+        self.console.settle();
         // A machine that ends while it is being paused has no processors left to wait for.
         match self.status() {
-            Status::Paused => Ok(()),
+            Status::Paused => {
+                self.shared.notify(&Notice::Status(Status::Paused));
+                Ok(())
+            }
             status => Err(Error::Order { what: "pause", status }),
         }
     }
@@ -246,12 +346,39 @@ impl Machine {
 
     /// The serial port, for input.
     pub fn console(&self) -> Arc<dyn InputPort> {
-        Arc::clone(&self.console)
+        Arc::clone(&self.console) as Arc<dyn InputPort>
+    }
+
+    /// What the console shows: its back-log, and attaching to it.
+    pub fn console_output(&self) -> &Arc<Output> {
+        &self.output
     }
 
     /// What went through the console.
     pub fn console_stats(&self) -> OutputStats {
         self.output.stats()
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// Tells `observer` of everything that happens from now on.
+    pub fn observe(&self, observer: Observer) {
+        self.shared.observers.lock().unwrap_or_else(PoisonError::into_inner).list.push(observer);
+    }
+
+    /// What its virtio devices have done.
+    pub fn device_counts(&self) -> Vec<DeviceCounts> {
+        self.devices
+            .iter()
+            .map(|device| DeviceCounts {
+                id: device.id.clone(),
+                kind: device.kind,
+                counts: device.counters.get(),
+            })
+            .collect()
     }
 
     /// Exits of each processor.
@@ -268,5 +395,7 @@ impl Drop for Machine {
             // A panic has been reported by itself, and the machine is over anyway.
             let _ = thread.join();
         }
+        // Readers of its input may keep the port for as long as their source lasts.
+        self.output.close();
     }
 }

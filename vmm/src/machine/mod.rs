@@ -8,7 +8,7 @@ mod life;
 mod ram;
 
 pub use config::{Config, VCPUS_MAX};
-pub use life::{Machine, Outcome, Status};
+pub use life::{DeviceCounts, Machine, Notice, Observer, Outcome, Status};
 pub use ram::MemoryStatus;
 
 use std::time::Duration;
@@ -80,7 +80,7 @@ pub enum Error {
         /// What the machine is.
         status: Status,
     },
-    /// Not all processors stopped in time. The machine goes on as it was.
+    /// Not all processors and devices stopped in time. The machine goes on as it was.
     #[error("the machine was not paused within {within:?}: {source}; it goes on running")]
     Pause {
         /// The deadline.

@@ -1,7 +1,9 @@
-//! One word that says what all processors of a machine do.
+//! One word that says what all threads of a machine do that touch the guest: its processors', and
+//! those of its devices.
 //!
 //! The word holds a phase and a count of changes. A processor's thread reads it after it came out of
-//! the guest because of a kick, and parks while it says pause; whoever changes it kicks afterwards.
+//! the guest because of a kick, a device's between two requests, and parks while it says pause; whoever
+//! changes it kicks afterwards.
 //! Every change makes a new word, so a thread that parked for one pause cannot mistake the next for
 //! it, and nobody is woken for a word that is gone. There is one order of all changes and nothing
 //! beside the word to get out of step with it.
@@ -21,12 +23,12 @@ use std::time::Duration;
 #[cfg(not(loom))]
 use std::time::Instant;
 
-/// What processors do.
+/// What the threads do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Run the guest.
+    /// Run the guest, serve it.
     Run,
-    /// Wait, between two instructions.
+    /// Wait, between two instructions or two requests.
     Pause,
     /// Leave for good. No other phase follows.
     Stop,
@@ -53,19 +55,19 @@ impl Phase {
     }
 }
 
-/// What a processor's thread does next.
+/// What a thread does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Go {
-    /// Into the guest.
+    /// Into the guest, or to the next request.
     On,
     /// Home.
     Away,
 }
 
-/// Not all processors parked in time. They still run or park as the word says: the caller decides
+/// Not all threads parked in time. They still run or park as the word says: the caller decides
 /// what becomes of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{parked} of {members} processors had stopped when the time was up")]
+#[error("{parked} of {members} threads of processors and devices had stopped when the time was up")]
 pub struct Deadline {
     /// How many had parked.
     pub parked: usize,
@@ -117,7 +119,7 @@ impl Epoch {
         Phase::of(self.word.load(Ordering::SeqCst))
     }
 
-    /// Changes the word; the caller kicks every processor after it. False when the word says stop,
+    /// Changes the word; the caller kicks everybody after it. False when the word says stop,
     /// which stays.
     pub fn set(&self, phase: Phase) -> bool {
         let census = self.lock();
@@ -156,6 +158,13 @@ impl Epoch {
         Ok(())
     }
 
+    /// Makes members that wait look again at what they wait for.
+    pub fn nudge(&self) {
+        // Locked, so that a member is either before its look or already waiting.
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
     /// Waits until all members have left.
     pub fn wait_empty(&self) {
         let mut census = self.lock();
@@ -165,41 +174,55 @@ impl Epoch {
     }
 }
 
-/// A processor's share of the word.
+/// A thread's share of the word.
 #[derive(Debug)]
 pub struct Member(Arc<Epoch>);
 
 impl Member {
-    /// One more processor follows the word, until the member is dropped.
+    /// One more thread follows the word, until the member is dropped.
     pub fn join(epoch: &Arc<Epoch>) -> Self {
         epoch.lock().members += 1;
         Self(Arc::clone(epoch))
     }
 
+    /// Makes the others look again at what they wait for, as [`Epoch::nudge`] does.
+    pub fn nudge(&self) {
+        self.0.nudge();
+    }
+
     /// Does what the word says: returns at once while it says run, parks while it says pause. To be
     /// called between two instructions of the guest, before the first and after each kick.
     pub fn checkpoint(&self) -> Go {
-        let epoch = &*self.0;
-        match epoch.phase() {
-            Phase::Run => return Go::On,
-            Phase::Stop => return Go::Away,
-            Phase::Pause => {}
+        match self.0.phase() {
+            Phase::Run => Go::On,
+            Phase::Stop => Go::Away,
+            Phase::Pause => self.wait(|| true, || false),
         }
+    }
+
+    /// Goes on when the word says run and `ready` says so too, and goes away when the word says stop or
+    /// `leave` says so. Until then it waits, parked while the word says pause. Whoever changes what
+    /// either looks at calls [`Epoch::nudge`] afterwards; both are called with the epoch locked.
+    pub fn wait(&self, mut ready: impl FnMut() -> bool, leave: impl Fn() -> bool) -> Go {
+        let epoch = &*self.0;
         let mut census = epoch.lock();
         loop {
             let seen = epoch.word.load(Ordering::SeqCst);
             match Phase::of(seen) {
-                Phase::Run => return Go::On,
+                _ if leave() => return Go::Away,
                 Phase::Stop => return Go::Away,
-                Phase::Pause => {}
+                Phase::Run if ready() => return Go::On,
+                Phase::Run => census = epoch.wait(census),
+                Phase::Pause => {
+                    census.parked += 1;
+                    epoch.changed.notify_all();
+                    while epoch.word.load(Ordering::SeqCst) == seen && !leave() {
+                        census = epoch.wait(census);
+                    }
+                    // A later pause counts us anew.
+                    census.parked -= 1;
+                }
             }
-            census.parked += 1;
-            epoch.changed.notify_all();
-            while epoch.word.load(Ordering::SeqCst) == seen {
-                census = epoch.wait(census);
-            }
-            // A later pause counts us anew.
-            census.parked -= 1;
         }
     }
 }
@@ -253,6 +276,43 @@ mod tests {
         assert!(!epoch.set(Phase::Pause));
         assert_eq!(epoch.phase(), Phase::Stop);
         assert_eq!(member.checkpoint(), Go::Away);
+    }
+
+    #[test]
+    fn one_who_waits_for_something_else_parks_too_and_can_leave_a_pause() {
+        use std::sync::atomic::AtomicBool;
+        let epoch = Arc::new(Epoch::new());
+        let (ready, leave) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let member = Member::join(&epoch);
+        epoch.set(Phase::Run);
+        let thread = {
+            let (ready, leave) = (Arc::clone(&ready), Arc::clone(&leave));
+            thread::spawn(move || {
+                let wait =
+                    || member.wait(|| ready.swap(false, Ordering::SeqCst), || leave.load(Ordering::SeqCst));
+                (wait(), wait())
+            })
+        };
+        for _ in 0..100 {
+            epoch.set(Phase::Pause);
+            assert_eq!(epoch.wait_parked(LONG), Ok(()));
+            epoch.set(Phase::Run);
+        }
+        ready.store(true, Ordering::SeqCst);
+        epoch.nudge();
+        epoch.set(Phase::Pause);
+        // It may park before it has seen that it may go on, or after it: both count.
+        assert_eq!(epoch.wait_parked(LONG), Ok(()));
+        epoch.set(Phase::Run);
+        while ready.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        epoch.set(Phase::Pause);
+        assert_eq!(epoch.wait_parked(LONG), Ok(()));
+        leave.store(true, Ordering::SeqCst);
+        epoch.nudge();
+        assert_eq!(thread.join().unwrap(), (Go::On, Go::Away));
+        epoch.wait_empty();
     }
 
     #[test]

@@ -7,4 +7,4 @@ mod run;
 
 pub use epoch::{Deadline, Epoch, Go, Member, Phase};
 #[cfg(not(loom))]
-pub use run::{Buses, Counters, Counts, Ended, run};
+pub use run::{Buses, Counters, Counts, Ended, Power, run};

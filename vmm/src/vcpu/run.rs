@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Go, Member};
+#[cfg(target_arch = "aarch64")]
+use crate::arch::aarch64::psci::Verdict;
 use crate::bus::Bus;
 use crate::hypervisor::{Crash, Error, Exit, SystemEvent, Vcpu};
 
@@ -20,6 +22,7 @@ pub struct Buses {
 pub struct Counters {
     memory: AtomicU64,
     ports: AtomicU64,
+    calls: AtomicU64,
     kicks: AtomicU64,
     unclaimed: AtomicU64,
 }
@@ -31,6 +34,8 @@ pub struct Counts {
     pub memory: u64,
     /// `in` and `out`.
     pub ports: u64,
+    /// Calls of the firmware.
+    pub calls: u64,
     /// Kicks.
     pub kicks: u64,
     /// Of the accesses, those that no device answered.
@@ -44,6 +49,7 @@ impl Counters {
         Counts {
             memory: of(&self.memory),
             ports: of(&self.ports),
+            calls: of(&self.calls),
             kicks: of(&self.kicks),
             unclaimed: of(&self.unclaimed),
         }
@@ -72,11 +78,27 @@ pub enum Ended {
     Failed(Error),
 }
 
+/// Who turns processors on and off, where that is the monitor's business.
+#[cfg(target_arch = "aarch64")]
+pub type Power = crate::arch::aarch64::psci::Psci;
+/// Nobody: the hypervisor's interrupt controller starts processors.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug)]
+pub enum Power {}
+
 /// Serves a processor until it is told to stop or cannot go on.
-pub fn run(vcpu: &mut impl Vcpu, buses: &Buses, member: &Member, counters: &Counters) -> Ended {
-    if member.checkpoint() == Go::Away {
-        return Ended::Stopped;
+pub fn run(
+    vcpu: &mut impl Vcpu,
+    buses: &Buses,
+    power: Option<&Power>,
+    member: &Member,
+    counters: &Counters,
+) -> Ended {
+    if let Err(ended) = begin(vcpu, power, member) {
+        return ended;
     }
+    #[cfg(target_arch = "aarch64")]
+    let vcpu_id = vcpu.id();
     loop {
         let exit = match vcpu.run() {
             Ok(exit) => exit,
@@ -101,6 +123,19 @@ pub fn run(vcpu: &mut impl Vcpu, buses: &Buses, member: &Member, counters: &Coun
                     counters.count(&counters.ports, buses.ports.write(u64::from(port), data));
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            Exit::Call { x, answer } => {
+                counters.count(&counters.calls, true);
+                match call(vcpu_id, power, member, x) {
+                    Verdict::Return(value) => *answer = value,
+                    Verdict::System(event) => return Ended::System(event),
+                    Verdict::Off => {
+                        if let Err(ended) = begin(vcpu, power, member) {
+                            return ended;
+                        }
+                    }
+                }
+            }
             Exit::Kicked => {
                 counters.count(&counters.kicks, true);
                 if member.checkpoint() == Go::Away {
@@ -113,6 +148,42 @@ pub fn run(vcpu: &mut impl Vcpu, buses: &Buses, member: &Member, counters: &Coun
             Exit::Crash(crash) => return Ended::Crash(crash),
         }
     }
+}
+
+/// Waits until the processor may run: until it is on, where it can be off.
+#[cfg(target_arch = "aarch64")]
+fn begin(vcpu: &mut impl Vcpu, power: Option<&Power>, member: &Member) -> Result<(), Ended> {
+    let mut entry = None;
+    let ready = || match power {
+        Some(power) if !power.is_on(vcpu.id()) => {
+            entry = power.begin(vcpu.id());
+            entry.is_some()
+        }
+        _ => true,
+    };
+    match member.wait(ready, || false) {
+        Go::Away => Err(Ended::Stopped),
+        Go::On => entry.map_or(Ok(()), |entry| vcpu.enter_at(&entry)).map_err(Ended::Failed),
+    }
+}
+
+/// As above.
+#[cfg(target_arch = "x86_64")]
+fn begin(_vcpu: &mut impl Vcpu, _power: Option<&Power>, member: &Member) -> Result<(), Ended> {
+    match member.checkpoint() {
+        Go::Away => Err(Ended::Stopped),
+        Go::On => Ok(()),
+    }
+}
+
+/// A call that the hypervisor handed over.
+#[cfg(target_arch = "aarch64")]
+fn call(vcpu: u32, power: Option<&Power>, member: &Member, x: [u64; 4]) -> Verdict {
+    // Without a power there is nobody behind the number: not supported.
+    let verdict = power.map_or(Verdict::Return(u64::MAX), |power| power.call(vcpu, x));
+    // It may have turned another one on, which waits for that.
+    member.nudge();
+    verdict
 }
 
 fn triple_fault(vcpu: &impl Vcpu) -> Ended {
@@ -205,7 +276,7 @@ mod tests {
         buses.memory.insert("echo", 0x1000, 0x100, Arc::clone(&echo) as Arc<dyn BusDevice>).unwrap();
         let counters = Counters::default();
         let mut vcpu = Scripted { script: script.into(), epoch, data: [0xee; 4] };
-        let ended = run(&mut vcpu, &buses, &member, &counters);
+        let ended = run(&mut vcpu, &buses, None, &member, &counters);
         let stores = std::mem::take(&mut *echo.0.lock().unwrap());
         (ended, counters.get(), stores)
     }

@@ -4,6 +4,7 @@ pub mod boot;
 mod fdt;
 mod image;
 pub mod layout;
+pub mod psci;
 mod state;
 
 pub use state::{CpuModel, Entry, Registers};

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::{Queue, QueueT};
 
-use super::{Activation, Device, F_COMMON, F_EVENT_IDX, F_VERSION_1, Signals, VirtQueue};
+use super::{Activation, Counters, Device, F_COMMON, F_EVENT_IDX, F_VERSION_1, Signals, VirtQueue};
 use crate::bus::{self, BusDevice};
 use crate::event::Event;
 use crate::memory::GuestRam;
+use crate::standstill::Standstill;
 
 const MAGIC_VALUE: u64 = 0x000;
 const VERSION: u64 = 0x004;
@@ -54,6 +55,7 @@ pub struct Transport {
     inner: Mutex<Inner>,
     ram: Arc<GuestRam>,
     signals: Arc<Signals>,
+    standstill: Arc<Standstill>,
     doorbells: Vec<Arc<Event>>,
 }
 
@@ -87,7 +89,12 @@ pub enum Error {
 
 impl Transport {
     /// For a device that no driver has touched.
-    pub fn new(device: Box<dyn Device>, ram: Arc<GuestRam>, signals: Signals) -> Result<Self, Error> {
+    pub fn new(
+        device: Box<dyn Device>,
+        ram: Arc<GuestRam>,
+        signals: Signals,
+        standstill: Arc<Standstill>,
+    ) -> Result<Self, Error> {
         let queues = fresh(&*device)?;
         let doorbells: Result<_, _> = queues.iter().map(|_| Event::new().map(Arc::new)).collect();
         let inner = Inner {
@@ -103,8 +110,14 @@ impl Transport {
             inner: Mutex::new(inner),
             ram,
             signals: Arc::new(signals),
+            standstill,
             doorbells: doorbells.map_err(Error::Doorbell)?,
         })
+    }
+
+    /// What the device has done.
+    pub fn counters(&self) -> &Arc<Counters> {
+        self.signals.counters()
     }
 
     /// The doorbell of each queue, for a hypervisor that can ring it without an exit.
@@ -161,12 +174,14 @@ impl Transport {
                 }
                 let mut queue = Queue::try_from(queue.state()).map_err(|error| error.to_string())?;
                 queue.set_event_idx(event_idx);
-                Ok(VirtQueue::new(queue, Arc::clone(&self.ram), Arc::clone(doorbell)))
+                let counters = Arc::clone(self.signals.counters());
+                Ok(VirtQueue::new(queue, Arc::clone(&self.ram), Arc::clone(doorbell), counters))
             });
         Ok(Activation {
             ram: Arc::clone(&self.ram),
             queues: queues.collect::<Result<_, _>>()?,
             signals: Arc::clone(&self.signals),
+            standstill: Arc::clone(&self.standstill),
             features: inner.driver_features,
         })
     }

@@ -26,9 +26,10 @@ mod worker;
 use std::sync::Arc;
 
 use crate::memory::GuestRam;
+use crate::standstill::Standstill;
 
 pub use queue::{Broken, VirtQueue};
-pub use signals::Signals;
+pub use signals::{Counters, Counts, Signals};
 pub use worker::{Serve, Worker};
 
 /// VIRTIO_F_VERSION_1: the one version of the interface that is spoken.
@@ -50,6 +51,9 @@ pub struct Activation {
     pub queues: Vec<VirtQueue>,
     /// The way to the driver.
     pub signals: Arc<Signals>,
+    /// What the device's threads follow, by a [`Leash`](crate::standstill::Leash) each: a paused machine
+    /// is one in which nothing touches the guest.
+    pub standstill: Arc<Standstill>,
     /// The features that both sides have agreed on.
     pub features: u64,
 }

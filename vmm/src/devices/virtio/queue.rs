@@ -7,7 +7,7 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::Signals;
+use super::{Counters, Signals};
 use crate::event::Event;
 use crate::memory::GuestRam;
 
@@ -42,15 +42,21 @@ pub struct VirtQueue {
     doorbell: Arc<Event>,
     /// How far the used ring was when the driver was last considered for an interrupt.
     signalled: Wrapping<u16>,
+    counters: Arc<Counters>,
 }
 
 /// A request: a chain of descriptors.
 pub type Chain = DescriptorChain<Arc<GuestRam>>;
 
 impl VirtQueue {
-    pub(super) fn new(queue: Queue, ram: Arc<GuestRam>, doorbell: Arc<Event>) -> Self {
+    pub(super) fn new(
+        queue: Queue,
+        ram: Arc<GuestRam>,
+        doorbell: Arc<Event>,
+        counters: Arc<Counters>,
+    ) -> Self {
         let signalled = Wrapping(queue.next_used());
-        Self { queue, ram, doorbell, signalled }
+        Self { queue, ram, doorbell, signalled, counters }
     }
 
     /// Set by the driver when there is something to do.
@@ -81,6 +87,7 @@ impl VirtQueue {
 
     /// Gives a request back, with `len` bytes written to it.
     pub fn push(&mut self, head: u16, len: u32) -> Result<(), Broken> {
+        self.counters.request(len);
         Ok(self.queue.add_used(&*self.ram, head, len)?)
     }
 
@@ -90,6 +97,7 @@ impl VirtQueue {
         let Some(((last, last_len), others)) = used.split_last() else { return Ok(()) };
         let mut next = Wrapping(self.queue.next_used());
         for (head, len) in others {
+            self.counters.request(*len);
             let at = u64::from(next.0 % self.queue.size()) * USED_ELEMENT;
             let element = u64::from(*head) | u64::from(*len) << 32;
             self.ram.write_obj(element.to_le(), ring(self.queue.used_ring(), RING_HEADER + at)?)?;
@@ -173,7 +181,7 @@ mod tests {
         queue.set_ready(true);
         let wire = Arc::new(Wire::default());
         let signals = Signals::new(Arc::clone(&wire) as Arc<dyn IrqLine>);
-        (VirtQueue::new(queue, Arc::clone(&ram), Arc::new(Event::new().unwrap())), ram, signals, wire)
+        (VirtQueue::new(queue, Arc::clone(&ram), Arc::new(Event::new().unwrap()), Arc::default()), ram, signals, wire)
     }
 
     #[test]

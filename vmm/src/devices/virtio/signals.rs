@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::hypervisor::IrqLine;
 
@@ -11,12 +11,53 @@ pub const USED_BUFFER: u32 = 1 << 0;
 /// InterruptStatus: the configuration, or the status, has changed.
 pub const CONFIGURATION: u32 = 1 << 1;
 
+/// What a device has done since it was made.
+#[derive(Debug, Default)]
+pub struct Counters {
+    requests: AtomicU64,
+    written: AtomicU64,
+    interrupts: AtomicU64,
+    resets: AtomicU64,
+}
+
+/// What [`Counters`] count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests that were given back.
+    pub requests: u64,
+    /// Bytes written to guest RAM by them.
+    pub written: u64,
+    /// Interrupts.
+    pub interrupts: u64,
+    /// Resets by the driver, of which the first comes before its first use.
+    pub resets: u64,
+}
+
+impl Counters {
+    /// The counts so far.
+    pub fn get(&self) -> Counts {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            requests: of(&self.requests),
+            written: of(&self.written),
+            interrupts: of(&self.interrupts),
+            resets: of(&self.resets),
+        }
+    }
+
+    pub(super) fn request(&self, written: u32) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.written.fetch_add(written.into(), Ordering::Relaxed);
+    }
+}
+
 /// Shared by the transport and the device's threads.
 pub struct Signals {
     irq: Arc<dyn IrqLine>,
     interrupt_status: AtomicU32,
     config_generation: AtomicU32,
     needs_reset: AtomicBool,
+    counters: Arc<Counters>,
 }
 
 impl fmt::Debug for Signals {
@@ -33,10 +74,17 @@ impl Signals {
             interrupt_status: AtomicU32::new(0),
             config_generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
+            counters: Arc::default(),
         }
     }
 
+    /// What the device has done.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
     fn interrupt(&self, cause: u32) {
+        self.counters.interrupts.fetch_add(1, Ordering::Relaxed);
         self.interrupt_status.fetch_or(cause, Ordering::AcqRel);
         if let Err(error) = self.irq.set(true).and_then(|()| self.irq.set(false)) {
             log::error!("a virtio interrupt is lost: {error}");
@@ -77,6 +125,7 @@ impl Signals {
     }
 
     pub(super) fn reset(&self) {
+        self.counters.resets.fetch_add(1, Ordering::Relaxed);
         self.interrupt_status.store(0, Ordering::Release);
         self.needs_reset.store(false, Ordering::Release);
     }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use super::queue::Chain;
 use super::{Activation, Broken, Signals, VirtQueue};
-use crate::event::{Event, wait_readable, wait_readable_for};
+use crate::event::{wait_readable, wait_readable_for};
+use crate::standstill::{Follower, Leash};
+use crate::vcpu::Go;
 
 const STACK: usize = 256 * 1024;
 
@@ -26,27 +28,27 @@ pub trait Serve: Send + 'static {
     }
 
     /// Serves one request of queue `index` and says how many bytes it wrote into it. Must come to an
-    /// end by itself: a reset of the device waits for it.
+    /// end by itself: a reset of the device, and a pause of the machine, wait for it.
     fn serve(&mut self, index: usize, chain: Chain) -> Result<u32, Broken>;
 }
 
 /// The thread. Dropping it stops it.
 #[derive(Debug)]
 pub struct Worker<S> {
-    stop: Arc<Event>,
+    leash: Arc<Leash>,
     thread: Option<JoinHandle<S>>,
 }
 
 impl<S: Serve> Worker<S> {
     /// Starts serving. Requests that are there already are served at once.
     pub fn spawn(name: &str, server: S, activation: Activation) -> io::Result<Self> {
-        let stop = Arc::new(Event::new()?);
-        let stopped = Arc::clone(&stop);
+        let leash = Leash::new(&activation.standstill)?;
+        let follower = leash.follow();
         let thread = thread::Builder::new()
             .name(name.into())
             .stack_size(STACK)
-            .spawn(move || work(server, activation, &stopped))?;
-        Ok(Self { stop, thread: Some(thread) })
+            .spawn(move || work(server, activation, &follower))?;
+        Ok(Self { leash, thread: Some(thread) })
     }
 
     /// Ends after the request that is under way and gives the server back, unless it panicked.
@@ -57,7 +59,7 @@ impl<S: Serve> Worker<S> {
 
 impl<S> Worker<S> {
     fn join(&mut self) -> Option<S> {
-        self.stop.set();
+        self.leash.stop();
         self.thread.take().and_then(|thread| thread.join().ok())
     }
 }
@@ -68,14 +70,14 @@ impl<S> Drop for Worker<S> {
     }
 }
 
-fn work<S: Serve>(mut server: S, activation: Activation, stop: &Event) -> S {
+fn work<S: Serve>(mut server: S, activation: Activation, follower: &Follower) -> S {
     let Activation { mut queues, signals, .. } = activation;
     let begun = server.begin().map_err(|error| Broken(format!("its thread could not be readied: {error}")));
-    if let Err(error) = begun.and_then(|()| serve_until(&mut server, &mut queues, &signals, stop)) {
+    if let Err(error) = begun.and_then(|()| serve_until(&mut server, &mut queues, &signals, follower)) {
         log::warn!("{}: {error}", thread::current().name().unwrap_or("virtio"));
         signals.needs_reset();
         // The queues are not looked at again; the driver's reset is what comes next.
-        let _ = wait_readable(&[stop.as_fd()]);
+        follower.idle();
     }
     server
 }
@@ -84,15 +86,13 @@ fn serve_until<S: Serve>(
     server: &mut S,
     queues: &mut [VirtQueue],
     signals: &Signals,
-    stop: &Event,
+    follower: &Follower,
 ) -> Result<(), Broken> {
     let mut due: Vec<bool> = vec![true; queues.len()];
-    loop {
+    while follower.checkpoint() == Go::On {
         if let Some(wait) = server.wait() {
-            let stopped = wait_readable_for(&[stop.as_fd()], Some(wait));
-            if stopped.map_err(|error| Broken(format!("its deadline: {error}")))? == [true] {
-                return Ok(());
-            }
+            wait_readable_for(&follower.fds(), Some(wait))
+                .map_err(|error| Broken(format!("its deadline: {error}")))?;
             continue;
         }
         for (index, queue) in queues.iter_mut().enumerate() {
@@ -105,12 +105,10 @@ fn serve_until<S: Serve>(
             }
         }
         let fds: Vec<BorrowedFd<'_>> =
-            queues.iter().map(|queue| queue.doorbell().as_fd()).chain([stop.as_fd()]).collect();
+            queues.iter().map(|queue| queue.doorbell().as_fd()).chain(follower.fds()).collect();
         due = wait_readable(&fds).map_err(|error| Broken(format!("its doorbells: {error}")))?;
-        if due.pop() == Some(true) {
-            return Ok(());
-        }
     }
+    Ok(())
 }
 
 /// Serves what is there, up to a queue full. True when there may be more.

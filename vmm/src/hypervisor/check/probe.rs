@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::{Error, Exit, Hypervisor, Kick, SystemEvent, Vcpu, Vm, VmPlan};
+use super::super::{Error, Exit, Hypervisor, Kick, PsciBy, SystemEvent, Vcpu, Vm, VmPlan};
 use crate::arch::native;
 use crate::memory;
 
@@ -110,7 +110,12 @@ pub enum ProbeError {
 pub fn run<H: Hypervisor>(hypervisor: &H) -> Result<(), ProbeError> {
     let ram = Arc::new(memory::anonymous(&[guest::RAM])?);
     ram.write_slice(guest::CODE, GuestAddress(guest::START))?;
-    let vm = hypervisor.create_vm(&VmPlan { ram, vcpus: 1, interrupt_controller: false })?;
+    let vm = hypervisor.create_vm(&VmPlan {
+        ram,
+        vcpus: 1,
+        interrupt_controller: false,
+        psci: PsciBy::default(),
+    })?;
 
     let (kickers, kicker) = mpsc::channel();
     let (verdicts, verdict) = mpsc::channel();

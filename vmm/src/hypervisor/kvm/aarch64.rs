@@ -2,19 +2,21 @@
 
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
-    KVM_CAP_ARM_VM_IPA_SIZE, KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR,
-    KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_REG_ARM_CORE, KVM_REG_ARM64,
-    KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST,
-    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_vcpu_init,
+    KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER, KVM_CAP_ARM_VM_IPA_SIZE, KVM_DEV_ARM_VGIC_CTRL_INIT,
+    KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_REG_ARM_CORE,
+    KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, KVM_VGIC_V3_ADDR_TYPE_DIST,
+    KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_smccc_filter,
+    kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER, kvm_vcpu_init,
 };
 use kvm_ioctls::VmFd;
 use vm_memory::{Address, GuestMemory};
 
-use super::super::{Error, Vcpu};
+use super::super::{Error, PsciBy, Vcpu};
 use super::vm::call;
 use super::{Attempt, Kvm, KvmVcpu, KvmVm};
 use crate::arch::aarch64::layout::{GICD_BASE, GICR_BASE, SPI_BASE, SPI_COUNT};
-use crate::arch::aarch64::{CpuModel, Entry, Registers};
+use crate::arch::aarch64::{CpuModel, Entry, Registers, psci};
 use crate::memory::GuestRam;
 
 /// The width that every KVM has, and the default where none is asked for.
@@ -71,11 +73,36 @@ pub(super) fn irq_number(line: u32) -> u32 {
     KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (SPI_BASE + line)
 }
 
-pub(super) fn init_vcpu(vm: &KvmVm, vcpu: &KvmVcpu) -> Result<(), Error> {
+/// Settles before anything runs who answers PSCI calls.
+pub(super) fn prepare(vm: &KvmVm) -> Result<(), Error> {
+    if vm.plan().psci == PsciBy::Hypervisor {
+        return Ok(());
+    }
+    for base in psci::FUNCTIONS {
+        let filter = kvm_smccc_filter {
+            base,
+            nr_functions: psci::FUNCTIONS_LEN,
+            // The constants are a byte wide in the structure.
+            action: kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER as u8,
+            ..kvm_smccc_filter::default()
+        };
+        let attr = kvm_device_attr {
+            flags: 0,
+            group: KVM_ARM_VM_SMCCC_CTRL,
+            attr: u64::from(KVM_ARM_VM_SMCCC_FILTER),
+            addr: std::ptr::from_ref(&filter) as u64,
+        };
+        call("KVM_SET_DEVICE_ATTR (SMCCC filter, Linux 6.4)", vm.fd().set_device_attr(&attr))?;
+    }
+    Ok(())
+}
+
+/// Makes the vCPU what it is at its power-on.
+pub(super) fn init_vcpu(vcpu: &KvmVcpu) -> Result<(), Error> {
     let mut init = kvm_vcpu_init::default();
-    call("KVM_ARM_PREFERRED_TARGET", vm.fd().get_preferred_target(&mut init))?;
+    call("KVM_ARM_PREFERRED_TARGET", vcpu.vm.fd.get_preferred_target(&mut init))?;
     init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
-    if vcpu.id() != 0 {
+    if vcpu.id() != 0 && vcpu.vm.psci == PsciBy::Hypervisor {
         init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
     }
     vcpu.call("KVM_ARM_VCPU_INIT", vcpu.fd().vcpu_init(&init))
@@ -100,6 +127,20 @@ fn get(vcpu: &KvmVcpu, id: u64) -> Result<u64, Error> {
     let mut bytes = [0; 8];
     vcpu.call("KVM_GET_ONE_REG", vcpu.fd().get_one_reg(id, &mut bytes))?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+/// The registers of a call. KVM has moved on behind an HVC, but not behind an SMC.
+pub(super) fn begin_call(vcpu: &KvmVcpu, is_smc: bool) -> Result<[u64; 4], Error> {
+    if is_smc {
+        set(vcpu, PC, get(vcpu, PC)?.wrapping_add(4))?;
+    }
+    let x = |index| get(vcpu, core_register(index));
+    Ok([x(0)?, x(1)?, x(2)?, x(3)?])
+}
+
+/// Gives a call its answer.
+pub(super) fn finish_call(vcpu: &KvmVcpu, answer: u64) -> Result<(), Error> {
+    set(vcpu, core_register(0), answer)
 }
 
 /// Id of a system register, by its encoding in MRS.

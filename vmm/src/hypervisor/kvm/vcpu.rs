@@ -21,8 +21,15 @@ pub struct KvmVcpu {
     /// Size of the mapping that `kvm_run` is the head of.
     #[cfg(target_arch = "x86_64")]
     mapped: usize,
+    /// A call whose answer has not been given: [`arch::finish_call`] is due.
+    #[cfg(target_arch = "aarch64")]
+    call: Option<u64>,
+    /// Whether it has left the state in which it was made.
+    #[cfg(target_arch = "aarch64")]
+    has_run: bool,
     /// The fd keeps the kernel's VM, this keeps the RAM that the VM maps.
-    _vm: VmShare,
+    #[cfg_attr(target_arch = "x86_64", expect(dead_code))]
+    pub(super) vm: VmShare,
     // Not Send: it belongs to the thread that made it.
     _thread: PhantomData<*const ()>,
 }
@@ -38,6 +45,10 @@ enum Reason {
     #[cfg(target_arch = "x86_64")]
     Port,
     Mmio,
+    #[cfg(target_arch = "aarch64")]
+    Call {
+        is_smc: bool,
+    },
     Halted,
     Shutdown,
     SystemEvent(u32),
@@ -57,11 +68,15 @@ impl KvmVcpu {
             kicker,
             #[cfg(target_arch = "x86_64")]
             mapped: vm.fd().run_size(),
-            _vm: vm.share(),
+            #[cfg(target_arch = "aarch64")]
+            call: None,
+            #[cfg(target_arch = "aarch64")]
+            has_run: false,
+            vm: vm.share(),
             _thread: PhantomData,
         };
         #[cfg(target_arch = "aarch64")]
-        arch::init_vcpu(vm, &vcpu)?;
+        arch::init_vcpu(&vcpu)?;
         Ok(vcpu)
     }
 
@@ -112,6 +127,11 @@ fn reason(exit: &VcpuExit<'_>) -> Reason {
         #[cfg(target_arch = "x86_64")]
         VcpuExit::IoIn(..) | VcpuExit::IoOut(..) => Reason::Port,
         VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..) => Reason::Mmio,
+        #[cfg(target_arch = "aarch64")]
+        VcpuExit::Hypercall(exit) => {
+            // The lower half of the flags is what x86 calls long mode.
+            Reason::Call { is_smc: exit.longmode & kvm_bindings::KVM_HYPERCALL_EXIT_SMC != 0 }
+        }
         VcpuExit::Hlt => Reason::Halted,
         VcpuExit::Shutdown => Reason::Shutdown,
         VcpuExit::SystemEvent(kind, _) => Reason::SystemEvent(*kind),
@@ -151,10 +171,25 @@ impl Vcpu for KvmVcpu {
     }
 
     fn enter_at(&mut self, entry: &native::Entry) -> Result<(), Error> {
+        #[cfg(target_arch = "aarch64")]
+        {
+            if std::mem::take(&mut self.has_run) {
+                arch::init_vcpu(self)?;
+            }
+            // The caller it was is no more.
+            self.call = None;
+        }
         arch::enter_at(self, entry)
     }
 
     fn run(&mut self) -> Result<Exit<'_>, Error> {
+        #[cfg(target_arch = "aarch64")]
+        {
+            self.has_run = true;
+            if let Some(answer) = self.call.take() {
+                arch::finish_call(self, answer)?;
+            }
+        }
         loop {
             match self.enter()? {
                 Reason::Again => {}
@@ -171,6 +206,11 @@ impl Vcpu for KvmVcpu {
                         (addr, true, data) => Exit::MmioWrite { addr, data },
                         (addr, false, data) => Exit::MmioRead { addr, data },
                     });
+                }
+                #[cfg(target_arch = "aarch64")]
+                Reason::Call { is_smc } => {
+                    let x = arch::begin_call(self, is_smc)?;
+                    return Ok(Exit::Call { x, answer: self.call.insert(0) });
                 }
                 Reason::Halted => return Ok(Exit::Halted),
                 Reason::Shutdown => return Ok(Exit::System(SystemEvent::TripleFault)),

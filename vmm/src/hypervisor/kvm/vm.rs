@@ -34,7 +34,6 @@ impl KvmVm {
             gic: std::sync::OnceLock::new(),
         };
         vm.map_ram()?;
-        #[cfg(target_arch = "x86_64")]
         arch::prepare(&vm)?;
         Ok(vm)
     }
@@ -74,7 +73,12 @@ impl KvmVm {
     }
 
     pub(super) fn share(&self) -> VmShare {
-        VmShare { fd: Arc::clone(&self.fd), _ram: Arc::clone(&self.plan.ram) }
+        VmShare {
+            fd: Arc::clone(&self.fd),
+            _ram: Arc::clone(&self.plan.ram),
+            #[cfg(target_arch = "aarch64")]
+            psci: self.plan.psci,
+        }
     }
 }
 
@@ -110,6 +114,8 @@ impl Vm for KvmVm {
 pub(super) struct VmShare {
     pub(super) fd: Arc<VmFd>,
     _ram: Arc<GuestRam>,
+    #[cfg(target_arch = "aarch64")]
+    pub(super) psci: super::super::PsciBy,
 }
 
 /// KVM_CREATE_VM answers EINTR when a signal arrives while it waits for other processors.

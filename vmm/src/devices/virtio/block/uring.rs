@@ -19,8 +19,10 @@ use super::super::scatter::Scatter;
 use super::super::{Activation, Broken, Serve, Signals, VirtQueue};
 use super::QUEUES;
 use super::request::{Disk, Kind, S_IOERR, S_OK, Transfer};
-use crate::event::{self, Event};
+use crate::event;
 use crate::memory::GuestRam;
+use crate::standstill::{Follower, Leash};
+use crate::vcpu::Go;
 
 const STACK: usize = 256 * 1024;
 /// Threads of the kernel that serve one disk, for requests that have to wait.
@@ -55,20 +57,20 @@ impl AsFd for Uring {
 /// The thread. Dropping it stops it, when all that is under way is done.
 #[derive(Debug)]
 pub struct Running {
-    stop: Arc<Event>,
+    leash: Arc<Leash>,
     thread: Option<JoinHandle<Uring>>,
 }
 
 impl Running {
     /// Starts serving the first queue.
     pub fn spawn(disk: Disk, ring: Uring, activation: Activation) -> io::Result<Self> {
-        let stop = Arc::new(Event::new()?);
-        let stopped = Arc::clone(&stop);
+        let leash = Leash::new(&activation.standstill)?;
+        let follower = leash.follow();
         let thread = thread::Builder::new()
             .name("block".into())
             .stack_size(STACK)
-            .spawn(move || work(disk, ring, activation, &stopped))?;
-        Ok(Self { stop, thread: Some(thread) })
+            .spawn(move || work(disk, ring, activation, &follower))?;
+        Ok(Self { leash, thread: Some(thread) })
     }
 
     /// Ends it and gives the rings back, unless it panicked.
@@ -77,7 +79,7 @@ impl Running {
     }
 
     fn join(&mut self) -> Option<Uring> {
-        self.stop.set();
+        self.leash.stop();
         self.thread.take().and_then(|thread| thread.join().ok())
     }
 }
@@ -88,23 +90,23 @@ impl Drop for Running {
     }
 }
 
-fn work(disk: Disk, ring: Uring, activation: Activation, stop: &Event) -> Uring {
+fn work(disk: Disk, ring: Uring, activation: Activation, follower: &Follower) -> Uring {
     let Activation { ram, queues, signals, .. } = activation;
     let Some(queue) = queues.into_iter().next().filter(VirtQueue::is_ready) else {
-        let _ = event::wait_readable(&[stop.as_fd()]);
+        follower.idle();
         return ring;
     };
     let slots = (0..QUEUES[0]).map(|_| None).collect();
     let mut engine =
         Engine { ring, disk, queue, signals, slots, free: (0..QUEUES[0]).collect(), spare: Vec::new(), ram };
-    let served = engine.serve(stop);
+    let served = engine.serve(follower);
     // The kernel must be done with the guest's memory before anybody else may have it.
     engine.drain();
     if let Err(error) = served {
         log::warn!("block: {error}");
         engine.signals.needs_reset();
         // The queue is not looked at again; the driver's reset is what comes next.
-        let _ = event::wait_readable(&[stop.as_fd()]);
+        follower.idle();
     }
     engine.ring
 }
@@ -129,33 +131,37 @@ struct Engine {
 }
 
 impl Engine {
-    fn serve(&mut self, stop: &Event) -> Result<(), Broken> {
-        loop {
-            let wait = self.take()?;
-            self.submit(0)?;
-            self.reap()?;
-            self.queue.notify(&self.signals)?;
-            if self.wait(stop, wait).map_err(|error| Broken(format!("poll: {error}")))? {
-                return Ok(());
+    fn serve(&mut self, follower: &Follower) -> Result<(), Broken> {
+        while follower.checkpoint() == Go::On {
+            loop {
+                let wait = self.take()?;
+                self.submit(0)?;
+                self.reap()?;
+                self.queue.notify(&self.signals)?;
+                if self.wait(follower, wait).map_err(|error| Broken(format!("poll: {error}")))? {
+                    break;
+                }
+                self.reap()?;
             }
-            self.reap()?;
+            self.drain();
         }
+        Ok(())
     }
 
     fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Waits for anything to do. True when it is time to stop.
-    fn wait(&self, stop: &Event, limit: Option<Duration>) -> io::Result<bool> {
-        let mut fds = vec![stop.as_fd()];
+    /// Waits for anything to do. True when a checkpoint is due.
+    fn wait(&self, follower: &Follower, limit: Option<Duration>) -> io::Result<bool> {
+        let mut fds = follower.fds().to_vec();
         if self.in_flight() > 0 {
             fds.push(self.ring.as_fd());
         }
         if limit.is_none() && !self.free.is_empty() {
             fds.push(self.queue.doorbell().as_fd());
         }
-        Ok(event::wait_readable_for(&fds, limit)?.first() == Some(&true))
+        Ok(event::wait_readable_for(&fds, limit)?[..2].contains(&true))
     }
 
     /// Takes what is in the queue, as far as there is room for it. Says how long the rest has to wait for

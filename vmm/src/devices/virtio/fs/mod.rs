@@ -96,12 +96,13 @@ impl Device for Fs {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation { ram, queues, signals, features } = activation;
+        let Activation { ram, queues, signals, standstill, features } = activation;
         for (index, queue) in queues.into_iter().enumerate() {
             let part = Activation {
                 ram: Arc::clone(&ram),
                 queues: vec![queue],
                 signals: Arc::clone(&signals),
+                standstill: Arc::clone(&standstill),
                 features,
             };
             let worker = Worker::spawn(&format!("fs{index}"), OneQueue(Arc::clone(&self.server)), part)

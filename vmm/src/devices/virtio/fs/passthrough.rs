@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, umask};
 use vhost::vhost_user::Backend;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::filesystem::FileSystem;
@@ -74,14 +75,15 @@ impl Passthrough {
             killpriv_v2: true,
             ..Config::default()
         };
-        let inner = if read_only {
-            let fs = PassthroughFsRo::new(config).map_err(failed)?;
-            Inner::ReadOnly(virtiofsd::server::Server::new(fs))
+        // The server clears the mask of the whole process; it is its threads that need it clear.
+        let before = umask(Mode::empty());
+        let made = if read_only {
+            PassthroughFsRo::new(config).map(|fs| Inner::ReadOnly(virtiofsd::server::Server::new(fs)))
         } else {
-            let fs = PassthroughFs::new(config).map_err(failed)?;
-            Inner::ReadWrite(virtiofsd::server::Server::new(fs))
+            PassthroughFs::new(config).map(|fs| Inner::ReadWrite(virtiofsd::server::Server::new(fs)))
         };
-        Ok(Self { inner })
+        umask(before);
+        Ok(Self { inner: made.map_err(failed)? })
     }
 }
 
@@ -99,7 +101,9 @@ impl Server for Passthrough {
     /// The server sets the umask, and goes to directories, of the thread that asks: threads must not
     /// share them.
     fn enter_thread(&self) -> io::Result<()> {
-        Ok(unshare(CloneFlags::CLONE_FS)?)
+        unshare(CloneFlags::CLONE_FS)?;
+        umask(Mode::empty());
+        Ok(())
     }
 
     fn handle(&self, chain: Chain) -> Result<u32, Broken> {

@@ -279,7 +279,7 @@ impl Net {
     }
 
     fn start(&mut self, activation: Activation) -> std::io::Result<()> {
-        let Activation { ram, queues, signals, features } = activation;
+        let Activation { ram, queues, signals, features, standstill } = activation;
         let failed = |error: tap::Error| std::io::Error::other(error);
         let pairs = if features & F_MQ == 0 { 1 } else { self.shared.ports.len() };
         let ports = self.shared.ports[..pairs].to_vec();
@@ -311,11 +311,11 @@ impl Net {
                 packet_max: packet_max(features, self.mtu),
                 name: format!("net{}", self.pairs.len()),
             };
-            self.pairs.push(pair.spawn(rx, tx)?);
+            self.pairs.push(pair.spawn(rx, tx, &standstill)?);
         }
         if let Some(queue) = queues.next().filter(|queue| features & F_CTRL_VQ != 0 && queue.is_ready()) {
             let control = Control::new(ports);
-            let part = Activation { ram, queues: vec![queue], signals, features };
+            let part = Activation { ram, queues: vec![queue], signals, features, standstill };
             self.control = Some(Worker::spawn("net-control", control, part)?);
         }
         Ok(())

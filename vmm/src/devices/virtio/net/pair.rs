@@ -17,8 +17,10 @@ use super::super::{Broken, Signals, VirtQueue};
 use super::Shared;
 use super::port::Port;
 use super::tap::{self, Tap};
-use crate::event::{self, Event};
+use crate::event;
 use crate::memory::GuestRam;
+use crate::standstill::{Follower, Leash, Standstill};
+use crate::vcpu::Go;
 
 const STACK: usize = 256 * 1024;
 /// Packets to the guest before those from it get their turn.
@@ -55,13 +57,13 @@ pub struct Pair {
 /// The thread of a pair. Dropping it stops it.
 #[derive(Debug)]
 pub struct Running {
-    stop: Arc<Event>,
+    leash: Arc<Leash>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.stop.set();
+        self.leash.stop();
         if let Some(thread) = self.thread.take() {
             // A panic has been reported by itself; the thread is gone either way.
             let _ = thread.join();
@@ -71,16 +73,14 @@ impl Drop for Running {
 
 impl Pair {
     /// Starts moving packets; those to the guest come only when its port is on.
-    pub fn spawn(self, rx: VirtQueue, tx: VirtQueue) -> io::Result<Running> {
-        let stop = Arc::new(Event::new()?);
-        let thread = {
-            let stop = Arc::clone(&stop);
-            thread::Builder::new()
-                .name(self.name.clone())
-                .stack_size(STACK)
-                .spawn(move || Mover::new(self, rx, tx, stop).run())?
-        };
-        Ok(Running { stop, thread: Some(thread) })
+    pub fn spawn(self, rx: VirtQueue, tx: VirtQueue, standstill: &Arc<Standstill>) -> io::Result<Running> {
+        let leash = Leash::new(standstill)?;
+        let follower = leash.follow();
+        let thread = thread::Builder::new()
+            .name(self.name.clone())
+            .stack_size(STACK)
+            .spawn(move || Mover::new(self, rx, tx, follower).run())?;
+        Ok(Running { leash, thread: Some(thread) })
     }
 }
 
@@ -96,7 +96,7 @@ struct Mover {
     pair: Pair,
     rx: VirtQueue,
     tx: VirtQueue,
-    stop: Arc<Event>,
+    follower: Follower,
     /// None while there is none, and when it was removed from the host.
     tap: Option<Arc<Tap>>,
     /// Buffers taken from the ring for packets to come, and their memory, in the same order.
@@ -135,14 +135,14 @@ fn moved(result: io::Result<usize>) -> Moved {
 }
 
 impl Mover {
-    fn new(pair: Pair, rx: VirtQueue, tx: VirtQueue, stop: Arc<Event>) -> Self {
+    fn new(pair: Pair, rx: VirtQueue, tx: VirtQueue, follower: Follower) -> Self {
         let (room, packet) = (Scatter::new(Arc::clone(&pair.ram)), Scatter::new(Arc::clone(&pair.ram)));
         let tap = pair.port.tap();
         Self {
             pair,
             rx,
             tx,
-            stop,
+            follower,
             tap,
             buffers: VecDeque::new(),
             room,
@@ -157,34 +157,45 @@ impl Mover {
         if let Err(error) = self.serve() {
             log::warn!("{}: {error}", self.pair.name);
             self.pair.signals.needs_reset();
+            self.put_back();
             // The queues are not looked at again; the driver's reset is what comes next.
-            let _ = event::wait_readable(&[self.stop.as_fd()]);
-        }
-        // The ring says again what it would say if nobody had looked ahead.
-        for _ in self.buffers.drain(..) {
-            self.rx.unpop();
+            self.follower.idle();
         }
     }
 
     fn serve(&mut self) -> Result<(), Broken> {
-        loop {
-            let tx_wait = self.transmit()?;
-            let rx_wait = self.receive()?;
-            if self.wait(rx_wait, tx_wait).map_err(|error| Broken(format!("poll: {error}")))? {
-                return Ok(());
+        while self.follower.checkpoint() == Go::On {
+            loop {
+                let tx_wait = self.transmit()?;
+                let rx_wait = self.receive()?;
+                if self.wait(rx_wait, tx_wait).map_err(|error| Broken(format!("poll: {error}")))? {
+                    break;
+                }
             }
+            self.put_back();
         }
+        Ok(())
     }
 
-    /// Waits for anything to do. True when it is time to stop.
+    /// The ring says again what it would say if nobody had looked ahead.
+    fn put_back(&mut self) {
+        for _ in self.buffers.drain(..) {
+            self.rx.unpop();
+        }
+        self.room.clear();
+        self.starved = false;
+    }
+
+    /// Waits for anything to do. True when a checkpoint is due.
     fn wait(&mut self, rx_wait: Option<Duration>, tx_wait: Option<Duration>) -> io::Result<bool> {
         let on = self.pair.port.is_on();
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::POLLIN, on && !self.starved && rx_wait.is_none());
         wanted.set(PollFlags::POLLOUT, on && self.full);
         let input = |event: &'static str| (event, PollFlags::POLLIN);
-        let mut names = vec![input("stop"), input("port")];
-        let mut fds = vec![self.stop.as_fd(), self.pair.port.changed().as_fd()];
+        let [stop, pause] = self.follower.fds();
+        let mut names = vec![input("checkpoint"), input("checkpoint"), input("port")];
+        let mut fds = vec![stop, pause, self.pair.port.changed().as_fd()];
         if self.starved {
             names.push(input("rx"));
             fds.push(self.rx.doorbell().as_fd());
@@ -207,7 +218,7 @@ impl Mover {
         for ((name, _), flags) in names.iter().zip(happened) {
             match *name {
                 _ if flags.is_empty() => {}
-                "stop" => return Ok(true),
+                "checkpoint" => return Ok(true),
                 "port" => {
                     self.pair.port.changed().take();
                     self.tap = self.pair.port.tap();

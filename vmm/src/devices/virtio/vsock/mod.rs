@@ -22,8 +22,9 @@ use virtio_queue::{Reader, Writer};
 
 use super::queue::Chain;
 use super::{ActivateError, Activation, Broken, Device, Signals, VirtQueue, config_bytes};
-use crate::event::Event;
 use crate::memory::RamSlice;
+use crate::standstill::{Follower, Leash};
+use crate::vcpu::Go;
 
 use muxer::{Muxer, Source};
 use packet::{HEADER, Header};
@@ -44,7 +45,7 @@ pub struct Vsock {
     cid: u64,
     directory: PathBuf,
     listener: Arc<UnixListener>,
-    worker: Option<(Arc<Event>, JoinHandle<()>)>,
+    worker: Option<(Arc<Leash>, JoinHandle<()>)>,
 }
 
 impl Vsock {
@@ -80,11 +81,11 @@ impl Device for Vsock {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let failed = |source| ActivateError { device: "vsock", source };
-        let stop = Arc::new(Event::new().map_err(failed)?);
+        let leash = Leash::new(&activation.standstill).map_err(failed)?;
         let work = Work {
             muxer: Muxer::new(self.cid, &self.directory),
             listener: Arc::clone(&self.listener),
-            stop: Arc::clone(&stop),
+            follower: leash.follow(),
             buffer: vec![0; DATA_MAX],
             starved: false,
         };
@@ -93,13 +94,13 @@ impl Device for Vsock {
             .stack_size(STACK)
             .spawn(move || work.run(activation))
             .map_err(failed)?;
-        self.worker = Some((stop, thread));
+        self.worker = Some((leash, thread));
         Ok(())
     }
 
     fn reset(&mut self) {
-        if let Some((stop, thread)) = self.worker.take() {
-            stop.set();
+        if let Some((leash, thread)) = self.worker.take() {
+            leash.stop();
             // A panic has been reported by itself; the thread is gone either way.
             let _ = thread.join();
         }
@@ -109,7 +110,7 @@ impl Device for Vsock {
 struct Work {
     muxer: Muxer,
     listener: Arc<UnixListener>,
-    stop: Arc<Event>,
+    follower: Follower,
     buffer: Vec<u8>,
     /// The guest has no buffer for us: nothing is read from hosts until it rings.
     starved: bool,
@@ -121,35 +122,33 @@ impl Work {
         if let Err(error) = self.serve(&mut queues, &signals) {
             log::warn!("vsock: {error}");
             signals.needs_reset();
-            let _ = crate::event::wait_readable(&[self.stop.as_fd()]);
+            self.follower.idle();
         }
     }
 
     fn serve(&mut self, queues: &mut [VirtQueue], signals: &Signals) -> Result<(), Broken> {
-        loop {
+        while self.follower.checkpoint() == Go::On {
             self.serve_tx(&mut queues[TX], signals)?;
             self.serve_rx(&mut queues[RX], signals)?;
-            let (stop, happened) = self.wait(queues).map_err(|error| Broken(format!("poll: {error}")))?;
-            if stop {
-                return Ok(());
-            }
+            let happened = self.wait(queues).map_err(|error| Broken(format!("poll: {error}")))?;
             for (source, flags) in happened {
                 self.muxer.happened(source, flags);
             }
         }
+        Ok(())
     }
 
-    /// Waits for anything to do. Says whether to stop, and what happened on hosts' sockets.
-    fn wait(&mut self, queues: &[VirtQueue]) -> io::Result<(bool, Vec<(Source, PollFlags)>)> {
-        const FIXED: usize = 4;
-        let (accepts, rings, stop, happened) = {
+    /// Waits for anything to do, and says what happened on hosts' sockets.
+    fn wait(&mut self, queues: &[VirtQueue]) -> io::Result<Vec<(Source, PollFlags)>> {
+        const FIXED: usize = 5;
+        let (accepts, rings, happened) = {
             let watched = self.muxer.watched(!self.starved);
             let input = |fd| PollFd::new(fd, PollFlags::POLLIN);
             let mut fds = Vec::with_capacity(FIXED + watched.len());
-            fds.push(input(self.stop.as_fd()));
             fds.push(input(self.listener.as_fd()));
             fds.push(input(queues[RX].doorbell().as_fd()));
             fds.push(input(queues[TX].doorbell().as_fd()));
+            fds.extend(self.follower.fds().map(input));
             fds.extend(watched.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)));
             while let Err(error) = poll(&mut fds, PollTimeout::NONE) {
                 if error != Errno::EINTR {
@@ -161,7 +160,7 @@ impl Work {
                 let flags = fd.revents().unwrap_or(PollFlags::POLLERR);
                 (!flags.is_empty()).then_some((*source, flags))
             });
-            (any(1), (any(2), any(3)), any(0), happened.collect())
+            (any(0), (any(1), any(2)), happened.collect())
         };
         if rings.0 {
             queues[RX].doorbell().take();
@@ -177,7 +176,7 @@ impl Work {
                 Err(error) => log::debug!("vsock: accept: {error}"),
             }
         }
-        Ok((stop, happened))
+        Ok(happened)
     }
 
     fn serve_tx(&mut self, queue: &mut VirtQueue, signals: &Signals) -> Result<(), Broken> {

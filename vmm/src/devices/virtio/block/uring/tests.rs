@@ -8,6 +8,8 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::super::super::limit::Limiter;
 use super::*;
+use crate::standstill::Standstill;
+use crate::vcpu::Phase;
 use crate::hypervisor::{self, IrqLine};
 use crate::memory;
 
@@ -96,11 +98,14 @@ impl Bed {
         let ring = Uring::new().inspect_err(|error| eprintln!("not tested: {error}")).ok()?;
         let bell = Arc::new(Event::new().unwrap());
         let signals = Arc::new(Signals::new(Arc::new(Wire::default())));
+        let standstill = Arc::new(Standstill::new().unwrap());
+        standstill.set(Phase::Run);
         let activation = Activation {
             ram: Arc::clone(&self.ram),
-            queues: vec![VirtQueue::new(Self::queue(), Arc::clone(&self.ram), bell)],
+            queues: vec![VirtQueue::new(Self::queue(), Arc::clone(&self.ram), bell, Arc::default())],
             signals: Arc::clone(&signals),
             features: 0,
+            standstill,
         };
         let running = Running::spawn(disk, ring, activation).unwrap();
         let until = Instant::now() + Duration::from_secs(20);

@@ -8,6 +8,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::super::limit::{Limits, Rate};
 use super::*;
+use crate::standstill::Standstill;
+use crate::vcpu::Phase;
 use crate::hypervisor::{self, IrqLine};
 use crate::memory;
 
@@ -75,7 +77,7 @@ impl Bed {
             queue.set_avail_ring_address(Some((base + AVAILABLE) as u32), None);
             queue.set_used_ring_address(Some((base + USED) as u32), None);
             queue.set_ready(true);
-            VirtQueue::new(queue, Arc::clone(&ram), Arc::clone(&bells[index as usize]))
+            VirtQueue::new(queue, Arc::clone(&ram), Arc::clone(&bells[index as usize]), Arc::default())
         };
         let pair = Pair {
             port: Arc::clone(&port),
@@ -88,7 +90,9 @@ impl Bed {
             packet_max: 4000,
             name: "net".into(),
         };
-        let running = pair.spawn(queue(RX), queue(TX)).unwrap();
+        let standstill = Arc::new(Standstill::new().unwrap());
+        standstill.set(Phase::Run);
+        let running = pair.spawn(queue(RX), queue(TX), &standstill).unwrap();
         Self { ram, host, shared, signals, bells, running: Some(running) }
     }
 

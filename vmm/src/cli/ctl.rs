@@ -1,0 +1,200 @@
+//! `supermachine-vmm ctl`: drives a machine by its control socket, for people.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use lexopt::prelude::*;
+use vmm::control::{Client, ClientError, Event, FrameError, Outcome, Reply, Request, Status};
+
+use super::Usage;
+use super::run::size;
+use super::terminal::{Keys, Raw};
+
+/// How long the monitor may take to answer, beyond what it was asked to wait.
+const WITHIN: Duration = Duration::from_secs(10);
+const PAUSE: u64 = 5000;
+
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Call(Request),
+    Console,
+    Events,
+}
+
+fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
+    let path = args.value().map_err(|_| "the path of a control socket is missing")?.into();
+    let command = args.value().map_err(|_| "a command for the machine is missing")?.string()?;
+    let command = match command.as_str() {
+        "state" => Command::Call(Request::State),
+        "stats" => Command::Call(Request::Stats),
+        "pause" => {
+            let within_ms = match args.next()? {
+                None => PAUSE,
+                Some(Value(value)) => value.parse()?,
+                Some(other) => return Err(other.unexpected()),
+            };
+            Command::Call(Request::Pause { within_ms })
+        }
+        "resume" => Command::Call(Request::Resume),
+        "button" => Command::Call(Request::PowerButton),
+        "stop" => Command::Call(Request::Stop),
+        "kill" => Command::Call(Request::Kill),
+        "log" => Command::Call(Request::ConsoleLog),
+        "resize" => {
+            let (mut memory, mut vcpus) = (None, None);
+            while let Some(arg) = args.next()? {
+                match arg {
+                    Long("memory") => memory = Some(size(&args.value()?.string()?)?),
+                    Long("cpus") => vcpus = Some(args.value()?.parse()?),
+                    other => return Err(other.unexpected()),
+                }
+            }
+            Command::Call(Request::Resize { memory, vcpus })
+        }
+        "console" => Command::Console,
+        "events" => Command::Events,
+        other => return Err(format!("{other} is nothing that a machine can be told").into()),
+    };
+    match args.next()? {
+        None => Ok((path, command)),
+        Some(other) => Err(other.unexpected()),
+    }
+}
+
+pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
+    let (path, command) = parse(args)?;
+    let done =
+        Client::connect(&path, WITHIN).map_err(anyhow::Error::from).and_then(|mut client| match command {
+            Command::Call(request) => call(&mut client, request),
+            Command::Console => console(&mut client),
+            Command::Events => events(&mut client),
+        });
+    Ok(match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("supermachine-vmm: {error}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn call(client: &mut Client, request: Request) -> anyhow::Result<()> {
+    let within = match &request {
+        Request::Pause { within_ms } => WITHIN + Duration::from_millis(*within_ms),
+        _ => WITHIN,
+    };
+    let kills = request == Request::Kill;
+    let reply = match client.call(request, &[], within) {
+        // It does not live to answer.
+        Err(ClientError::Frame(FrameError::Closed)) if kills => return Ok(()),
+        other => other?,
+    };
+    let mut out = io::stdout().lock();
+    match reply {
+        Reply::Done => {}
+        Reply::State { status, outcome } => writeln!(out, "{}", describe(status, outcome.as_ref()))?,
+        Reply::Stats(stats) => writeln!(out, "{}", serde_json::to_string_pretty(&stats)?)?,
+        Reply::Log { text, .. } => out.write_all(text.as_bytes())?,
+    }
+    Ok(())
+}
+
+fn describe(status: Status, outcome: Option<&Outcome>) -> String {
+    match (status, outcome) {
+        (Status::Running, _) => "running".into(),
+        (Status::Paused, _) => "paused".into(),
+        (Status::Ended, None) => "over".into(),
+        (Status::Ended, Some(outcome)) => {
+            let how = match outcome {
+                Outcome::PowerOff => "the guest turned itself off".into(),
+                Outcome::Reset => "the guest asked for a reset".into(),
+                Outcome::GuestPanic => "the guest's kernel panicked".into(),
+                Outcome::Stopped => "it was stopped".into(),
+                Outcome::Crash(crash) => format!("vcpu {} crashed: {}", crash.vcpu, crash.reason),
+                Outcome::Failed(why) => format!("the hypervisor failed: {why}"),
+            };
+            format!("over: {how}")
+        }
+    }
+}
+
+fn events(client: &mut Client) -> anyhow::Result<()> {
+    client.call(Request::Events, &[], WITHIN)?;
+    let mut out = io::stdout().lock();
+    loop {
+        if let Some(event) = client.event(Duration::from_secs(3600))? {
+            writeln!(out, "{}", serde_json::to_string(&event)?)?;
+            if matches!(event, Event::Ended(_)) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn console(client: &mut Client) -> anyhow::Result<()> {
+    let (mut ours, theirs) =
+        UnixStream::pair().map_err(|error| anyhow!("cannot make a socket pair: {error}"))?;
+    let fds: [BorrowedFd<'_>; 1] = [theirs.as_fd()];
+    client.call(Request::ConsoleAttach { replay: true }, &fds, WITHIN)?;
+    drop(theirs);
+    // Given back when this returns.
+    let _raw = Raw::of_stdin().map_err(|error| anyhow!("cannot set up the terminal: {error}"))?;
+    let (mut input, leave) = (ours.try_clone()?, ours.try_clone()?);
+    // Not joined: it may sit in a read for ever, and ends with the process.
+    thread::spawn(move || {
+        let on_escape = || {
+            let _ = leave.shutdown(Shutdown::Both);
+        };
+        let mut keys = Keys { source: io::stdin(), on_escape, ended: false };
+        // The machine may be gone, or the person: either way there is nobody to tell.
+        let _ = io::copy(&mut keys, &mut input);
+    });
+    let mut out = io::stdout().lock();
+    let mut buffer = [0; 4096];
+    loop {
+        match ours.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                out.write_all(&buffer[..count])?;
+                out.flush()?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => bail!("the console's socket failed: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands() {
+        let parse = |args: &[&str]| parse(lexopt::Parser::from_args(args)).map(|(_, command)| command).ok();
+        for (args, command) in [
+            (&["/s", "state"][..], Some(Command::Call(Request::State))),
+            (&["/s", "pause"], Some(Command::Call(Request::Pause { within_ms: PAUSE }))),
+            (&["/s", "pause", "10"], Some(Command::Call(Request::Pause { within_ms: 10 }))),
+            (
+                &["/s", "resize", "--memory", "1G", "--cpus=2"],
+                Some(Command::Call(Request::Resize { memory: Some(1 << 30), vcpus: Some(2) })),
+            ),
+            (&["/s", "console"], Some(Command::Console)),
+            (&["/s", "events"], Some(Command::Events)),
+            (&["/s", "state", "now"], None),
+            (&["/s", "pause", "x"], None),
+            (&["/s", "fly"], None),
+            (&["/s"], None),
+            (&[], None),
+        ] {
+            assert_eq!(parse(args), command, "{args:?}");
+        }
+    }
+}

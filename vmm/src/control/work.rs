@@ -1,0 +1,268 @@
+//! What takes time, or touches the machine more than a flag: done one by one, on a thread of its own.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vm_memory::{GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
+
+use super::server::{OnResize, OnTap};
+use super::{
+    Console, Crash, Device, Event, Exits, Memory, Outcome, Refusal, RefusalKind, Reply, Request, Stats,
+    Status, stats,
+};
+use crate::console::feed;
+use crate::machine::{self, Machine, Notice};
+use crate::memory::GuestRam;
+
+/// No pause is waited for longer.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long somebody at the console may leave it unread before they are let go.
+const CONSOLE_PATIENCE: Duration = Duration::from_secs(5);
+/// People who type at the same time.
+const READERS_MAX: usize = 8;
+
+/// A request with its descriptors.
+pub(super) struct Job {
+    pub(super) request: Request,
+    pub(super) fds: Vec<OwnedFd>,
+}
+
+pub(super) struct Worker {
+    pub(super) machine: Weak<Machine>,
+    pub(super) started: Instant,
+    pub(super) on_resize: Option<OnResize>,
+    pub(super) on_tap: Option<OnTap>,
+    pub(super) readers: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    pub(super) fn perform(&self, job: Job) -> Result<Reply, Refusal> {
+        let machine = self.machine.upgrade().ok_or_else(|| {
+            Refusal::new(RefusalKind::State, "the machine is over; its monitor is about to end")
+        })?;
+        match job.request {
+            Request::Pause { within_ms } => {
+                Ok(machine.pause(Duration::from_millis(within_ms).min(PAUSE_MAX))?).map(|()| Reply::Done)
+            }
+            Request::Resume => Ok(machine.resume()?).map(|()| Reply::Done),
+            Request::PowerButton => Ok(machine.press_power_button()?).map(|()| Reply::Done),
+            Request::Resize { memory: None, vcpus: None } => Err(Refusal::new(
+                RefusalKind::Invalid,
+                "cannot resize the machine to nothing: name memory or vcpus",
+            )),
+            Request::Resize { memory, vcpus } => match &self.on_resize {
+                Some(resize) => resize(memory, vcpus).map(|()| Reply::Done),
+                None => Err(Refusal::new(
+                    RefusalKind::Unsupported,
+                    "cannot resize this machine: it was built without anything that grows or shrinks",
+                )),
+            },
+            Request::Stats => Ok(Reply::Stats(Box::new(self.stats(&machine)))),
+            Request::AttachTap { slot, mac, mtu } => {
+                let tap = one(job.fds, "the tap")?;
+                match &self.on_tap {
+                    Some(attach) => attach(&slot, tap, mac, mtu).map(|()| Reply::Done),
+                    None => Err(Refusal::new(
+                        RefusalKind::Unsupported,
+                        "cannot attach a tap: this machine was built without a free network slot",
+                    )),
+                }
+            }
+            Request::ConsoleLog => {
+                let output = machine.console_output();
+                let text = String::from_utf8_lossy(&output.backlog()).into_owned();
+                Ok(Reply::Log { text, written: output.stats().bytes })
+            }
+            Request::ConsoleAttach { replay } => self.attach(&machine, one(job.fds, "the socket")?, replay),
+            // Not work: answered where they came in.
+            Request::State | Request::Stop | Request::Kill | Request::Events => Ok(Reply::Done),
+        }
+    }
+
+    fn stats(&self, machine: &Machine) -> Stats {
+        let console = machine.console_stats();
+        let exits = |counts: crate::vcpu::Counts| Exits {
+            memory: counts.memory,
+            ports: counts.ports,
+            calls: counts.calls,
+            kicks: counts.kicks,
+            unclaimed: counts.unclaimed,
+        };
+        let device = |device: machine::DeviceCounts| Device {
+            id: device.id.as_str().into(),
+            kind: device.kind,
+            requests: device.counts.requests,
+            written: device.counts.written,
+            interrupts: device.counts.interrupts,
+            resets: device.counts.resets,
+        };
+        Stats {
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            vcpus: machine.counts().into_iter().map(exits).collect(),
+            devices: machine.device_counts().into_iter().map(device).collect(),
+            console: Console { bytes: console.bytes, dropped: console.dropped },
+            memory: Self::memory(machine.ram()),
+        }
+    }
+
+    fn memory(ram: &GuestRam) -> Option<Memory> {
+        let text = fs::read_to_string("/proc/self/smaps")
+            .inspect_err(|error| log::debug!("control: cannot read smaps: {error}"))
+            .ok()?;
+        let ranges: Vec<_> = ram
+            .iter()
+            .filter_map(|region| {
+                let start = region.get_host_address(MemoryRegionAddress(0)).ok()? as u64;
+                Some(start..start + region.len())
+            })
+            .collect();
+        Some(stats::memory(&text, &ranges))
+    }
+
+    /// Joins a socket to the console. What the client writes goes to the guest as fast as it takes it.
+    fn attach(&self, machine: &Machine, socket: OwnedFd, replay: bool) -> Result<Reply, Refusal> {
+        let socket = UnixStream::from(socket);
+        let unfit = |error: io::Error| {
+            Refusal::new(
+                RefusalKind::Invalid,
+                format!(
+                    "cannot join this descriptor to the console: {error}; it must be a connected unix stream socket"
+                ),
+            )
+        };
+        // Fails for whatever is no socket.
+        socket.peer_addr().and(socket.set_nonblocking(false)).map_err(unfit)?;
+        socket.set_write_timeout(Some(CONSOLE_PATIENCE)).map_err(unfit)?;
+        let mut source = socket.try_clone().map_err(unfit)?;
+        let failed = |error: io::Error| {
+            Refusal::new(RefusalKind::Failed, format!("cannot attach to the console: {error}"))
+        };
+        if self.readers.fetch_add(1, Ordering::SeqCst) >= READERS_MAX {
+            self.readers.fetch_sub(1, Ordering::SeqCst);
+            return Err(failed(io::Error::other(format!("{READERS_MAX} are attached already"))));
+        }
+        let (port, readers) = (machine.console(), Arc::clone(&self.readers));
+        let reader =
+            thread::Builder::new().name("console-in".into()).stack_size(128 * 1024).spawn(move || {
+                if let Err(error) = feed(&mut source, &*port) {
+                    log::debug!("control: the console's input: {error}");
+                }
+                readers.fetch_sub(1, Ordering::SeqCst);
+            });
+        if let Err(error) = reader {
+            self.readers.fetch_sub(1, Ordering::SeqCst);
+            return Err(failed(error));
+        }
+        // When the attaching fails, the sink goes, and the reader with it.
+        machine.console_output().attach(Attached(socket), replay).map_err(failed)?;
+        Ok(Reply::Done)
+    }
+}
+
+/// The console's way to somebody. When it goes, both directions end.
+struct Attached(UnixStream);
+
+impl Write for Attached {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // The other side may have been faster.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+fn one(fds: Vec<OwnedFd>, what: &str) -> Result<OwnedFd, Refusal> {
+    let count = fds.len();
+    let mut fds = fds.into_iter();
+    match (fds.next(), fds.next()) {
+        (Some(fd), None) => Ok(fd),
+        _ => Err(Refusal::new(
+            RefusalKind::Invalid,
+            format!("{count} descriptors came with the request: it takes one, {what}"),
+        )),
+    }
+}
+
+impl Refusal {
+    /// With a reason.
+    pub fn new(kind: RefusalKind, why: impl Into<String>) -> Self {
+        Self { kind, why: why.into() }
+    }
+}
+
+impl From<machine::Error> for Refusal {
+    fn from(error: machine::Error) -> Self {
+        let kind = match &error {
+            machine::Error::Order { .. } => RefusalKind::State,
+            machine::Error::Pause { .. } => RefusalKind::Deadline,
+            machine::Error::NoButton => RefusalKind::Unsupported,
+            _ => RefusalKind::Failed,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl Status {
+    pub(super) fn of(machine: Option<&Machine>) -> Self {
+        machine.map_or(Self::Ended, |machine| machine.status().into())
+    }
+}
+
+impl From<machine::Status> for Status {
+    fn from(status: machine::Status) -> Self {
+        match status {
+            machine::Status::Running => Self::Running,
+            machine::Status::Paused => Self::Paused,
+            machine::Status::Ended => Self::Ended,
+        }
+    }
+}
+
+impl Reply {
+    pub(super) fn state(machine: Option<&Machine>) -> Self {
+        let outcome = machine.and_then(|machine| machine.wait_for(Duration::ZERO));
+        Self::State { status: Status::of(machine), outcome: outcome.as_ref().map(Outcome::from) }
+    }
+}
+
+impl From<&machine::Outcome> for Outcome {
+    fn from(outcome: &machine::Outcome) -> Self {
+        match outcome {
+            machine::Outcome::PowerOff => Self::PowerOff,
+            machine::Outcome::Reset => Self::Reset,
+            machine::Outcome::GuestPanic => Self::GuestPanic,
+            machine::Outcome::Crash(crash) => Self::Crash(Crash {
+                vcpu: crash.vcpu,
+                reason: crash.reason.clone(),
+                registers: crash.registers.as_ref().map(ToString::to_string),
+            }),
+            machine::Outcome::Stopped => Self::Stopped,
+            machine::Outcome::Failed(why) => Self::Failed(why.clone()),
+        }
+    }
+}
+
+impl From<&Notice> for Event {
+    fn from(notice: &Notice) -> Self {
+        match notice {
+            Notice::Status(status) => Self::Status((*status).into()),
+            Notice::Marker(id) => Self::Marker(*id),
+            Notice::Ended(outcome) => Self::Ended(outcome.into()),
+        }
+    }
+}
