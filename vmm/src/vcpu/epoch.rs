@@ -445,4 +445,23 @@ mod model {
             threads.into_iter().for_each(|thread| thread.join().unwrap());
         });
     }
+
+    #[test]
+    fn epoch_a_nudge_and_a_pause_are_not_slept_through() {
+        bounded(|| {
+            let epoch = Arc::new(Epoch::new());
+            let ready = Arc::new(AtomicBool::new(false));
+            let waiting = {
+                let (member, ready) = (Member::join(&epoch), Arc::clone(&ready));
+                thread::spawn(move || member.wait(|| ready.load(Ordering::SeqCst), || false))
+            };
+            epoch.set(Phase::Run);
+            epoch.set(Phase::Pause);
+            epoch.wait_parked(FOREVER).unwrap();
+            epoch.set(Phase::Run);
+            ready.store(true, Ordering::SeqCst);
+            epoch.nudge();
+            assert_eq!(waiting.join().unwrap(), Go::On);
+        });
+    }
 }
