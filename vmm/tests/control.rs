@@ -50,6 +50,7 @@ fn bed(name: &str, parts: &[&[u8]]) -> Option<Bed> {
         initrd: None,
         command_line: String::new(),
         memory: 64 << 20,
+        memory_max: None,
         vcpus: 2,
         console: Box::new(io::sink()),
         markers: vec![Marker { id: 5, text: b"hi".to_vec() }],
@@ -121,7 +122,8 @@ fn a_machine_is_driven_from_first_to_last() {
     assert!(memory.guest_resident > 0 && memory.guest_resident < memory.guest, "{memory:?}");
     assert!(memory.monitor_private > 0, "{memory:?}");
     for (request, kind) in [
-        (Request::Resize { memory: Some(1 << 30), vcpus: None }, RefusalKind::Unsupported),
+        (Request::Resize { memory: Some(1 << 30), vcpus: None }, RefusalKind::Invalid),
+        (Request::Resize { memory: None, vcpus: Some(4) }, RefusalKind::Unsupported),
         (Request::Resize { memory: None, vcpus: None }, RefusalKind::Invalid),
         (Request::AttachTap { slot: "net.0".into(), mac: None, mtu: None }, RefusalKind::Invalid),
         (Request::ConsoleAttach { replay: false }, RefusalKind::Invalid),

@@ -29,4 +29,4 @@ pub use protocol::{
     RefusalKind, Reply, Request, Stats, Status, VERSIONS, Welcome,
 };
 #[cfg(not(loom))]
-pub use server::{Error as ServerError, OnResize, OnTap, Options, Server};
+pub use server::{Error as ServerError, OnTap, Options, Server};

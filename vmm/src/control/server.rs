@@ -40,8 +40,6 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 #[error("cannot start the control socket: {0}")]
 pub struct Error(#[from] io::Error);
 
-/// What asks a device for more, or less: bytes of memory, processors.
-pub type OnResize = Box<dyn Fn(Option<u64>, Option<u32>) -> Result<(), Refusal> + Send>;
 /// What puts a tap into the network slot of this name, with its MAC address and MTU.
 pub type OnTap = Box<dyn Fn(&str, OwnedFd, Option<[u8; 6]>, Option<u16>) -> Result<(), Refusal> + Send>;
 
@@ -54,8 +52,6 @@ pub struct Options {
     pub owner: Option<UnixStream>,
     /// Ends the process; without it a kill is refused.
     pub on_kill: Option<Box<dyn Fn() + Send>>,
-    /// Resizes; without it that is refused.
-    pub on_resize: Option<OnResize>,
     /// Attaches a tap; without it that is refused.
     pub on_tap: Option<OnTap>,
 }
@@ -119,7 +115,6 @@ impl Server {
         let worker = Worker {
             machine: Arc::downgrade(machine),
             started: Instant::now(),
-            on_resize: options.on_resize,
             on_tap: options.on_tap,
             readers: Arc::default(),
         };

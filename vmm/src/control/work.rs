@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 
-use super::server::{OnResize, OnTap};
+use super::server::OnTap;
 use super::{
     Console, Crash, Device, Event, Exits, Memory, Outcome, Refusal, RefusalKind, Reply, Request, Stats,
     Status, stats,
@@ -37,7 +37,6 @@ pub(super) struct Job {
 pub(super) struct Worker {
     pub(super) machine: Weak<Machine>,
     pub(super) started: Instant,
-    pub(super) on_resize: Option<OnResize>,
     pub(super) on_tap: Option<OnTap>,
     pub(super) readers: Arc<AtomicUsize>,
 }
@@ -57,13 +56,13 @@ impl Worker {
                 RefusalKind::Invalid,
                 "cannot resize the machine to nothing: name memory or vcpus",
             )),
-            Request::Resize { memory, vcpus } => match &self.on_resize {
-                Some(resize) => resize(memory, vcpus).map(|()| Reply::Done),
-                None => Err(Refusal::new(
-                    RefusalKind::Unsupported,
-                    "cannot resize this machine: it was built without anything that grows or shrinks",
-                )),
-            },
+            Request::Resize { vcpus: Some(_), .. } => Err(Refusal::new(
+                RefusalKind::Unsupported,
+                "cannot change the number of processors: a machine has those it was built with",
+            )),
+            Request::Resize { memory: Some(bytes), vcpus: None } => {
+                Ok(machine.resize_memory(bytes)?).map(|()| Reply::Done)
+            }
             Request::Stats => Ok(Reply::Stats(Box::new(self.stats(&machine)))),
             Request::AttachTap { slot, mac, mtu } => {
                 let tap = one(job.fds, "the tap")?;
@@ -211,6 +210,7 @@ impl From<machine::Error> for Refusal {
             machine::Error::Order { .. } => RefusalKind::State,
             machine::Error::Pause { .. } => RefusalKind::Deadline,
             machine::Error::NoButton => RefusalKind::Unsupported,
+            machine::Error::Memory { .. } => RefusalKind::Invalid,
             _ => RefusalKind::Failed,
         };
         Self::new(kind, error.to_string())

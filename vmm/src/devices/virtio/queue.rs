@@ -181,7 +181,12 @@ mod tests {
         queue.set_ready(true);
         let wire = Arc::new(Wire::default());
         let signals = Signals::new(Arc::clone(&wire) as Arc<dyn IrqLine>);
-        (VirtQueue::new(queue, Arc::clone(&ram), Arc::new(Event::new().unwrap()), Arc::default()), ram, signals, wire)
+        (
+            VirtQueue::new(queue, Arc::clone(&ram), Arc::new(Event::new().unwrap()), Arc::default()),
+            ram,
+            signals,
+            wire,
+        )
     }
 
     #[test]

@@ -8,10 +8,11 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::super::super::limit::Limiter;
 use super::*;
-use crate::standstill::Standstill;
-use crate::vcpu::Phase;
+use crate::event::Event;
 use crate::hypervisor::{self, IrqLine};
 use crate::memory;
+use crate::standstill::Standstill;
+use crate::vcpu::Phase;
 
 const DISK: u64 = 256 * 1024;
 const DESCRIPTORS: u64 = 0x1000;

@@ -8,10 +8,11 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::super::limit::{Limits, Rate};
 use super::*;
-use crate::standstill::Standstill;
-use crate::vcpu::Phase;
+use crate::event::Event;
 use crate::hypervisor::{self, IrqLine};
 use crate::memory;
+use crate::standstill::Standstill;
+use crate::vcpu::Phase;
 
 #[derive(Default)]
 struct Wire(AtomicU32);
