@@ -144,8 +144,9 @@ impl Shared {
         let mut first = self.outcome();
         let is_first = first.is_none();
         first.get_or_insert_with(|| outcome.clone());
-        drop(first);
+        // Who sees an outcome sees a machine that is over.
         self.set(Phase::Stop);
+        drop(first);
         if is_first {
             self.notify(&Notice::Ended(outcome));
         }
