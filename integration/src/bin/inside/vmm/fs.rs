@@ -15,15 +15,44 @@ use super::{A_MOMENT, boot, initrd_with_part, up};
 use crate::world::Inside;
 
 pub fn tests() -> Vec<Test<Inside>> {
-    vec![Test {
-        name: "vmm.fs",
-        proves: "a tree of 10,000 files (100 for every change) is the same on both sides whichever made it, each \
+    vec![
+        Test {
+            name: "vmm.fs",
+            proves: "a tree of 10,000 files (100 for every change) is the same on both sides whichever made it, each \
                  side sees what the other does, and a read-only share stays as it is",
-        run,
-        deadline: Duration::from_mins(45),
-        rounds: Rounds::once_or(1),
-        tags: &[],
-    }]
+            run,
+            deadline: Duration::from_mins(45),
+            rounds: Rounds::once_or(1),
+            tags: &[],
+        },
+        Test {
+            name: "vmm.fs-many",
+            proves: "a guest may know more files of a share than a process may usually have open",
+            run: many,
+            deadline: Duration::from_mins(3),
+            rounds: Rounds::once_or(3),
+            tags: &[],
+        },
+    ]
+}
+
+/// More than the customary limit of 1024 descriptors: for each file a guest knows the monitor may hold one.
+const MANY: usize = 1500;
+
+fn many(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    let shared = directory(ctx, "shared")?;
+    for number in 0..MANY {
+        fs::write(shared.join(number.to_string()), "x")?;
+    }
+    let guest = up(ctx, boot(ctx, "g").share("shared", &shared, false), &initrd_with_part(ctx)?)?;
+    let script = "mkdir /a; mount -t virtiofs shared /a; cd /a; stat -c %s * | sort | uniq -c";
+    let told = guest.sh(script, ctx.left().mul_f64(0.6))?;
+    let expected = format!("{MANY} 1");
+    ensure!(told.trim() == expected, "of {MANY} files of one byte the guest sees {told:?}");
+    // Whoever exhausted something would show it here.
+    guest.sh("echo still > /a/new; cat /a/7", A_MOMENT)?;
+    guest.ends_well()?;
+    Ok(Outcome::Passed)
 }
 
 fn directory(ctx: &Ctx<'_, Inside>, name: &str) -> Result<PathBuf> {
