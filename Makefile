@@ -1,6 +1,6 @@
 # Each target calls a script in hack/, which says more with --help or in its first lines.
 
-.PHONY: help run test test-unit test-e2e audit bench soak setup build lint shell clean
+.PHONY: help run test test-unit test-e2e audit bench bench-boot soak setup build lint shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -22,6 +22,9 @@ audit: setup ## licences, bans, duplicates and advisories of the dependencies
 
 bench: setup ## benchmarks side by side with their peers, as tables and charts in target/bench
 	@hack/bench
+
+bench-boot: setup ## only boot to init, compared with QEMU
+	@hack/bench boot
 
 soak: setup ## the long counts, part by part, written to docs/soak.md
 	@hack/soak

@@ -419,8 +419,19 @@ impl Running {
 
     fn end(&mut self) {
         if !self.ended {
+            // By itself, and nobody asked how?
+            let before = self.child.try_wait().ok().flatten();
             let _ = self.signal_group(Signal::SIGKILL);
             let _ = self.child.wait();
+            if self.traced {
+                let how = before.map_or_else(|| "killed".to_owned(), |status| status.to_string());
+                eprintln!(
+                    "  `{}`: {how} after {:.2} s{}",
+                    self.command,
+                    self.begun.elapsed().as_secs_f64(),
+                    self.output()
+                );
+            }
             self.ended = true;
         }
     }

@@ -9,16 +9,21 @@
 //! * `bench` measures, `soak` repeats everything often enough to find what is rare.
 
 pub mod bed;
+pub mod boot_time;
 mod cli;
 pub mod command;
 pub mod containerd;
 pub mod fifo;
+pub mod guest;
 pub mod leaks;
 mod logs;
+pub mod pattern;
 pub mod process;
 mod record;
 mod runner;
+pub mod streams;
 mod test;
+pub mod tree;
 pub mod wait;
 
 pub use cli::{Scale, World};

@@ -26,8 +26,19 @@ pub struct LogSources {
     pub files: Vec<(String, PathBuf)>,
     /// Directories below which files named `*.log` or `*console*` are logs.
     pub directories: Vec<PathBuf>,
+    /// Directories of which only the files themselves are looked at: what is below may be large.
+    pub flat: Vec<PathBuf>,
     /// Whether the kernel's messages belong to it.
     pub kernel: bool,
+}
+
+impl LogSources {
+    /// Looks at the files in `directory`, too, but at nothing below.
+    #[must_use]
+    pub(crate) fn with_files_in(mut self, directory: &Path) -> Self {
+        self.flat.push(directory.to_owned());
+        self
+    }
 }
 
 /// Follows the logs from the moment it is made.
@@ -68,6 +79,9 @@ impl Watch {
         }
         for directory in &self.sources.directories {
             find_logs(directory, DEEPEST, &mut |path| hold(&mut self.held, path));
+        }
+        for directory in &self.sources.flat {
+            find_logs(directory, 0, &mut |path| hold(&mut self.held, path));
         }
         self.looked = Some(Instant::now());
     }

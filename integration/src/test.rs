@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cli::Scale;
 use crate::command::Cmd;
 
 /// One line of the table of tests. `W` is what all tests of the program share: where things are.
@@ -69,12 +70,21 @@ pub struct Ctx<'a, W> {
     pub scratch: &'a Path,
     pub(crate) name: &'static str,
     pub(crate) ends: Instant,
+    pub(crate) scale: Scale,
 }
 
 impl<W> Ctx<'_, W> {
     /// What is left of the deadline.
     pub fn left(&self) -> Duration {
         self.ends.saturating_duration_since(Instant::now())
+    }
+
+    /// How much is to be done: `short` for every change, `long` in a soak.
+    pub fn either<T>(&self, short: T, long: T) -> T {
+        match self.scale {
+            Scale::Short => short,
+            Scale::Long => long,
+        }
     }
 
     /// A command that is recorded in the log of the test and ends a little before the test would be killed,

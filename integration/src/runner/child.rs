@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::cli::{One, World};
+use crate::cli::{One, Scale, World};
 use crate::leaks::{Scope, Snapshot};
 use crate::test::{Ctx, Outcome, Test};
 
@@ -18,7 +18,7 @@ pub(super) const LOOK: Duration = Duration::from_secs(15);
 /// host.
 pub(super) const SETTLE: Duration = Duration::from_secs(40);
 
-pub(super) fn run<W: World>(tests: &[Test<W>], world: &W, one: &One) -> Result<ExitCode> {
+pub(super) fn run<W: World>(tests: &[Test<W>], world: &W, one: &One, scale: Scale) -> Result<ExitCode> {
     // Without this a runner that is killed would leave the test running.
     set_pdeathsig(Some(Signal::SIGKILL)).context("asking to end with the runner")?;
     // The runner's blocked signals were inherited, and would be by every program the test starts.
@@ -30,7 +30,7 @@ pub(super) fn run<W: World>(tests: &[Test<W>], world: &W, one: &One) -> Result<E
     // The test's own outcome is written at once: by it the runner sees that the test met its deadline and
     // that what takes time now is the settling of the host.
     let attempted = || {
-        let outcome = attempt(test, world, one);
+        let outcome = attempt(test, world, one, scale);
         write(one, &outcome).map(|()| outcome)
     };
     if let Some(scope) = world.leaks() {
@@ -46,13 +46,14 @@ fn write(one: &One, outcome: &Outcome) -> Result<()> {
         .with_context(|| format!("writing the outcome to {}", one.outcome.display()))
 }
 
-fn attempt<W>(test: &Test<W>, world: &W, one: &One) -> Outcome {
+fn attempt<W>(test: &Test<W>, world: &W, one: &One, scale: Scale) -> Outcome {
     let mut ctx = Ctx {
         world,
         round: one.round,
         scratch: &one.scratch,
         name: test.name,
         ends: Instant::now() + test.deadline,
+        scale,
     };
     (test.run)(&mut ctx).unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")))
 }

@@ -45,7 +45,7 @@ fn dispatch<W: World>(name: &str, tests: &[Test<W>], arguments: &[OsString]) -> 
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(one) = &options.one {
-        return child::run(tests, &world, one);
+        return child::run(tests, &world, one, options.scale);
     }
     let selected: Vec<&Test<W>> = tests.iter().filter(|test| options.selects(test.name)).collect();
     if selected.is_empty() {

@@ -91,7 +91,7 @@ impl Round {
     pub(super) fn run(&self, surroundings: &Surroundings<'_>, sources: &LogSources) -> Result<Ended> {
         let scratch = self.directory.join("scratch");
         fs::create_dir_all(&scratch).with_context(|| format!("creating {}", scratch.display()))?;
-        let mut watch = Watch::begin(sources);
+        let mut watch = Watch::begin(&sources.clone().with_files_in(&scratch));
         let child = self.start(surroundings)?;
         let ended = self.attend(surroundings, &mut watch, child);
         let survivors = end_survivors(surroundings.pid, ended.is_ok())?;

@@ -1,6 +1,7 @@
 //! Benchmarks: ours and a peer, measured in turn, written in the one schema to `target/bench/NAME.json`.
 
 mod bed;
+mod boot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,13 +10,15 @@ use anyhow::{Context, Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 
 const USAGE: &str = "\
-usage: bench bed [OPTION]...
+usage: bench bed|boot [OPTION]...
 
   bed                       restoring the emulated host, compared with booting it
+  boot                      a machine of ours to its init, compared with QEMU's, in that host
 
   --runs N                  samples of each side (10)
   --arch ARCH[,ARCH]        x86_64, aarch64 (this machine's)
   --testbed PROGRAM         the tool that runs emulated hosts (hack/testbed)
+  --share DIR               DIR/ARCH/guest-part is the tests' program for that host (target/bench)
   --output DIR              where the results go (target/bench)";
 
 /// What all benchmarks take.
@@ -23,6 +26,7 @@ struct Options {
     runs: u32,
     archs: Vec<String>,
     testbed: PathBuf,
+    share: PathBuf,
     output: PathBuf,
 }
 
@@ -42,6 +46,7 @@ fn run() -> Result<()> {
         runs: 10,
         archs: vec![std::env::consts::ARCH.into()],
         testbed: "hack/testbed".into(),
+        share: "target/bench".into(),
         output: "target/bench".into(),
     };
     let mut names = Vec::new();
@@ -53,6 +58,7 @@ fn run() -> Result<()> {
                 options.archs = parser.value()?.string()?.split(',').map(str::to_owned).collect();
             }
             Arg::Long("testbed") => options.testbed = parser.value()?.into(),
+            Arg::Long("share") => options.share = parser.value()?.into(),
             Arg::Long("output") => options.output = parser.value()?.into(),
             Arg::Long("help") | Arg::Short('h') => {
                 println!("{USAGE}");
@@ -70,6 +76,7 @@ fn run() -> Result<()> {
     for name in &names {
         let report = match name.as_str() {
             "bed" => bed::measure(&options)?,
+            "boot" => boot::measure(&options)?,
             other => bail!("there is no benchmark {other}\n{USAGE}"),
         };
         let path = options.output.join(format!("{name}.json"));

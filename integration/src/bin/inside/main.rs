@@ -8,6 +8,7 @@ mod kvm;
 mod runc_api;
 mod runc_ctr;
 mod share;
+mod vmm;
 mod world;
 
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use world::Inside;
 
 fn main() -> ExitCode {
     let tests: Vec<Test<Inside>> =
-        [answers::tests(), runc_ctr::tests(), runc_api::tests(), kvm::tests(), share::tests()]
+        [answers::tests(), runc_ctr::tests(), runc_api::tests(), kvm::tests(), share::tests(), vmm::tests()]
             .into_iter()
             .flatten()
             .collect();

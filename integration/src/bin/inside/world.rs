@@ -22,6 +22,7 @@ pub struct Inside {
     pub share: PathBuf,
     pub guest: PathBuf,
     pub vmm: PathBuf,
+    pub guest_part: PathBuf,
     log: PathBuf,
     state: PathBuf,
     root: PathBuf,
@@ -37,12 +38,18 @@ impl Default for Inside {
             share: "/share".into(),
             guest: "/usr/share/supermachine/guest".into(),
             vmm: "supermachine-vmm".into(),
+            guest_part: beside("guest-part"),
             log: "/var/log/containerd.log".into(),
             state: "/run/containerd".into(),
             root: "/var/lib/containerd".into(),
             shared_host: false,
         }
     }
+}
+
+/// A program that lies beside this one.
+fn beside(name: &str) -> PathBuf {
+    std::env::current_exe().map_or_else(|_| name.into(), |path| path.with_file_name(name))
 }
 
 impl World for Inside {
@@ -56,6 +63,7 @@ impl World for Inside {
   --share DIR               the directory shared with whoever started this host (/share)
   --guest DIR               guest kernel and initrd (/usr/share/supermachine/guest)
   --vmm PROGRAM             the monitor (supermachine-vmm)
+  --guest-part PROGRAM      what of the tests runs in a guest (guest-part, beside this program)
   --shared-host             others use this host too: look for leaks only among what is ours";
 
     fn option(&mut self, name: &str, parser: &mut lexopt::Parser) -> Result<bool> {
@@ -67,6 +75,7 @@ impl World for Inside {
             "share" => &mut self.share,
             "guest" => &mut self.guest,
             "vmm" => &mut self.vmm,
+            "guest-part" => &mut self.guest_part,
             "namespace" => {
                 self.namespace = parser.value()?.string()?;
                 return Ok(true);
@@ -94,6 +103,7 @@ impl World for Inside {
                 self.state.join("io.containerd.runtime.v2.task"),
             ],
             kernel: true,
+            ..LogSources::default()
         }
     }
 

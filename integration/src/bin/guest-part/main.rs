@@ -1,0 +1,59 @@
+//! The part of the tests and benchmarks that runs elsewhere: in a guest, to which it is brought in the initrd,
+//! or in the host that is measured.
+
+mod button;
+mod vsock;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use integration::{boot_time, tree};
+
+const USAGE: &str = "\
+usage: guest-part serve PORT                  answer streams on a vsock port
+       guest-part call PORT SEED LENGTH       send a pattern to a vsock port of the host
+       guest-part tree make|check DIR COUNT SEED
+       guest-part button                      wait for the power button, and turn the machine off
+       guest-part boot-time RUNS FILE         boot our machine and QEMU's in turn, on a host";
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        boot_time::init();
+    }
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("guest-part: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<()> {
+    match words {
+        ["serve", port] => vsock::serve(number(port)?),
+        ["call", port, seed, length] => vsock::call(number(port)?, number(seed)?, number(length)?),
+        ["tree", "make", dir, count, seed] => tree::make(&PathBuf::from(dir), number(count)?, number(seed)?),
+        ["tree", "check", dir, count, seed] => {
+            tree::check(&PathBuf::from(dir), number(count)?, number(seed)?)
+        }
+        ["button"] => button::wait(),
+        ["boot-time", runs, file] => {
+            let guest = Path::new("/usr/share/supermachine/guest");
+            let samples = boot_time::measure(guest, Path::new("supermachine-vmm"), number(runs)?)?;
+            fs::write(file, serde_json::to_vec(&samples)?).with_context(|| format!("writing {file}"))
+        }
+        _ => bail!("this makes no sense\n{USAGE}"),
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    text.parse().with_context(|| format!("{text} is no number"))
+}
