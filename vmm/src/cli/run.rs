@@ -10,6 +10,7 @@ use std::{fs, thread};
 
 use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use vmm::console::{Marker, feed};
 use vmm::control::{Options as ControlOptions, Server};
@@ -382,6 +383,7 @@ fn run(mut options: Options) -> anyhow::Result<Outcome> {
     jail::close_inherited(&options)?;
     let (sink, source) = open(&options.console)?;
     jail::enter(&mut options)?;
+    raise_file_limit().map_err(|error| anyhow!("cannot raise the limit of open files: {error}"))?;
     let control = options.control.as_ref().map(control::Open::at).transpose()?;
     let devices = devices(&options)?;
     let machine = build(
@@ -415,6 +417,12 @@ fn run(mut options: Options) -> anyhow::Result<Outcome> {
         machine.resume()?;
     }
     Ok(machine.wait())
+}
+
+/// A file server keeps one file open for each that a guest knows: as many as the host lets it.
+fn raise_file_limit() -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
 }
 
 /// Serves the control socket for as long as what it returns lives.
