@@ -2,6 +2,7 @@
 //! or in the host that is measured.
 
 mod button;
+mod tcp;
 mod vsock;
 
 use std::fs;
@@ -14,6 +15,7 @@ use integration::{boot_time, tree};
 const USAGE: &str = "\
 usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part call PORT SEED LENGTH       send a pattern to a vsock port of the host
+       guest-part serve-tcp PORT              answer streams on a TCP port
        guest-part tree make|check DIR COUNT SEED
        guest-part button                      wait for the power button, and turn the machine off
        guest-part boot-time RUNS FILE         boot our machine and QEMU's in turn, on a host";
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
 fn run(words: &[&str]) -> Result<()> {
     match words {
         ["serve", port] => vsock::serve(number(port)?),
+        ["serve-tcp", port] => tcp::serve(number(port)?),
         ["call", port, seed, length] => vsock::call(number(port)?, number(seed)?, number(length)?),
         ["tree", "make", dir, count, seed] => tree::make(&PathBuf::from(dir), number(count)?, number(seed)?),
         ["tree", "check", dir, count, seed] => {

@@ -5,8 +5,10 @@ mod block;
 mod boot;
 mod fs;
 mod hostile;
+mod jail;
 mod life;
 mod memory;
+mod net;
 mod vsock;
 
 use std::time::Duration;
@@ -30,6 +32,8 @@ pub fn tests() -> Vec<Test<Inside>> {
         block::tests(),
         memory::tests(),
         hostile::tests(),
+        jail::tests(),
+        net::tests(),
     ]
     .into_iter()
     .flatten()
