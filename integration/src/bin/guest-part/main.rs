@@ -2,6 +2,8 @@
 //! or in the host that is measured.
 
 mod button;
+mod churn;
+mod mapping;
 mod tcp;
 mod vsock;
 
@@ -17,6 +19,7 @@ usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part call PORT SEED LENGTH       send a pattern to a vsock port of the host
        guest-part serve-tcp PORT              answer streams on a TCP port
        guest-part tree make|check DIR COUNT SEED
+       guest-part churn SEED                  take and free memory, as many MiB as each line of input says
        guest-part button                      wait for the power button, and turn the machine off
        guest-part boot-time RUNS FILE         boot our machine and QEMU's in turn, on a host";
 
@@ -44,6 +47,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["tree", "check", dir, count, seed] => {
             tree::check(&PathBuf::from(dir), number(count)?, number(seed)?)
         }
+        ["churn", seed] => churn::run(number(seed)?),
         ["button"] => button::wait(),
         ["boot-time", runs, file] => {
             let guest = Path::new("/usr/share/supermachine/guest");

@@ -76,6 +76,7 @@ const DESCRIPTORS: &[&str] = &[
     "anon_inode:[eventfd]",
     "anon_inode:[eventpoll]",
     "anon_inode:[io_uring]",
+    "anon_inode:kvm-arm-vgic-v3",
     "anon_inode:kvm-vcpu:",
     "anon_inode:kvm-vm",
     "pipe:[",

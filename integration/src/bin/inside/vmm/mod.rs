@@ -3,7 +3,9 @@
 mod bad_input;
 mod block;
 mod boot;
+mod control;
 mod fs;
+mod grow;
 mod hostile;
 mod jail;
 mod life;
@@ -31,7 +33,9 @@ pub fn tests() -> Vec<Test<Inside>> {
         fs::tests(),
         block::tests(),
         memory::tests(),
+        grow::tests(),
         hostile::tests(),
+        control::tests(),
         jail::tests(),
         net::tests(),
     ]
