@@ -3,7 +3,10 @@
 
 mod button;
 mod churn;
+mod flood;
 mod mapping;
+mod random;
+mod scribble;
 mod tcp;
 mod vsock;
 
@@ -20,6 +23,10 @@ usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part serve-tcp PORT              answer streams on a TCP port
        guest-part tree make|check DIR COUNT SEED
        guest-part churn SEED                  take and free memory, as many MiB as each line of input says
+       guest-part scribble SEED ROUNDS        misuse every device
+       guest-part wild SEED ACCESSES          write anything to any register, whatever becomes of the guest
+       guest-part flood THREADS SECONDS PORT PORT
+                                              connect to ports of the host and send as much as they take
        guest-part button                      wait for the power button, and turn the machine off
        guest-part boot-time RUNS FILE         boot our machine and QEMU's in turn, on a host";
 
@@ -48,6 +55,12 @@ fn run(words: &[&str]) -> Result<()> {
             tree::check(&PathBuf::from(dir), number(count)?, number(seed)?)
         }
         ["churn", seed] => churn::run(number(seed)?),
+        ["scribble", seed, rounds] => scribble::run(number(seed)?, number(rounds)?),
+        ["wild", seed, accesses] => scribble::wild(number(seed)?, number(accesses)?),
+        ["flood", threads, seconds, ports @ ..] => {
+            let ports: Vec<u32> = ports.iter().map(|port| number(port)).collect::<Result<_>>()?;
+            flood::run(number(threads)?, number(seconds)?, &ports)
+        }
         ["button"] => button::wait(),
         ["boot-time", runs, file] => {
             let guest = Path::new("/usr/share/supermachine/guest");

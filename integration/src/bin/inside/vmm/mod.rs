@@ -11,6 +11,7 @@ mod jail;
 mod life;
 mod memory;
 mod net;
+mod scribble;
 mod vsock;
 
 use std::time::Duration;
@@ -38,6 +39,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         control::tests(),
         jail::tests(),
         net::tests(),
+        scribble::tests(),
     ]
     .into_iter()
     .flatten()
