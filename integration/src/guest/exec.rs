@@ -11,12 +11,16 @@ use testbed::{Exec, Kind, Reply, Request, read_frame, write_frame, write_json};
 
 use crate::command::{printable, tail};
 
+/// For what a command has said and nobody has read.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// A command that runs in a guest. Dropping it ends the command.
 pub struct Session {
     stream: UnixStream,
     command: String,
     ends: Instant,
     ran: Ran,
+    ended: bool,
 }
 
 /// What a command did.
@@ -55,7 +59,7 @@ impl Session {
         let command = argv.join(" ");
         let exec = Exec { argv, env: Vec::new(), terminal: None };
         write_json(&stream, Kind::Request, &Request::Exec(exec)).context("sending the guest a command")?;
-        Ok(Self { stream, command, ends: Instant::now() + within, ran: Ran::default() })
+        Ok(Self { stream, command, ends: Instant::now() + within, ran: Ran::default(), ended: false })
     }
 
     /// Feeds it `bytes`; none at all ends its input.
@@ -78,7 +82,7 @@ impl Session {
         loop {
             if let Some(code) = self.step()? {
                 self.ran.code = code;
-                return Ok(self.ran);
+                return Ok(std::mem::take(&mut self.ran));
             }
         }
     }
@@ -91,6 +95,7 @@ impl Session {
             Ok(Some((Kind::Stdout, bytes))) => self.ran.stdout.extend(bytes),
             Ok(Some((Kind::Stderr, bytes))) => self.ran.stderr.extend(bytes),
             Ok(Some((Kind::Reply, payload))) => {
+                self.ended = true;
                 let reply: Reply = serde_json::from_slice(&payload)?;
                 if let Reply::Failed(why) = &reply {
                     bail!("in the guest `{}`: {why}", self.command);
@@ -107,6 +112,20 @@ impl Session {
             }
         }
         Ok(None)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        // Whoever looks for the cause of a failure wants to know what it said until now.
+        self.ends = Instant::now() + LAST_WORDS;
+        while Instant::now() < self.ends && matches!(self.step(), Ok(None)) {}
+        if !self.ended {
+            eprintln!("  in the guest `{}` still ran: {}", self.command, self.ran);
+        }
     }
 }
 

@@ -4,6 +4,7 @@ mod check;
 mod control;
 mod ctl;
 mod jail;
+mod log;
 mod run;
 mod terminal;
 
@@ -44,6 +45,7 @@ Options of run:
                      a directory, for the guest to mount by its tag (type virtiofs)
   --block FILE[:ro]  a disk with this raw image, again for more disks
   --tap NAME[:N]     a network device on this tap, with N queues (1), again for more
+  --log LEVEL        what to say on stderr: off, error, warn, info, debug, trace (warn)
   --psci WHO         kernel or userspace: who turns an arm64 guest's processors on and off (kernel)
   --vsock DIR        streams: connect to DIR/vsock and write \"CONNECT PORT\" to reach the guest;
                      the guest reaches DIR/vsock_PORT

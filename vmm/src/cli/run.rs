@@ -10,6 +10,7 @@ use std::{fs, thread};
 
 use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
+use log::LevelFilter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use vmm::console::{Marker, feed};
@@ -27,6 +28,7 @@ use vmm::slots::SlotId;
 use super::Usage;
 use super::control::{self, Control};
 use super::jail::{self, Netns};
+use super::log as lines;
 use super::terminal::{Keys, Pty, Raw};
 
 /// What every guest is told, before what the caller adds.
@@ -61,6 +63,7 @@ pub(super) struct Options {
     pub(super) netns: Option<Netns>,
     pub(super) cgroup: Option<PathBuf>,
     paused: bool,
+    log: LevelFilter,
     psci: PsciBy,
     pub(super) vsock: Option<PathBuf>,
     pub(super) blocks: Vec<(PathBuf, bool)>,
@@ -161,7 +164,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
     let (mut taps, mut memory_max) = (Vec::new(), None);
     let (mut markers, mut control, mut paused) = (Vec::new(), None, false);
-    let mut psci = PsciBy::default();
+    let (mut psci, mut log) = (PsciBy::default(), LevelFilter::Warn);
     let (mut jail, mut netns, mut cgroup) = (None, None, None);
     while let Some(arg) = args.next()? {
         match arg {
@@ -177,6 +180,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("jail") => jail = Some(args.value()?.into()),
             Long("netns") => netns = Some(Netns::parse(&args.value()?.string()?)),
             Long("cgroup") => cgroup = Some(args.value()?.into()),
+            Long("log") => log = lines::level(&args.value()?.string()?)?,
             Long("psci") => psci = psci_by(&args.value()?.string()?)?,
             Long("paused") => paused = true,
             Long("block") => blocks.push(read_only(&args.value()?.string()?)),
@@ -204,6 +208,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
         netns,
         cgroup,
         paused,
+        log,
         psci,
         vsock,
         blocks,
@@ -214,6 +219,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
     let options = parse(args)?;
+    lines::start(options.log);
     Ok(match run(options) {
         Ok(outcome) => {
             if !matches!(outcome, Outcome::PowerOff) {
