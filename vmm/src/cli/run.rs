@@ -29,6 +29,7 @@ use super::Usage;
 use super::control::{self, Control};
 use super::jail::{self, Netns};
 use super::log as lines;
+use super::net;
 use super::terminal::{Keys, Pty, Raw};
 
 /// What every guest is told, before what the caller adds.
@@ -68,7 +69,7 @@ pub(super) struct Options {
     pub(super) vsock: Option<PathBuf>,
     pub(super) blocks: Vec<(PathBuf, bool)>,
     pub(super) shares: Vec<Share>,
-    pub(super) taps: Vec<(String, usize)>,
+    pub(super) taps: Vec<net::Port>,
 }
 
 /// A directory of the host that the guest mounts by its tag.
@@ -119,15 +120,6 @@ fn read_only(text: &str) -> (PathBuf, bool) {
     match text.strip_suffix(":ro") {
         Some(path) => (path.into(), true),
         None => (text.into(), false),
-    }
-}
-
-/// The name of a tap, and how many queues of it, one where `:N` behind it does not say so.
-fn queues(text: &str) -> Result<(String, usize), String> {
-    let (name, queues) = text.split_once(':').unwrap_or((text, "1"));
-    match queues.parse() {
-        Ok(queues) if !name.is_empty() => Ok((name.into(), queues)),
-        _ => Err(format!("{text} is no tap: give NAME, or NAME:N for N queues of it")),
     }
 }
 
@@ -185,7 +177,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("paused") => paused = true,
             Long("block") => blocks.push(read_only(&args.value()?.string()?)),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
-            Long("tap") => taps.push(queues(&args.value()?.string()?)?),
+            Long("tap") => taps.push(net::Port::parse(&args.value()?.string()?)?),
             Long("vsock") => vsock = Some(args.value()?.into()),
             other => return Err(other.unexpected()),
         }
@@ -193,6 +185,9 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let kernel = kernel.ok_or("--kernel is missing")?;
     if paused && control.is_none() {
         return Err("a machine that begins paused needs --control, or nobody could resume it".into());
+    }
+    if taps.iter().any(net::Port::waits) && control.is_none() {
+        return Err("a tap that comes later needs --control, or nobody could bring it".into());
     }
     Ok(Options {
         kernel,
@@ -336,31 +331,7 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
     for share in &options.shares {
         devices.push((SlotId::new(format!("fs.{}", share.tag)), self::share(share, options.vcpus)?));
     }
-    for (index, (name, queues)) in options.taps.iter().enumerate() {
-        devices.push((SlotId::new(format!("net.{index}")), tap(name, *queues)?));
-    }
     Ok(devices)
-}
-
-#[cfg(target_os = "linux")]
-fn tap(name: &str, queues: usize) -> anyhow::Result<Box<dyn Device>> {
-    use vmm::devices::virtio::limit::Limits;
-    use vmm::devices::virtio::net::{self, Net};
-
-    let taps = net::tap::open(name, queues)?;
-    let mut mac = [0; 6];
-    vmm::entropy::fill(&mut mac).map_err(|error| anyhow!("no randomness for an address: {error}"))?;
-    // One machine's, and given by nobody.
-    mac[0] = mac[0] & !1 | 2;
-    let mtu = Some(net::tap::mtu(name)?);
-    let (rx, tx) = (Limits::default(), Limits::default());
-    let net = Net::new(net::Config { pairs: queues, taps, mac, mtu, rx, tx })?;
-    Ok(Box::new(net))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn tap(name: &str, queues: usize) -> anyhow::Result<Box<dyn Device>> {
-    bail!("cannot use the tap {name} with {queues} queue(s): this system has none")
 }
 
 #[cfg(all(target_os = "linux", feature = "fs"))]
@@ -388,10 +359,13 @@ fn run(mut options: Options) -> anyhow::Result<Outcome> {
     // Before anything is opened here.
     jail::close_inherited(&options)?;
     let (sink, source) = open(&options.console)?;
-    jail::enter(&mut options)?;
+    let netns = jail::join(&options)?;
+    let mut network = net::Network::open(&options.taps)?;
+    jail::enter(&mut options, netns)?;
     raise_file_limit().map_err(|error| anyhow!("cannot raise the limit of open files: {error}"))?;
     let control = options.control.as_ref().map(control::Open::at).transpose()?;
-    let devices = devices(&options)?;
+    let mut devices = devices(&options)?;
+    network.add_to(&mut devices);
     let machine = build(
         options.jail.is_some(),
         Config {
@@ -418,7 +392,7 @@ fn run(mut options: Options) -> anyhow::Result<Outcome> {
     }
     heed(signals, &machine).map_err(|error| anyhow!("cannot start a thread for signals: {error}"))?;
     say_markers(&machine, options.markers);
-    let _control = control.map(|control| drive(&machine, control, raw.clone())).transpose()?;
+    let _control = control.map(|control| drive(&machine, control, network, raw.clone())).transpose()?;
     if !options.paused {
         machine.resume()?;
     }
@@ -435,6 +409,7 @@ fn raise_file_limit() -> nix::Result<()> {
 fn drive(
     machine: &Arc<Machine>,
     mut control: control::Open,
+    network: net::Network,
     raw: Option<Raw>,
 ) -> anyhow::Result<(Server, control::Open)> {
     let on_kill = move || {
@@ -447,7 +422,7 @@ fn drive(
         listener: control.listener.take(),
         owner: control.owner.take(),
         on_kill: Some(Box::new(on_kill)),
-        ..ControlOptions::default()
+        on_tap: Some(network.on_tap()),
     };
     Ok((Server::start(machine, options)?, control))
 }
@@ -555,21 +530,6 @@ mod tests {
             ("x=", None),
         ] {
             assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn taps() {
-        for (text, expected) in [
-            ("tap0", Some(("tap0", 1))),
-            ("tap0:4", Some(("tap0", 4))),
-            ("tap0:", None),
-            ("tap0:x", None),
-            (":2", None),
-            ("", None),
-        ] {
-            let expected = expected.map(|(name, queues)| (name.to_owned(), queues));
-            assert_eq!(queues(text).ok(), expected, "{text:?}");
         }
     }
 
