@@ -48,7 +48,7 @@ impl Parts {
     }
 }
 
-/// A machine about to be started.
+/// A machine about to be started: in a jail, as those of a runtime are.
 pub struct Boot {
     name: String,
     directory: PathBuf,
@@ -56,6 +56,7 @@ pub struct Boot {
     console: Option<String>,
     kernel: PathBuf,
     append: String,
+    jailed: bool,
 }
 
 impl Boot {
@@ -68,6 +69,7 @@ impl Boot {
             console: None,
             kernel: parts.kernel(),
             append: COMMAND_LINE.to_owned(),
+            jailed: true,
         }
     }
 
@@ -75,6 +77,13 @@ impl Boot {
     #[must_use]
     pub fn options<A: AsRef<std::ffi::OsStr>>(mut self, options: impl IntoIterator<Item = A>) -> Self {
         self.command = self.command.args(options);
+        self
+    }
+
+    /// Without the jail, or with one that the options describe.
+    #[must_use]
+    pub fn unjailed(mut self) -> Self {
+        self.jailed = false;
         self
     }
 
@@ -118,9 +127,14 @@ impl Boot {
         let console = self.directory.join(format!("{}.console", self.name));
         let vsock = self.directory.join(&self.name);
         fs::create_dir(&vsock).with_context(|| format!("creating {}", vsock.display()))?;
+        let mut command = self.command;
+        if self.jailed {
+            let root = self.directory.join(format!("{}.jail", self.name));
+            fs::create_dir(&root).with_context(|| format!("creating {}", root.display()))?;
+            command = command.arg("--jail").arg(root);
+        }
         let place = self.console.unwrap_or_else(|| format!("file:{}", console.display()));
-        let command = self
-            .command
+        let command = command
             .arg("--kernel")
             .arg(&self.kernel)
             .arg("--initrd")

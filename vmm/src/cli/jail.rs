@@ -8,7 +8,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::{close_inherited, enter, join};
+pub(super) use linux::{close_inherited, enter, filter, join};
 
 #[cfg(not(target_os = "linux"))]
 use super::run::Options;
@@ -32,6 +32,12 @@ impl Netns {
 /// Nothing can be closed here.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn close_inherited(_options: &Options) -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// There is no filter here, and no jail that would want one.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn filter() -> anyhow::Result<()> {
     Ok(())
 }
 
@@ -89,6 +95,11 @@ mod linux {
         }
         keep.extend(options.taps.iter().flat_map(Port::descriptors));
         jail::close_inherited(&keep).map_err(|error| anyhow!("cannot close inherited descriptors: {error}"))
+    }
+
+    /// From here on, this process makes the calls of a running machine only.
+    pub(in crate::cli) fn filter() -> anyhow::Result<()> {
+        Ok(vmm::seccomp::apply()?)
     }
 
     /// Joins the network namespace, if there is one to join, for what has to be opened in it.

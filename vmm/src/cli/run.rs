@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{anyhow, bail};
@@ -21,7 +22,7 @@ use vmm::devices::virtio::block::Block;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::vsock::{SOCKET, Vsock};
 use vmm::hypervisor::PsciBy;
-use vmm::machine::{Config, Machine, Notice, Outcome};
+use vmm::machine::{Config, Machine, Notice, Outcome, Phases};
 
 use vmm::slots::SlotId;
 
@@ -213,9 +214,10 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
 }
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
+    let begun = Instant::now();
     let options = parse(args)?;
     lines::start(options.log);
-    Ok(match run(options) {
+    Ok(match run(options, begun) {
         Ok(outcome) => {
             if !matches!(outcome, Outcome::PowerOff) {
                 eprintln!("supermachine-vmm: {outcome}");
@@ -354,7 +356,7 @@ fn share(share: &Share, _vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
     )
 }
 
-fn run(mut options: Options) -> anyhow::Result<Outcome> {
+fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
     let signals = mask_signals()?;
     // Before anything is opened here.
     jail::close_inherited(&options)?;
@@ -366,6 +368,7 @@ fn run(mut options: Options) -> anyhow::Result<Outcome> {
     let control = options.control.as_ref().map(control::Open::at).transpose()?;
     let mut devices = devices(&options)?;
     network.add_to(&mut devices);
+    let prepared = begun.elapsed();
     let machine = build(
         options.jail.is_some(),
         Config {
@@ -393,10 +396,34 @@ fn run(mut options: Options) -> anyhow::Result<Outcome> {
     heed(signals, &machine).map_err(|error| anyhow!("cannot start a thread for signals: {error}"))?;
     say_markers(&machine, options.markers);
     let _control = control.map(|control| drive(&machine, control, network, raw.clone())).transpose()?;
+    if options.jail.is_some() {
+        jail::filter()?;
+    }
+    say_phases(begun, prepared, machine.phases());
     if !options.paused {
         machine.resume()?;
     }
     Ok(machine.wait())
+}
+
+/// How long each part of the start took, for benchmarks and the curious.
+fn say_phases(begun: Instant, prepared: Duration, phases: Phases) {
+    log::info!(
+        "phases in us: at={} prepare={} hypervisor={} load={} build={} start={}",
+        monotonic(begun).as_micros(),
+        prepared.as_micros(),
+        phases.hypervisor.as_micros(),
+        phases.load.as_micros(),
+        phases.build.as_micros(),
+        begun.elapsed().as_micros(),
+    );
+}
+
+/// When `begun` was, by the clock that counts from the host's boot: for those who know when they started this.
+fn monotonic(begun: Instant) -> Duration {
+    let now =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    now.saturating_sub(begun.elapsed())
 }
 
 /// A file server keeps one file open for each that a guest knows: as many as the host lets it.
