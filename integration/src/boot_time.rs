@@ -7,6 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::mount::{MsFlags, mount};
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::command::Cmd;
@@ -14,14 +16,31 @@ use crate::guest::Initrd;
 
 /// What [`init`] says.
 const INIT: &str = "init is here";
+/// And when it could begin its work.
+const READY: &str = "init is ready";
 /// For one boot.
 const ONE: Duration = Duration::from_mins(2);
 /// What both monitors are told to give.
 const MIB: u64 = 128;
 
-/// The init of these guests: it says that it is there, and does nothing more.
+/// The init of these guests: it says that it is there, mounts what every init does, says that, and does nothing
+/// more.
 pub fn init() -> ! {
     println!("{INIT}");
+    let none: Option<&str> = None;
+    for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+        // A guest in which it fails says so by never being ready.
+        let mounted = fs::create_dir_all(place)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| Ok(mount(Some(kind), place, Some(kind), MsFlags::empty(), none)?));
+        if let Err(error) = mounted {
+            println!("mounting {place}: {error}");
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+    println!("{READY}");
     loop {
         std::thread::park();
     }
@@ -35,6 +54,27 @@ pub struct Sample {
     /// What our monitor has of the host's memory for itself, the guest's RAM not counted. QEMU's RAM comes in
     /// several mappings, which are not to be told from its own, so nothing is said of its memory.
     pub own_mib: Option<f64>,
+    /// How the time of ours is made up.
+    pub phases: Option<Phases>,
+}
+
+/// The parts of a boot, in seconds. Hypervisor and load go on at the same time.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Phases {
+    /// From the start of the process to its first line.
+    pub process: f64,
+    /// Options, jail, devices.
+    pub prepare: f64,
+    /// The hypervisor's machine and processors.
+    pub hypervisor: f64,
+    /// Kernel and initrd to RAM.
+    pub load: f64,
+    /// The machine, with both of these, up to its first instruction.
+    pub build: f64,
+    /// From there to the first words of init.
+    pub kernel: f64,
+    /// From there to where it could begin its work.
+    pub init: f64,
 }
 
 /// All boots of both sides, each in the order in which they were made.
@@ -74,7 +114,7 @@ const KERNEL: &str = if cfg!(target_arch = "aarch64") { "Image" } else { "vmlinu
 
 fn our_command(guest: &Path, vmm: &Path, initrd: &Initrd) -> Cmd {
     Cmd::new(vmm, ONE)
-        .args(["run", "--memory", &format!("{MIB}M"), "--append", "quiet", "--kernel"])
+        .args(["run", "--log", "info", "--memory", &format!("{MIB}M"), "--append", "quiet", "--kernel"])
         .arg(guest.join(KERNEL))
         .arg("--initrd")
         .arg(initrd.path())
@@ -100,12 +140,46 @@ fn qemu_command(guest: &Path, initrd: &Initrd) -> Cmd {
 }
 
 fn boot(command: Cmd, ours: bool) -> Result<Sample> {
-    let begun = Instant::now();
+    let (begun, at) = (Instant::now(), monotonic()?);
     let mut running = command.start()?;
     running.until_stdout_has(INIT, ONE)?;
     let seconds = begun.elapsed().as_secs_f64();
-    let own_mib = if ours { Some(own_memory(running.pid())?) } else { None };
-    Ok(Sample { seconds, own_mib })
+    if !ours {
+        return Ok(Sample { seconds, own_mib: None, phases: None });
+    }
+    let own_mib = Some(own_memory(running.pid())?);
+    running.until_stdout_has(READY, ONE)?;
+    let ready = begun.elapsed().as_secs_f64();
+    let said = String::from_utf8_lossy(&running.stderr_so_far()).into_owned();
+    let phases = phases(&said, at, seconds, ready).with_context(|| format!("no phases in {said:?}"))?;
+    Ok(Sample { seconds, own_mib, phases: Some(phases) })
+}
+
+/// The clock by which the monitor says when it began, in seconds.
+fn monotonic() -> Result<f64> {
+    Ok(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_secs_f64())
+}
+
+/// What the monitor said of its phases, with what was seen from outside.
+fn phases(said: &str, started: f64, first_words: f64, ready: f64) -> Option<Phases> {
+    let line = said.lines().find_map(|line| Some(line.split_once("phases in us: ")?.1))?;
+    let value = |name: &str| -> Option<f64> {
+        let words = line.split(' ');
+        let micros: u32 =
+            words.filter_map(|word| word.split_once('=')).find(|(key, _)| *key == name)?.1.parse().ok()?;
+        Some(f64::from(micros) / 1e6)
+    };
+    let at: f64 = line.split(' ').find_map(|word| word.strip_prefix("at="))?.parse().ok()?;
+    let process = (at / 1e6 - started).max(0.0);
+    Some(Phases {
+        process,
+        prepare: value("prepare")?,
+        hypervisor: value("hypervisor")?,
+        load: value("load")?,
+        build: value("build")?,
+        kernel: first_words - process - value("start")?,
+        init: ready - first_words,
+    })
 }
 
 /// PSS of everything but the guest's RAM, which is the mapping of that size.
@@ -132,6 +206,17 @@ fn own_kib(smaps: &str, ram: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn phases_are_read_from_what_the_monitor_says() {
+        let said = "supermachine-vmm: info: phases in us: at=5020000 prepare=1000 hypervisor=3000 load=4000 \
+                    build=6000 start=8000\n";
+        let found = phases(said, 5.0, 1.0, 1.25).unwrap();
+        let near = |left: f64, right: f64| (left - right).abs() < 1e-9;
+        assert!(near(found.process, 0.02) && near(found.prepare, 0.001), "{found:?}");
+        assert!(near(found.kernel, 1.0 - 0.02 - 0.008) && near(found.init, 0.25), "{found:?}");
+        assert!(phases("nothing", 0.0, 1.0, 1.0).is_none());
+    }
 
     #[test]
     fn guest_ram_is_not_the_monitors_own() {

@@ -4,8 +4,8 @@
 //! holds what differs between processors (register files, memory layout, boot protocol),
 //! [`memory`] is the guest's RAM, [`bus`] finds the device at an address, [`slots`] says which
 //! address that is, [`devices`] are what the guest finds there, [`console`] is the host's side of
-//! the serial port, [`control`] the socket on which a machine is driven, [`jail`] what the
-//! process may still do then.
+//! the serial port, [`control`] the socket on which a machine is driven, [`jail`] and [`seccomp`]
+//! what the process may still do then.
 //!
 //! Nothing here is process-wide: two machines in one process do not know of each other.
 
@@ -23,6 +23,8 @@ pub mod kernel;
 #[cfg(not(loom))]
 pub mod machine;
 pub mod memory;
+#[cfg(target_os = "linux")]
+pub mod seccomp;
 pub mod slots;
 pub mod standstill;
 pub mod vcpu;

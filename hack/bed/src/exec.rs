@@ -3,15 +3,21 @@
 use std::io::{self, IsTerminal, Read, Write, stdin, stdout};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::ending::Ending;
 use testbed::{Exec, Kind, Reply, Request, read_frame, write_frame, write_json};
+
+/// How often a host is asked whether it lives, while a command runs there.
+const PULSE: Duration = Duration::from_secs(5);
+/// A host that does not answer for this long will not. A busy one needs seconds.
+const HANGS: Duration = Duration::from_secs(90);
 
 /// Sends one request that streams nothing and waits for its reply.
 pub fn request(port: u16, what: &Request, wait: Duration) -> Result<Reply> {
@@ -74,10 +80,30 @@ pub fn run(
     }
     forward_input(to);
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    let code = copy_output(&stream, deadline);
+    let hung = Arc::new(AtomicBool::new(false));
+    watch(port, stream.try_clone()?, Arc::clone(&hung));
+    let mut code = copy_output(&stream, deadline);
+    if hung.load(Ordering::Acquire) {
+        code = Err(anyhow!("the host has not answered for {} s: it hangs", HANGS.as_secs()));
+    }
     let _ = stream.shutdown(Shutdown::Both);
     ending.restore_terminal();
     code
+}
+
+/// Ends the command's stream when the host answers nobody any more. The thread ends with the process.
+fn watch(port: u16, stream: TcpStream, hung: Arc<AtomicBool>) {
+    thread::spawn(move || {
+        let mut answered = Instant::now();
+        while answered.elapsed() < HANGS {
+            thread::sleep(PULSE);
+            if request(port, &Request::Ping, HANGS / 3).is_ok() {
+                answered = Instant::now();
+            }
+        }
+        hung.store(true, Ordering::Release);
+        let _ = stream.shutdown(Shutdown::Both);
+    });
 }
 
 fn copy_output(stream: &TcpStream, deadline: Option<Instant>) -> Result<i32> {

@@ -176,6 +176,15 @@ impl Host {
         })
     }
 
+    /// Adds to an error how QEMU ended, if it did, and the end of the console.
+    pub fn explain<T>(&mut self, result: Result<T>) -> Result<T> {
+        let result = result.map_err(|error| match self.process.require_alive() {
+            Ok(()) => error,
+            Err(gone) => error.context(format!("{gone:#}")),
+        });
+        self.or_console(result)
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }

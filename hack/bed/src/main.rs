@@ -98,8 +98,9 @@ fn cache_dir() -> Result<PathBuf> {
 
 fn run(cache: &Cache, call: &Call, argv: &[String], ending: &Ending) -> Result<i32> {
     let name = format!("run-{}", std::process::id());
-    let host = start(cache, call, ending, &name, false)?;
+    let mut host = start(cache, call, ending, &name, false)?;
     let code = exec::run(host.port(), argv, false, call.start.timeout, ending);
+    let code = host.explain(code);
     host.end();
     code
 }

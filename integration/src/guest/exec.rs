@@ -11,6 +11,9 @@ use testbed::{Exec, Kind, Reply, Request, read_frame, write_frame, write_json};
 
 use crate::command::{printable, tail};
 
+/// For what a command has said and nobody has read.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// A command that runs in a guest. Dropping it ends the command.
 pub struct Session {
     stream: UnixStream,
@@ -19,6 +22,7 @@ pub struct Session {
     ran: Ran,
     /// How much of its stdout has been waited for.
     seen: usize,
+    ended: bool,
 }
 
 /// What a command did.
@@ -57,7 +61,8 @@ impl Session {
         let command = argv.join(" ");
         let exec = Exec { argv, env: Vec::new(), terminal: None };
         write_json(&stream, Kind::Request, &Request::Exec(exec)).context("sending the guest a command")?;
-        Ok(Self { stream, command, ends: Instant::now() + within, ran: Ran::default(), seen: 0 })
+        let ends = Instant::now() + within;
+        Ok(Self { stream, command, ends, ran: Ran::default(), seen: 0, ended: false })
     }
 
     /// Feeds it `bytes`; none at all ends its input.
@@ -85,7 +90,7 @@ impl Session {
         loop {
             if let Some(code) = self.step()? {
                 self.ran.code = code;
-                return Ok(self.ran);
+                return Ok(std::mem::take(&mut self.ran));
             }
         }
     }
@@ -98,6 +103,7 @@ impl Session {
             Ok(Some((Kind::Stdout, bytes))) => self.ran.stdout.extend(bytes),
             Ok(Some((Kind::Stderr, bytes))) => self.ran.stderr.extend(bytes),
             Ok(Some((Kind::Reply, payload))) => {
+                self.ended = true;
                 let reply: Reply = serde_json::from_slice(&payload)?;
                 if let Reply::Failed(why) = &reply {
                     bail!("in the guest `{}`: {why}", self.command);
@@ -114,6 +120,20 @@ impl Session {
             }
         }
         Ok(None)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        // Whoever looks for the cause of a failure wants to know what it said until now.
+        self.ends = Instant::now() + LAST_WORDS;
+        while Instant::now() < self.ends && matches!(self.step(), Ok(None)) {}
+        if !self.ended {
+            eprintln!("  in the guest `{}` still ran: {}", self.command, self.ran);
+        }
     }
 }
 

@@ -53,7 +53,7 @@ impl Parts {
     }
 }
 
-/// A machine about to be started.
+/// A machine about to be started: in a jail, as those of a runtime are.
 pub struct Boot {
     name: String,
     directory: PathBuf,
@@ -63,6 +63,7 @@ pub struct Boot {
     console: Option<String>,
     kernel: PathBuf,
     append: String,
+    jailed: bool,
 }
 
 impl Boot {
@@ -77,6 +78,7 @@ impl Boot {
             console: None,
             kernel: parts.kernel(),
             append: COMMAND_LINE.to_owned(),
+            jailed: true,
         }
     }
 
@@ -84,6 +86,13 @@ impl Boot {
     #[must_use]
     pub fn options<A: AsRef<std::ffi::OsStr>>(mut self, options: impl IntoIterator<Item = A>) -> Self {
         self.command = self.command.args(options);
+        self
+    }
+
+    /// Without the jail, or with one that the options describe.
+    #[must_use]
+    pub fn unjailed(mut self) -> Self {
+        self.jailed = false;
         self
     }
 
@@ -141,6 +150,11 @@ impl Boot {
             let directory = control.with_file_name("");
             fs::create_dir(&directory).with_context(|| format!("creating {}", directory.display()))?;
             command = command.arg("--control").arg(&control);
+        }
+        if self.jailed {
+            let root = self.directory.join(format!("{}.jail", self.name));
+            fs::create_dir(&root).with_context(|| format!("creating {}", root.display()))?;
+            command = command.arg("--jail").arg(root);
         }
         let place = self.console.unwrap_or_else(|| format!("file:{}", console.display()));
         let command = command

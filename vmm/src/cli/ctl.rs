@@ -26,6 +26,8 @@ enum Command {
     Call(Request),
     Console,
     Events,
+    /// A slot, the name of a tap, how many queues of it.
+    Tap(String, String, usize),
 }
 
 fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
@@ -58,6 +60,13 @@ fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
             }
             Command::Call(Request::Resize { memory, vcpus })
         }
+        "tap" => {
+            let slot = args.value().map_err(|_| "the network slot is missing")?.string()?;
+            let tap = args.value().map_err(|_| "the name of the tap is missing")?.string()?;
+            let (name, queues) = tap.split_once(':').unwrap_or((&tap, "1"));
+            let queues = queues.parse().map_err(|_| format!("{tap} is no tap: give NAME or NAME:N"))?;
+            Command::Tap(slot, name.into(), queues)
+        }
         "console" => Command::Console,
         "events" => Command::Events,
         other => return Err(format!("{other} is nothing that a machine can be told").into()),
@@ -75,6 +84,7 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
             Command::Call(request) => call(&mut client, request),
             Command::Console => console(&mut client),
             Command::Events => events(&mut client),
+            Command::Tap(slot, name, queues) => tap(&mut client, slot, &name, queues),
         });
     Ok(match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -104,6 +114,19 @@ fn call(client: &mut Client, request: Request) -> anyhow::Result<()> {
         Reply::Log { text, .. } => out.write_all(text.as_bytes())?,
     }
     Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn tap(client: &mut Client, slot: String, name: &str, queues: usize) -> anyhow::Result<()> {
+    let taps = vmm::devices::virtio::net::tap::open(name, queues)?;
+    let fds: Vec<BorrowedFd<'_>> = taps.iter().map(AsFd::as_fd).collect();
+    client.call(Request::AttachTap { slot }, &fds, WITHIN)?;
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn tap(_client: &mut Client, slot: String, name: &str, queues: usize) -> anyhow::Result<()> {
+    bail!("cannot give {slot} {queues} queue(s) of the tap {name}: this system has no taps")
 }
 
 fn describe(status: Status, outcome: Option<&Outcome>) -> String {
@@ -188,6 +211,10 @@ mod tests {
             ),
             (&["/s", "console"], Some(Command::Console)),
             (&["/s", "events"], Some(Command::Events)),
+            (&["/s", "tap", "net.0", "t:2"], Some(Command::Tap("net.0".into(), "t".into(), 2))),
+            (&["/s", "tap", "net.0", "t"], Some(Command::Tap("net.0".into(), "t".into(), 1))),
+            (&["/s", "tap", "net.0"], None),
+            (&["/s", "tap", "net.0", "t:x"], None),
             (&["/s", "state", "now"], None),
             (&["/s", "pause", "x"], None),
             (&["/s", "fly"], None),

@@ -1,14 +1,14 @@
 //! `--jail`: which paths of a command line are in it, and where.
 //!
 //! Whatever is opened by path once and for all is opened inside too, so there is one rule: kernel, initrd,
-//! disks, shares and the directories of sockets are entries. The console, descriptors and the network
-//! namespace are opened before.
+//! disks, shares and the directories of sockets are entries. The console, descriptors, the network namespace
+//! and, in it, taps are opened before.
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::{close_inherited, enter};
+pub(super) use linux::{close_inherited, enter, filter, join};
 
 #[cfg(not(target_os = "linux"))]
 use super::run::Options;
@@ -35,9 +35,21 @@ pub(super) fn close_inherited(_options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// There is no filter here, and no jail that would want one.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn filter() -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// There is none to join here.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn join(_options: &Options) -> anyhow::Result<()> {
+    Ok(())
+}
+
 /// There is no jail here.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn enter(options: &mut Options) -> anyhow::Result<()> {
+pub(super) fn enter(options: &mut Options, _netns: ()) -> anyhow::Result<()> {
     if options.jail.is_some() || options.netns.is_some() || options.cgroup.is_some() {
         anyhow::bail!("cannot jail a machine: this system has neither mount namespaces nor cgroups");
     }
@@ -51,11 +63,13 @@ mod linux {
     use std::path::{Path, PathBuf};
 
     use anyhow::{anyhow, bail};
+    use nix::sched::{CloneFlags, setns};
     use vmm::hypervisor::check;
     use vmm::hypervisor::kvm::DEVICE;
     use vmm::jail::{self, Access, Entry, FILE_SERVER, Jail};
 
     use super::super::control::Control;
+    use super::super::net::Port;
     use super::super::run::Options;
     use super::Netns;
 
@@ -79,11 +93,30 @@ mod linux {
         if let Some(Netns::Fd(fd)) = options.netns {
             keep.push(fd);
         }
+        keep.extend(options.taps.iter().flat_map(Port::descriptors));
         jail::close_inherited(&keep).map_err(|error| anyhow!("cannot close inherited descriptors: {error}"))
     }
 
+    /// From here on, this process makes the calls of a running machine only.
+    pub(in crate::cli) fn filter() -> anyhow::Result<()> {
+        Ok(vmm::seccomp::apply()?)
+    }
+
+    /// Joins the network namespace, if there is one to join, for what has to be opened in it.
+    pub(in crate::cli) fn join(options: &Options) -> anyhow::Result<Option<OwnedFd>> {
+        if options.jail.is_none() {
+            return Ok(None);
+        }
+        let netns = options.netns.as_ref().map(open).transpose()?;
+        if let Some(netns) = &netns {
+            setns(netns, CloneFlags::CLONE_NEWNET)
+                .map_err(|error| anyhow!("cannot join the network namespace: {error}"))?;
+        }
+        Ok(netns)
+    }
+
     /// Enters the jail, if there is to be one, and makes the paths of the options those inside.
-    pub(in crate::cli) fn enter(options: &mut Options) -> anyhow::Result<()> {
+    pub(in crate::cli) fn enter(options: &mut Options, network: Option<OwnedFd>) -> anyhow::Result<()> {
         let Some(root) = options.jail.clone() else {
             if options.netns.is_some() || options.cgroup.is_some() {
                 bail!("--netns and --cgroup are doors of a jail: give --jail DIR too");
@@ -95,7 +128,6 @@ mod linux {
             let report = check::host(&check::Host::default());
             bail!("there is no {DEVICE} to take along; {}; see supermachine-vmm check", report.verdict());
         }
-        let network = options.netns.as_ref().map(open).transpose()?;
         let capabilities = if options.shares.is_empty() { Vec::new() } else { FILE_SERVER.to_vec() };
         let entries = entries(options);
         Jail { root, entries, network, cgroup: options.cgroup.clone(), capabilities }.enter()?;

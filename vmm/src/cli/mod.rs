@@ -4,6 +4,8 @@ mod check;
 mod control;
 mod ctl;
 mod jail;
+mod log;
+mod net;
 mod run;
 mod terminal;
 
@@ -43,7 +45,11 @@ Options of run:
   --share TAG=DIR[:ro]
                      a directory, for the guest to mount by its tag (type virtiofs)
   --block FILE[:ro]  a disk with this raw image, again for more disks
-  --tap NAME[:N]     a network device on this tap, with N queues (1), again for more
+  --tap NAME[:N][,rx=SIZE][,tx=SIZE]
+                     a network device on this tap, with N queues (1), again for more; rx and tx limit
+                     the bytes a second to and from the guest. Instead of a name: fd:N+N... for the
+                     descriptors of an open tap, none[:N] for one that comes later by ctl tap
+  --log LEVEL        what to say on stderr: off, error, warn, info, debug, trace (warn)
   --psci WHO         kernel or userspace: who turns an arm64 guest's processors on and off (kernel)
   --vsock DIR        streams: connect to DIR/vsock and write \"CONNECT PORT\" to reach the guest;
                      the guest reaches DIR/vsock_PORT
@@ -56,6 +62,7 @@ Commands of ctl:
                      press the power button; end the guest; end the monitor
   resize [--memory SIZE] [--cpus N]
                      give the guest more, or less
+  tap SLOT NAME[:N]  plug a tap into a network device, like net.0, the first --tap
   log | console      print what the console shows; join it (Ctrl-] leaves)
   events             print what happens, one JSON object a line, until the end
 

@@ -6,10 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
+use log::LevelFilter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use vmm::console::{Marker, feed};
@@ -20,13 +22,15 @@ use vmm::devices::virtio::block::Block;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::vsock::{SOCKET, Vsock};
 use vmm::hypervisor::PsciBy;
-use vmm::machine::{Config, Machine, Notice, Outcome};
+use vmm::machine::{Config, Machine, Notice, Outcome, Phases};
 
 use vmm::slots::SlotId;
 
 use super::Usage;
 use super::control::{self, Control};
 use super::jail::{self, Netns};
+use super::log as lines;
+use super::net;
 use super::terminal::{Keys, Pty, Raw};
 
 /// What every guest is told, before what the caller adds.
@@ -64,11 +68,12 @@ pub(super) struct Options {
     pub(super) netns: Option<Netns>,
     pub(super) cgroup: Option<PathBuf>,
     paused: bool,
+    log: LevelFilter,
     psci: PsciBy,
     pub(super) vsock: Option<PathBuf>,
     pub(super) blocks: Vec<(PathBuf, bool)>,
     pub(super) shares: Vec<Share>,
-    pub(super) taps: Vec<(String, usize)>,
+    pub(super) taps: Vec<net::Port>,
 }
 
 impl Options {
@@ -131,15 +136,6 @@ fn read_only(text: &str) -> (PathBuf, bool) {
     }
 }
 
-/// The name of a tap, and how many queues of it, one where `:N` behind it does not say so.
-fn queues(text: &str) -> Result<(String, usize), String> {
-    let (name, queues) = text.split_once(':').unwrap_or((text, "1"));
-    match queues.parse() {
-        Ok(queues) if !name.is_empty() => Ok((name.into(), queues)),
-        _ => Err(format!("{text} is no tap: give NAME, or NAME:N for N queues of it")),
-    }
-}
-
 /// A size like 512M or 2G, in bytes.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.strip_suffix(['K', 'M', 'G']) {
@@ -173,7 +169,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
     let (mut taps, mut memory_max) = (Vec::new(), None);
     let (mut markers, mut control, mut paused) = (Vec::new(), None, false);
-    let mut psci = PsciBy::default();
+    let (mut psci, mut log) = (PsciBy::default(), LevelFilter::Warn);
     let (mut jail, mut netns, mut cgroup) = (None, None, None);
     while let Some(arg) = args.next()? {
         match arg {
@@ -189,11 +185,12 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("jail") => jail = Some(args.value()?.into()),
             Long("netns") => netns = Some(Netns::parse(&args.value()?.string()?)),
             Long("cgroup") => cgroup = Some(args.value()?.into()),
+            Long("log") => log = lines::level(&args.value()?.string()?)?,
             Long("psci") => psci = psci_by(&args.value()?.string()?)?,
             Long("paused") => paused = true,
             Long("block") => blocks.push(read_only(&args.value()?.string()?)),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
-            Long("tap") => taps.push(queues(&args.value()?.string()?)?),
+            Long("tap") => taps.push(net::Port::parse(&args.value()?.string()?)?),
             Long("vsock") => vsock = Some(args.value()?.into()),
             other => return Err(other.unexpected()),
         }
@@ -201,6 +198,9 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let kernel = kernel.ok_or("--kernel is missing")?;
     if paused && control.is_none() {
         return Err("a machine that begins paused needs --control, or nobody could resume it".into());
+    }
+    if taps.iter().any(net::Port::waits) && control.is_none() {
+        return Err("a tap that comes later needs --control, or nobody could bring it".into());
     }
     Ok(Options {
         kernel,
@@ -216,6 +216,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
         netns,
         cgroup,
         paused,
+        log,
         psci,
         vsock,
         blocks,
@@ -225,8 +226,10 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
 }
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
+    let begun = Instant::now();
     let options = parse(args)?;
-    Ok(match run(options) {
+    lines::start(options.log);
+    Ok(match run(options, begun) {
         Ok(outcome) => {
             if !matches!(outcome, Outcome::PowerOff) {
                 eprintln!("supermachine-vmm: {outcome}");
@@ -342,31 +345,7 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
     for share in &options.shares {
         devices.push((SlotId::new(format!("fs.{}", share.tag)), self::share(share, options.vcpus)?));
     }
-    for (index, (name, queues)) in options.taps.iter().enumerate() {
-        devices.push((SlotId::new(format!("net.{index}")), tap(name, *queues)?));
-    }
     Ok(devices)
-}
-
-#[cfg(target_os = "linux")]
-fn tap(name: &str, queues: usize) -> anyhow::Result<Box<dyn Device>> {
-    use vmm::devices::virtio::limit::Limits;
-    use vmm::devices::virtio::net::{self, Net};
-
-    let taps = net::tap::open(name, queues)?;
-    let mut mac = [0; 6];
-    vmm::entropy::fill(&mut mac).map_err(|error| anyhow!("no randomness for an address: {error}"))?;
-    // One machine's, and given by nobody.
-    mac[0] = mac[0] & !1 | 2;
-    let mtu = Some(net::tap::mtu(name)?);
-    let (rx, tx) = (Limits::default(), Limits::default());
-    let net = Net::new(net::Config { pairs: queues, taps, mac, mtu, rx, tx })?;
-    Ok(Box::new(net))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn tap(name: &str, queues: usize) -> anyhow::Result<Box<dyn Device>> {
-    bail!("cannot use the tap {name} with {queues} queue(s): this system has none")
 }
 
 #[cfg(all(target_os = "linux", feature = "fs"))]
@@ -389,16 +368,20 @@ fn share(share: &Share, _vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
     )
 }
 
-fn run(mut options: Options) -> anyhow::Result<Outcome> {
+fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
     let signals = mask_signals()?;
     // Before anything is opened here.
     jail::close_inherited(&options)?;
     let (sink, source) = open(&options.console)?;
-    jail::enter(&mut options)?;
+    let netns = jail::join(&options)?;
+    let mut network = net::Network::open(&options.taps)?;
+    jail::enter(&mut options, netns)?;
     raise_file_limit().map_err(|error| anyhow!("cannot raise the limit of open files: {error}"))?;
     let control = options.control.as_ref().map(control::Open::at).transpose()?;
-    let devices = devices(&options)?;
     let command_line = options.command_line();
+    let mut devices = devices(&options)?;
+    network.add_to(&mut devices);
+    let prepared = begun.elapsed();
     let machine = build(
         options.jail.is_some(),
         Config {
@@ -425,11 +408,35 @@ fn run(mut options: Options) -> anyhow::Result<Outcome> {
     }
     heed(signals, &machine).map_err(|error| anyhow!("cannot start a thread for signals: {error}"))?;
     say_markers(&machine, options.markers);
-    let _control = control.map(|control| drive(&machine, control, raw.clone())).transpose()?;
+    let _control = control.map(|control| drive(&machine, control, network, raw.clone())).transpose()?;
+    if options.jail.is_some() {
+        jail::filter()?;
+    }
+    say_phases(begun, prepared, machine.phases());
     if !options.paused {
         machine.resume()?;
     }
     Ok(machine.wait())
+}
+
+/// How long each part of the start took, for benchmarks and the curious.
+fn say_phases(begun: Instant, prepared: Duration, phases: Phases) {
+    log::info!(
+        "phases in us: at={} prepare={} hypervisor={} load={} build={} start={}",
+        monotonic(begun).as_micros(),
+        prepared.as_micros(),
+        phases.hypervisor.as_micros(),
+        phases.load.as_micros(),
+        phases.build.as_micros(),
+        begun.elapsed().as_micros(),
+    );
+}
+
+/// When `begun` was, by the clock that counts from the host's boot: for those who know when they started this.
+fn monotonic(begun: Instant) -> Duration {
+    let now =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    now.saturating_sub(begun.elapsed())
 }
 
 /// A file server keeps one file open for each that a guest knows: as many as the host lets it.
@@ -442,6 +449,7 @@ fn raise_file_limit() -> nix::Result<()> {
 fn drive(
     machine: &Arc<Machine>,
     mut control: control::Open,
+    network: net::Network,
     raw: Option<Raw>,
 ) -> anyhow::Result<(Server, control::Open)> {
     let on_kill = move || {
@@ -454,7 +462,7 @@ fn drive(
         listener: control.listener.take(),
         owner: control.owner.take(),
         on_kill: Some(Box::new(on_kill)),
-        ..ControlOptions::default()
+        on_tap: Some(network.on_tap()),
     };
     Ok((Server::start(machine, options)?, control))
 }
@@ -562,21 +570,6 @@ mod tests {
             ("x=", None),
         ] {
             assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn taps() {
-        for (text, expected) in [
-            ("tap0", Some(("tap0", 1))),
-            ("tap0:4", Some(("tap0", 4))),
-            ("tap0:", None),
-            ("tap0:x", None),
-            (":2", None),
-            ("", None),
-        ] {
-            let expected = expected.map(|(name, queues)| (name.to_owned(), queues));
-            assert_eq!(queues(text).ok(), expected, "{text:?}");
         }
     }
 

@@ -66,16 +66,12 @@ pub enum Request {
     },
     /// What has happened so far. Answered by [`Reply::Stats`].
     Stats,
-    /// Puts a prepared tap, the descriptor with this frame, into a network slot that was kept free.
+    /// Puts a prepared tap into a network slot, instead of the one it may have had: as many descriptors
+    /// with this frame as the slot has queue pairs. The guest sees its cable plugged in; address and MTU
+    /// are for the guest to set.
     AttachTap {
         /// The slot's name.
         slot: String,
-        /// What the guest's side of it is to be called, as six bytes.
-        #[serde(default)]
-        mac: Option<[u8; 6]>,
-        /// The largest packet.
-        #[serde(default)]
-        mtu: Option<u16>,
     },
     /// The console's back-log. Answered by [`Reply::Log`].
     ConsoleLog,

@@ -40,8 +40,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 #[error("cannot start the control socket: {0}")]
 pub struct Error(#[from] io::Error);
 
-/// What puts a tap into the network slot of this name, with its MAC address and MTU.
-pub type OnTap = Box<dyn Fn(&str, OwnedFd, Option<[u8; 6]>, Option<u16>) -> Result<(), Refusal> + Send>;
+/// What puts the queues of a tap into the network slot of this name.
+pub type OnTap = Box<dyn Fn(&str, Vec<OwnedFd>) -> Result<(), Refusal> + Send>;
 
 /// Who may drive the machine, and what only the caller can do for them.
 #[derive(Default)]

@@ -58,22 +58,24 @@ impl Worker {
             )),
             Request::Resize { vcpus: Some(_), .. } => Err(Refusal::new(
                 RefusalKind::Unsupported,
-                "cannot change the number of processors: a machine has those it was built with",
+                "cannot change the number of processors: a machine keeps those it was built with; its guest \
+                 turns them on and off (/sys/devices/system/cpu/cpuN/online)",
             )),
             Request::Resize { memory: Some(bytes), vcpus: None } => {
                 Ok(machine.resize_memory(bytes)?).map(|()| Reply::Done)
             }
             Request::Stats => Ok(Reply::Stats(Box::new(self.stats(&machine)))),
-            Request::AttachTap { slot, mac, mtu } => {
-                let tap = one(job.fds, "the tap")?;
-                match &self.on_tap {
-                    Some(attach) => attach(&slot, tap, mac, mtu).map(|()| Reply::Done),
-                    None => Err(Refusal::new(
-                        RefusalKind::Unsupported,
-                        "cannot attach a tap: this machine was built without a free network slot",
-                    )),
-                }
-            }
+            Request::AttachTap { .. } if job.fds.is_empty() => Err(Refusal::new(
+                RefusalKind::Invalid,
+                "no descriptor came with the request: it takes one for each queue of the tap",
+            )),
+            Request::AttachTap { slot } => match &self.on_tap {
+                Some(attach) => attach(&slot, job.fds).map(|()| Reply::Done),
+                None => Err(Refusal::new(
+                    RefusalKind::Unsupported,
+                    "cannot attach a tap: this machine was built without network devices",
+                )),
+            },
             Request::ConsoleLog => {
                 let output = machine.console_output();
                 let text = String::from_utf8_lossy(&output.backlog()).into_owned();

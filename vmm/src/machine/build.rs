@@ -3,11 +3,11 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::board::{self, Wire};
 use super::generation::Generation;
-use super::life::{Attached, HeldPort, Machine, Notice, Shared};
+use super::life::{Attached, HeldPort, Machine, Notice, Phases, Shared};
 use super::ram::{Extent, Ram};
 use super::{Config, Error, OnSystemEvent};
 use crate::arch::native::{Entry, boot, layout};
@@ -20,7 +20,7 @@ use crate::kernel::Image;
 use crate::memory::GuestRam;
 use crate::slots::{SlotId, SlotMap};
 use crate::standstill::Standstill;
-use crate::vcpu::{self, Buses, Counters, Ended, Member, Power};
+use crate::vcpu::{self, Buses, Counters, Member, Power};
 
 /// What a processor's thread needs; it is on no deep call path.
 const STACK: usize = 256 * 1024;
@@ -33,6 +33,7 @@ impl Machine {
     /// The kernel is loaded while the hypervisor makes machine and processors, since neither needs
     /// the other before the tables are written.
     pub fn build<H: Hypervisor>(hypervisor: &H, mut config: Config) -> Result<Self, Error> {
+        let begun = Instant::now();
         config.check()?;
         let kernel = Image::open("kernel", &config.kernel)?;
         let initrd = config.initrd.as_deref().map(|path| Image::open("initrd", path)).transpose()?;
@@ -50,11 +51,16 @@ impl Machine {
         };
 
         let (loaded, shell) = thread::scope(|scope| {
-            let loader = scope.spawn(|| boot::load(&ram.boot, kernel, initrd));
+            let loader = scope.spawn(|| {
+                let loaded = boot::load(&ram.boot, kernel, initrd);
+                (loaded, begun.elapsed())
+            });
             let shell = Shell::build(hypervisor, &plan);
+            let shell = (shell, begun.elapsed());
             let loaded = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (loaded, shell)
         });
+        let ((loaded, load), (shell, made)) = (loaded, shell);
         let shell = shell?;
         let (loaded, model) = (loaded?, hypervisor.cpu_model()?);
 
@@ -86,7 +92,9 @@ impl Machine {
             ram: ram.all,
             devices,
         };
-        shell.start(parts, entries)
+        let mut machine = shell.start(parts, entries)?;
+        machine.phases = Phases { hypervisor: made, load, build: begun.elapsed() };
+        Ok(machine)
     }
 }
 
@@ -224,6 +232,7 @@ impl<V: Vm> Shell<V> {
             memory: parts.memory,
             ram: parts.ram,
             devices: parts.devices,
+            phases: Phases::default(),
             _vm: Box::new(self.vm),
         };
         // From here on an error drops the machine, which stops its threads.
@@ -262,7 +271,8 @@ fn spawn<V: Vm>(id: u32, vm: &Arc<V>, shared: &Arc<Shared>) -> Result<(Processor
                     return;
                 }
                 let ended = vcpu::run(&mut vcpu, &buses, power.as_deref(), &member, &counters);
-                log_end(id, &ended);
+                // What it means for the machine is told by its outcome.
+                log::debug!("vcpu {id}: {ended:?}");
                 shared.ended(id, ended);
             })
             .map_err(|source| Error::Host { what: "start a processor's thread", source })?
@@ -280,13 +290,6 @@ fn be_born<V: Vm>(id: u32, vm: &V, birth: &Sender<Result<Born, hypervisor::Error
         Err(error) => (None, Err(error)),
     };
     birth.send(born).ok().and(vcpu)
-}
-
-fn log_end(id: u32, ended: &Ended) {
-    match ended {
-        Ended::Stopped | Ended::System(_) => log::debug!("vcpu {id}: {ended:?}"),
-        other => log::warn!("vcpu {id}: {other:?}"),
-    }
 }
 
 /// The loader fills the RAM that the hypervisor maps meanwhile; both only need to share it.

@@ -221,6 +221,17 @@ pub struct DeviceCounts {
     pub counts: virtio::Counts,
 }
 
+/// How long the parts of building took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// Until the hypervisor's machine and processors existed.
+    pub hypervisor: Duration,
+    /// Until kernel and initrd were in RAM, which happens meanwhile.
+    pub load: Duration,
+    /// Until all was done.
+    pub build: Duration,
+}
+
 /// One microVM. Dropping it stops it.
 pub struct Machine {
     pub(super) shared: Arc<Shared>,
@@ -233,6 +244,7 @@ pub struct Machine {
     pub(super) memory: Extent,
     pub(super) ram: Arc<GuestRam>,
     pub(super) devices: Vec<Attached>,
+    pub(super) phases: Phases,
     // Keeps the hypervisor's machine until the threads have ended.
     pub(super) _vm: Box<dyn Any + Send + Sync>,
 }
@@ -358,6 +370,11 @@ impl Machine {
     /// What went through the console.
     pub fn console_stats(&self) -> OutputStats {
         self.output.stats()
+    }
+
+    /// How long building it took.
+    pub fn phases(&self) -> Phases {
+        self.phases
     }
 
     /// Guest RAM.

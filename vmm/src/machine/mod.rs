@@ -8,7 +8,7 @@ mod life;
 mod ram;
 
 pub use config::{Config, VCPUS_MAX};
-pub use life::{DeviceCounts, Machine, Notice, Observer, Outcome, Status};
+pub use life::{DeviceCounts, Machine, Notice, Observer, Outcome, Phases, Status};
 pub use ram::MemoryStatus;
 
 use std::time::Duration;

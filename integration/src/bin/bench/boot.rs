@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use integration::boot_time::{Sample, Samples};
+use integration::boot_time::{Phases, Sample, Samples};
 use integration::command::Cmd;
 use report::{Comparison, Report};
 
@@ -12,6 +12,19 @@ use crate::Options;
 
 /// For all boots of an architecture.
 const ALL: Duration = Duration::from_hours(1);
+
+type Part = fn(&Phases) -> f64;
+
+/// What our time is made of, in order.
+const PARTS: [(&str, Part); 7] = [
+    ("process", |phases| phases.process),
+    ("prepare", |phases| phases.prepare),
+    ("KVM", |phases| phases.hypervisor),
+    ("load, beside KVM", |phases| phases.load),
+    ("build, with both", |phases| phases.build),
+    ("kernel", |phases| phases.kernel),
+    ("init", |phases| phases.init),
+];
 
 pub(crate) fn measure(options: &Options) -> Result<Report> {
     let mut report = Report::default();
@@ -25,6 +38,11 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
         let own: Vec<f64> = samples.ours.iter().filter_map(|sample| sample.own_mib).collect();
         let name = format!("the monitor's own memory, {arch}");
         report.results.push(Comparison::of(name, "MiB", &own, None)?);
+        let phases: Vec<Phases> = samples.ours.iter().filter_map(|sample| sample.phases).collect();
+        for (name, part) in PARTS {
+            let millis: Vec<f64> = phases.iter().map(|phases| part(phases) * 1e3).collect();
+            report.results.push(Comparison::of(format!("ours: {name}, {arch}"), "ms", &millis, None)?);
+        }
     }
     Ok(report)
 }

@@ -26,7 +26,7 @@ const THREAD: &[(&str, &str)] = &[
     ("CapBnd", CAPABILITIES),
     ("CapAmb", NONE),
     ("NoNewPrivs", "1"),
-    ("Seccomp", "0"),
+    ("Seccomp", "2"),
 ];
 /// Of the process. Threads of a file server have their own, since the modes of files are the guest's business.
 const UMASK: &str = "0077";
@@ -145,6 +145,7 @@ fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     // Not closed on exec: the monitor inherits it, and should not keep it.
     let inherited = nix::unistd::dup(File::open("/etc/passwd")?).context("duplicating a descriptor")?;
     let machine = boot(ctx, "g")
+        .unjailed()
         .controlled()
         .options(["--cpus", "2", "--jail"])
         .options([root.as_path(), "--netns".as_ref(), &netns.0, "--cgroup".as_ref(), &cgroup.0])

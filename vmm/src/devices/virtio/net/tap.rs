@@ -127,6 +127,17 @@ pub fn open(name: &str, queues: usize) -> Result<Vec<OwnedFd>, Error> {
     Ok(fds)
 }
 
+/// The name of the tap that a descriptor belongs to.
+pub fn name(fd: impl AsFd) -> Result<String, Error> {
+    let fd = fd.as_fd();
+    let mut found = request("?", 0)?;
+    call(fd, libc::TUNGETIFF, &mut found)
+        .map_err(|_| Error::Descriptor { fd: fd.as_raw_fd(), wanted: "TUNSETIFF" })?;
+    let bytes = found.ifr_name.map(|byte| byte.to_ne_bytes()[0]);
+    let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
+}
+
 /// The largest packet that an interface takes, without the Ethernet header.
 pub fn mtu(name: &str) -> Result<u16, Error> {
     let failed = |call, errno: Errno| Error::Call { call, object: name.into(), source: errno.into() };

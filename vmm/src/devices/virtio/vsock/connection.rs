@@ -1,6 +1,8 @@
 //! One stream between a guest's port and a socket of the host, with the credit of both directions.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::num::Wrapping;
@@ -23,6 +25,12 @@ pub struct Key {
     pub guest: u32,
 }
 
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "host:{} guest:{}", self.host, self.guest)
+    }
+}
+
 /// What has to be told to the guest; data comes last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Pending {
@@ -32,9 +40,23 @@ struct Pending {
     shutdown: u32,
 }
 
-/// The guest broke the protocol, or the host's socket broke: the stream is reset.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Reset;
+/// The guest broke the protocol, or the host's socket broke: the stream is reset, for this reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Reset(pub Cow<'static, str>);
+
+impl Reset {
+    /// Nothing of the moment is in the reason.
+    pub const fn because(why: &'static str) -> Self {
+        Self(Cow::Borrowed(why))
+    }
+}
+
+impl From<io::Error> for Reset {
+    fn from(error: io::Error) -> Self {
+        Self(format!("the host's socket: {error}").into())
+    }
+}
 
 /// One stream.
 #[derive(Debug)]
@@ -168,14 +190,14 @@ impl Connection {
                 self.guest_closed |= header.flags & (SHUTDOWN_RECEIVE | SHUTDOWN_SEND);
                 self.flush()
             }
-            _ => Err(Reset),
+            other => Err(Reset(format!("the guest's operation {other} makes no sense now").into())),
         }
     }
 
     fn data(&mut self, data: &[u8]) -> Result<(), Reset> {
         // The credit that was given bounds what may be kept.
         if data.len() > (BUF_ALLOC as usize + GREETING_MAX).saturating_sub(self.backlog.len()) {
-            return Err(Reset);
+            return Err(Reset::because("the guest sent more than it was given credit for"));
         }
         self.received += Wrapping(data.len() as u32);
         self.backlog.extend(data);
@@ -186,14 +208,14 @@ impl Connection {
     pub fn flush(&mut self) -> Result<(), Reset> {
         while !self.backlog.is_empty() {
             match self.stream.write(self.backlog.as_slices().0) {
-                Ok(0) => return Err(Reset),
+                Ok(0) => return Err(Reset::because("the host's socket takes nothing")),
                 Ok(count) => {
                     self.backlog.drain(..count);
                     self.forwarded += Wrapping(count as u32);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Err(Reset),
+                Err(error) => return Err(error.into()),
             }
         }
         // The guest hears of its room before half of it is gone.
@@ -265,7 +287,7 @@ impl Connection {
             }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
-                _ => Err(Reset),
+                _ => Err(error.into()),
             },
         }
     }

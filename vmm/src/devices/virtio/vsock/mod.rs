@@ -236,6 +236,10 @@ impl Work {
             let mut writer: Writer<'_, RamSlice<'_>> = chain.writer(&ram)?;
             let room = writer.available_bytes().checked_sub(HEADER);
             let room = room.ok_or_else(|| Broken("a buffer smaller than a packet's header".into()))?;
+            // A read into no room would look like the end of a stream.
+            if room == 0 {
+                return Err(Broken("a buffer without room for data".into()));
+            }
             let room = room.min(DATA_MAX);
             let Some((header, len)) = self.muxer.next(&mut self.buffer[..room]) else {
                 queue.unpop();

@@ -86,7 +86,8 @@ impl Muxer {
         !self.resets.is_empty() || !self.ready.is_empty()
     }
 
-    fn refuse(&mut self, key: Key) {
+    fn refuse(&mut self, key: Key, why: &Reset) {
+        log::debug!("vsock: the stream {key} is reset: {why}");
         self.connections.remove(&key);
         self.ready.remove(&key);
         self.resets.push_back(key);
@@ -99,40 +100,43 @@ impl Muxer {
         }
         let key = Key { host: header.dst_port, guest: header.src_port };
         if header.op == op::RST {
+            log::debug!("vsock: the guest resets the stream {key}");
             self.connections.remove(&key);
             self.ready.remove(&key);
             return;
         }
         let taken = match self.connections.get_mut(&key) {
-            _ if header.kind != STREAM => Err(Reset),
+            _ if header.kind != STREAM => Err(Reset::because("it is no stream")),
             Some(connection) => connection.take(header, data),
             None if header.op == op::REQUEST => self.begin(key, header),
-            None => Err(Reset),
+            None => Err(Reset::because("there is none")),
         };
-        self.settle(key, taken.is_ok());
+        self.settle(key, taken);
     }
 
     /// What follows from something that happened on a stream.
-    fn settle(&mut self, key: Key, went_well: bool) {
-        match self.connections.get(&key) {
-            Some(connection) if went_well && !connection.is_over() => {
-                if connection.has_pending() {
-                    self.ready.insert(key);
-                }
+    fn settle(&mut self, key: Key, result: Result<(), Reset>) {
+        let result = result.and_then(|()| match self.connections.get(&key) {
+            Some(connection) if connection.is_over() => Err(Reset::because("it is over")),
+            Some(connection) => Ok(connection.has_pending()),
+            None => Err(Reset::because("there is none")),
+        });
+        match result {
+            Ok(true) => {
+                self.ready.insert(key);
             }
-            _ => self.refuse(key),
+            Ok(false) => {}
+            Err(why) => self.refuse(key, &why),
         }
     }
 
     fn begin(&mut self, key: Key, request: &Header) -> Result<(), Reset> {
         if self.connections.len() >= CONNECTIONS_MAX {
-            return Err(Reset);
+            return Err(Reset::because("there are too many"));
         }
         let path = self.directory.join(format!("vsock_{}", key.host));
-        let stream = dial(&path).map_err(|error| {
-            log::debug!("the guest wants port {}, {}: {error}", key.host, path.display());
-            Reset
-        })?;
+        let stream =
+            dial(&path).map_err(|error| Reset(format!("nobody is at {}: {error}", path.display()).into()))?;
         self.connections.insert(key, Connection::from_guest(stream, request));
         Ok(())
     }
@@ -218,7 +222,7 @@ impl Muxer {
         if connection.wants_input() && (gone || flags.contains(PollFlags::POLLIN)) {
             self.ready.insert(key);
         }
-        self.settle(key, result.is_ok());
+        self.settle(key, result);
     }
 
     /// The next packet for the guest, its data in `buffer`.
@@ -248,8 +252,8 @@ impl Muxer {
                 Ok(None) => {
                     self.ready.remove(&key);
                 }
-                Err(Reset) => {
-                    self.refuse(key);
+                Err(why) => {
+                    self.refuse(key, &why);
                     return self.next(buffer);
                 }
             }

@@ -1,0 +1,189 @@
+//! `--tap`: network devices, on taps that are there or will come.
+
+#[cfg(not(target_os = "linux"))]
+mod none;
+
+use std::os::fd::RawFd;
+
+#[cfg(target_os = "linux")]
+pub(super) use linux::Network;
+#[cfg(not(target_os = "linux"))]
+pub(super) use none::Network;
+
+/// A network device as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Port {
+    tap: Tap,
+    /// Bytes a second to the guest and from it.
+    rate: [Option<u64>; 2],
+}
+
+/// Where its tap comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Tap {
+    /// It is opened by its name, so many queues of it.
+    Name(String, usize),
+    /// It is open already, a descriptor for each queue.
+    Open(Vec<RawFd>),
+    /// It comes later, by the control socket, with so many queues.
+    Later(usize),
+}
+
+impl Port {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let (tap, rates) = text.split_once(',').map_or((text, None), |(tap, rates)| (tap, Some(rates)));
+        let mut rate = [None; 2];
+        for part in rates.into_iter().flat_map(|rates| rates.split(',')) {
+            let (index, size) = match part.split_once('=') {
+                Some(("rx", size)) => (0, size),
+                Some(("tx", size)) => (1, size),
+                _ => return Err(format!("{part} is no limit of a tap: give rx=SIZE or tx=SIZE, a second")),
+            };
+            rate[index] = Some(super::run::size(size)?);
+        }
+        Ok(Self { tap: Tap::parse(tap)?, rate })
+    }
+
+    /// Descriptors that were handed in for it.
+    pub(super) fn descriptors(&self) -> &[RawFd] {
+        match &self.tap {
+            Tap::Open(fds) => fds,
+            _ => &[],
+        }
+    }
+
+    /// Whether it waits for a tap.
+    pub(super) fn waits(&self) -> bool {
+        matches!(self.tap, Tap::Later(_))
+    }
+}
+
+impl Tap {
+    fn parse(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("{text} is no tap: give NAME, NAME:N for N queues of it, fd:N+N..., none or none:N");
+        if let Some(numbers) = text.strip_prefix("fd:") {
+            let fds: Option<Vec<RawFd>> =
+                numbers.split('+').map(|number| number.parse().ok().filter(|fd| *fd > 2)).collect();
+            return fds.map(Self::Open).ok_or_else(wrong);
+        }
+        let (name, queues) = text.split_once(':').unwrap_or((text, "1"));
+        match queues.parse() {
+            Ok(queues) if name == "none" => Ok(Self::Later(queues)),
+            Ok(queues) if !name.is_empty() => Ok(Self::Name(name.into(), queues)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::os::fd::{FromRawFd, OwnedFd};
+
+    use anyhow::anyhow;
+    use vmm::control::{OnTap, Refusal, RefusalKind};
+    use vmm::devices::virtio::Device;
+    use vmm::devices::virtio::limit::{Limits, Rate};
+    use vmm::devices::virtio::net::{Config, Handle, Net, tap};
+    use vmm::slots::SlotId;
+
+    use super::{Port, Tap};
+
+    /// The network devices of a machine, on their way from names to slots.
+    #[derive(Default)]
+    pub(in crate::cli) struct Network {
+        devices: Vec<Net>,
+        handles: Vec<(String, Handle)>,
+    }
+
+    impl Network {
+        /// Opens what `ports` name: in the network namespace of the taps, with the right to use them.
+        pub(in crate::cli) fn open(ports: &[Port]) -> anyhow::Result<Self> {
+            let mut network = Self::default();
+            for (index, port) in ports.iter().enumerate() {
+                let device = device(port)?;
+                network.handles.push((format!("net.{index}"), device.handle()));
+                network.devices.push(device);
+            }
+            Ok(network)
+        }
+
+        /// Gives the devices slots, once.
+        pub(in crate::cli) fn add_to(&mut self, slots: &mut Vec<(SlotId, Box<dyn Device>)>) {
+            for ((name, _), device) in self.handles.iter().zip(self.devices.drain(..)) {
+                slots.push((SlotId::new(name), Box::new(device)));
+            }
+        }
+
+        /// What the control socket does with a tap for one of the slots.
+        pub(in crate::cli) fn on_tap(self) -> OnTap {
+            Box::new(move |slot, taps| {
+                let refuse = |why| Refusal::new(RefusalKind::Invalid, why);
+                let found = self.handles.iter().find(|(name, _)| name == slot);
+                let (_, handle) = found.ok_or_else(|| {
+                    let known: Vec<_> = self.handles.iter().map(|(name, _)| name.as_str()).collect();
+                    let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+                    refuse(format!("there is no network device {slot}: this machine has {known}"))
+                })?;
+                handle.attach(taps).map_err(|error| refuse(error.to_string()))
+            })
+        }
+    }
+
+    fn device(port: &Port) -> anyhow::Result<Net> {
+        let (pairs, taps, mtu) = match &port.tap {
+            Tap::Name(name, queues) => (*queues, tap::open(name, *queues)?, Some(tap::mtu(name)?)),
+            Tap::Open(fds) => {
+                // SAFETY: they were given for this use, once, by whoever started this process; should one not
+                // be an open tap, the device refuses it.
+                let taps: Vec<_> = fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }).collect();
+                let name = taps.first().map(tap::name).transpose()?;
+                (taps.len(), taps, name.map(|name| tap::mtu(&name)).transpose()?)
+            }
+            Tap::Later(queues) => (*queues, Vec::new(), None),
+        };
+        let mut mac = [0; 6];
+        vmm::entropy::fill(&mut mac).map_err(|error| anyhow!("no randomness for an address: {error}"))?;
+        // One machine's, and given by nobody.
+        mac[0] = mac[0] & !1 | 2;
+        let [rx, tx] = port.rate.map(limits);
+        Ok(Net::new(Config { pairs, taps, mac, mtu, rx, tx })?)
+    }
+
+    /// A second's worth may come at once.
+    fn limits(rate: Option<u64>) -> Limits {
+        let bytes = rate.map_or(Rate::default(), |rate| Rate { per_second: rate, burst: rate, once: 0 });
+        Limits { bytes, operations: Rate::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taps() {
+        let name = |name: &str, queues| Tap::Name(name.into(), queues);
+        for (text, tap, rate) in [
+            ("tap0", Some(name("tap0", 1)), [None; 2]),
+            ("tap0:4", Some(name("tap0", 4)), [None; 2]),
+            ("tap0:4,rx=1K", Some(name("tap0", 4)), [Some(1024), None]),
+            ("tap0,tx=5,rx=6", Some(name("tap0", 1)), [Some(6), Some(5)]),
+            ("fd:3", Some(Tap::Open(vec![3])), [None; 2]),
+            ("fd:3+7", Some(Tap::Open(vec![3, 7])), [None; 2]),
+            ("none", Some(Tap::Later(1)), [None; 2]),
+            ("none:2,rx=1", Some(Tap::Later(2)), [Some(1), None]),
+            ("fd:", None, [None; 2]),
+            ("fd:2", None, [None; 2]),
+            ("fd:3+x", None, [None; 2]),
+            ("tap0:", None, [None; 2]),
+            ("tap0:x", None, [None; 2]),
+            ("tap0,fast", None, [None; 2]),
+            ("tap0,rx=fast", None, [None; 2]),
+            (":2", None, [None; 2]),
+            ("", None, [None; 2]),
+        ] {
+            assert_eq!(Port::parse(text).ok(), tap.map(|tap| Port { tap, rate }), "{text:?}");
+        }
+    }
+}
