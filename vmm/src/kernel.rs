@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use crate::mend;
+
 /// How much of a file [`Format::of`] wants to see.
 pub const HEAD: usize = 4096;
 
@@ -66,7 +68,7 @@ impl Format {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file could not be opened or read.
-    #[error("cannot read {what} {}: {source}", path.display())]
+    #[error("cannot read {what} {}: {source}{}", path.display(), mend::of(source))]
     Read {
         /// Kernel or initrd.
         what: &'static str,
@@ -130,7 +132,7 @@ impl Image {
         let file = File::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() {
-            return Err(failed(io::Error::other("it is no regular file")));
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
         }
         Ok(Self { what, path: path.to_owned(), file, len: metadata.len() })
     }

@@ -23,6 +23,7 @@ pub mod kernel;
 #[cfg(not(loom))]
 pub mod machine;
 pub mod memory;
+mod mend;
 #[cfg(target_os = "linux")]
 pub mod seccomp;
 pub mod slots;

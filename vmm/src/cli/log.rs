@@ -48,7 +48,7 @@ impl Log for Stderr {
         let mut allowance = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left_out) = allowance.take(Instant::now()) {
             if left_out > 0 {
-                say(format_args!("warn: {left_out} lines were left out"));
+                say(format_args!("{left_out} lines were left out"));
             }
             say(format_args!("{}: {}", record.level().as_str().to_ascii_lowercase(), record.args()));
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use lexopt::prelude::*;
 use log::LevelFilter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -229,10 +229,15 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
     let begun = Instant::now();
     let options = parse(args)?;
     lines::start(options.log);
+    let jailed = options.jail.is_some();
     Ok(match run(options, begun) {
         Ok(outcome) => {
-            if !matches!(outcome, Outcome::PowerOff) {
-                eprintln!("supermachine-vmm: {outcome}");
+            match outcome {
+                Outcome::PowerOff => {}
+                Outcome::Crash(_) | Outcome::Failed(_) => {
+                    eprintln!("supermachine-vmm: {outcome}{}", blame(jailed));
+                }
+                _ => eprintln!("supermachine-vmm: {outcome}"),
             }
             match outcome {
                 Outcome::PowerOff => ExitCode::SUCCESS,
@@ -252,30 +257,40 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
 
 #[cfg(not(target_os = "linux"))]
 fn build(_jailed: bool, _config: Config) -> anyhow::Result<Machine> {
-    bail!("this build has no hypervisor for this system; use a Linux host with KVM")
+    anyhow::bail!("this build has no hypervisor for this system; use a Linux host with KVM")
 }
 
 #[cfg(target_os = "linux")]
 fn build(jailed: bool, config: Config) -> anyhow::Result<Machine> {
-    use vmm::hypervisor::check;
     use vmm::hypervisor::kvm::{DEVICE, Kvm};
 
     let built = Kvm::open(DEVICE.as_ref())
         .map_err(anyhow::Error::from)
         .and_then(|kvm| Ok(Machine::build(&kvm, config)?));
-    built.or_else(|error| {
-        // The check has nothing to look at in a jail.
-        if jailed {
-            return Err(error);
-        }
-        // Whoever gets here has a host that cannot, or a wrong option; the check knows which.
-        let report = check::host(&check::Host::default());
-        if report.usable() {
-            Err(error)
-        } else {
-            bail!("{error}; {}; see supermachine-vmm check", report.verdict())
-        }
-    })
+    // Whoever gets here has a host that cannot, or a wrong option; the check knows which.
+    built.map_err(|error| anyhow!("{error}{}", blame(jailed)))
+}
+
+/// What the check of the host says, if that may be the cause.
+#[cfg(target_os = "linux")]
+fn blame(jailed: bool) -> String {
+    use vmm::hypervisor::check;
+
+    // It has nothing to look at in a jail.
+    if jailed {
+        return String::new();
+    }
+    let report = check::host(&check::Host::default());
+    if report.usable() {
+        String::new()
+    } else {
+        format!("; {}; see supermachine-vmm check", report.verdict())
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn blame(_jailed: bool) -> String {
+    String::new()
 }
 
 type Sink = Box<dyn Write + Send>;
@@ -293,8 +308,12 @@ fn open(console: &Console) -> anyhow::Result<(Sink, Option<Source>)> {
         }
         Console::None => (Box::new(io::sink()), None),
         Console::File(path) => {
-            let file = fs::File::create(path)
-                .map_err(|error| anyhow!("cannot create the console's file {}: {error}", path.display()))?;
+            let file = fs::File::create(path).map_err(|error| {
+                anyhow!(
+                    "cannot create the console's file {}: {error}; give a path in a directory that is there",
+                    path.display()
+                )
+            })?;
             (Box::new(file), None)
         }
         Console::Unix(path) => {
@@ -333,7 +352,7 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
         let vsock = Vsock::new(GUEST_CID, directory).map_err(|error| {
             let directory = directory.display();
             anyhow!(
-                "cannot listen on {directory}/{SOCKET}: {error}; give a directory that has no such file yet"
+                "cannot listen on {directory}/{SOCKET}: {error}; give a directory that is there and has no such file yet"
             )
         })?;
         devices.push((SlotId::new("vsock"), Box::new(vsock)));
@@ -360,7 +379,7 @@ fn share(share: &Share, vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
 
 #[cfg(not(all(target_os = "linux", feature = "fs")))]
 fn share(share: &Share, _vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
-    bail!(
+    anyhow::bail!(
         "cannot share {} as {}{}: this build has no file server (feature fs)",
         share.directory.display(),
         share.tag,
@@ -408,10 +427,11 @@ fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
     }
     heed(signals, &machine).map_err(|error| anyhow!("cannot start a thread for signals: {error}"))?;
     say_markers(&machine, options.markers);
-    let _control = control.map(|control| drive(&machine, control, network, raw.clone())).transpose()?;
+    // Before anybody is answered, so that who drives a machine knows that it is held.
     if options.jail.is_some() {
         jail::filter()?;
     }
+    let _control = control.map(|control| drive(&machine, control, network, raw.clone())).transpose()?;
     say_phases(begun, prepared, machine.phases());
     if !options.paused {
         machine.resume()?;

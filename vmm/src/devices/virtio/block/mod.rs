@@ -36,7 +36,7 @@ const F_WRITE_ZEROES: u64 = 1 << 14;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// By the host's file system.
-    #[error("cannot open the disk {}: {source}", path.display())]
+    #[error("cannot open the disk {}: {source}{}", path.display(), crate::mend::to_write(source))]
     Open {
         /// Its path.
         path: PathBuf,
@@ -44,7 +44,8 @@ pub enum Error {
         source: io::Error,
     },
     /// It is not a whole number of sectors, or none.
-    #[error("the disk {} has {len} bytes: it must be a multiple of 512 and not empty", path.display())]
+    #[error("the disk {} has {len} bytes: it must be a multiple of 512 and not empty; \
+         truncate -s %512 fills it up", path.display())]
     Size {
         /// Its path.
         path: PathBuf,

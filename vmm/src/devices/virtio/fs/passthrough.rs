@@ -31,7 +31,7 @@ pub enum Cache {
 
 /// The directory cannot be shared.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot share {}: {source}", path.display())]
+#[error("cannot share {}: {source}{}", path.display(), crate::mend::of(source))]
 pub struct Error {
     path: PathBuf,
     source: io::Error,
