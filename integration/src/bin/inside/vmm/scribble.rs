@@ -149,9 +149,10 @@ fn watch(
 
 /// Runs `command` in the guest apart from any stream, since there may be none meanwhile, and watches.
 fn apart(ctx: &Ctx<'_, Inside>, guest: &mut Guest, before: &Taken, command: &str) -> Result<String> {
-    let script =
-        format!("(sleep 0.3; {command} > /tmp/said 2>&1; echo \"code $?\" >> /tmp/said) < /dev/null &");
-    guest.sh(&format!("rm -f /tmp/said; {script}"), A_MOMENT)?;
+    // Nothing of the stream is left to it, or the stream would be there until it ends.
+    let script = format!("{command} > /tmp/said 2>&1; echo \"code $?\" >> /tmp/said");
+    let script = format!("rm -f /tmp/said; (sleep 0.5; {script}) < /dev/null > /dev/null 2>&1 &");
+    guest.sh(&script, A_MOMENT)?;
     let mut said = String::new();
     watch(guest, before, FEW, ctx.left().mul_f64(0.7), |guest| {
         // Not traced: it mostly fails.
