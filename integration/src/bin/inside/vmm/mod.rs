@@ -5,12 +5,14 @@ mod block;
 mod boot;
 mod control;
 mod fs;
+mod generation;
 mod grow;
 mod hostile;
 mod jail;
 mod life;
 mod memory;
 mod net;
+mod psci;
 mod scribble;
 mod vsock;
 
@@ -39,6 +41,8 @@ pub fn tests() -> Vec<Test<Inside>> {
         control::tests(),
         jail::tests(),
         net::tests(),
+        generation::tests(),
+        psci::tests(),
         scribble::tests(),
     ]
     .into_iter()
