@@ -45,9 +45,9 @@ impl<'a> Workshop<'a> {
     pub fn open(cache: &'a Cache, start: &'a Start, ending: &'a Ending) -> Result<Self> {
         let spec = &start.spec;
         spec.check()?;
-        let qemu = Qemu::find(spec.arch)?;
         let payload = Payload::build(spec.arch)?;
         let accel = Accel::choose(cache, spec.arch, &payload.monitor());
+        let qemu = Qemu::find(cache, spec.arch, accel, start.rebuild)?;
         let image = Image::open(cache, spec.arch, start.rebuild)?;
         Ok(Self { cache, spec, qemu, accel, image, payload, ending })
     }
