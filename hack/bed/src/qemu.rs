@@ -156,6 +156,8 @@ impl Machine<'_> {
         }
         let mut words = Vec::new();
         let mut add = |name: &str, value: String| words.extend([name.to_owned(), value]);
+        // Started by a loader, it would have that one's name.
+        add("-name", format!("testbed,process={}", program(spec.arch)));
         add("-M", machine);
         add("-cpu", cpu);
         add("-accel", accel);
