@@ -70,10 +70,20 @@ pub fn features() -> Features {
     features
 }
 
+/// Types of mounts that containerd hands over raw, if told so: as images, not mounted.
+pub fn mount_types() -> &'static [&'static str] {
+    rootfs::IMAGES
+}
+
+/// What containerd need not do to mounts before it hands them over.
+pub fn mount_transforms() -> &'static [&'static str] {
+    rootfs::TRANSFORMS
+}
+
 /// Annotations of `RuntimeInfo`, and of the features document.
 pub fn annotations() -> HashMap<String, String> {
-    let transforms = rootfs::TRANSFORMS.iter().map(|name| format!("{name}/*"));
-    let types = rootfs::IMAGES.iter().map(|name| (*name).to_owned());
+    let transforms = mount_transforms().iter().map(|name| format!("{name}/*"));
+    let types = mount_types().iter().map(|name| (*name).to_owned());
     let allowed: Vec<_> = transforms.chain(types).collect();
     HashMap::from([(ALLOW_MOUNTS.to_owned(), allowed.join(","))])
 }

@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
 
 use crate::devices;
 use crate::error::{Result, invalid, unsupported};
@@ -81,7 +81,10 @@ fn split(at: &str, asked: &LinuxResources) -> Result<Split> {
             let why = "cgroup v2 has none";
             return Err(unsupported(format!("{at}.blockIO.leafWeight"), "", why, "use weight"));
         }
-        split.host.set_block_io(Some(block_io.clone()));
+        let mut host = block_io.clone();
+        // Docker writes what nobody has set as 0.
+        host.set_leaf_weight(None).set_weight(block_io.weight().filter(|weight| *weight != 0));
+        split.host.set_block_io((host != LinuxBlockIo::default()).then_some(host));
     }
     if let Some(unified) = asked.unified() {
         split_unified(&format!("{at}.unified"), unified, &mut split)?;
@@ -165,7 +168,9 @@ fn split_cpu(at: &str, cpu: &LinuxCpu, split: &mut Split) -> Result<()> {
     guest.set_cpus(None).set_mems(None);
     split.guest.set_cpu(Some(guest));
     let mut host = LinuxCpu::default();
-    host.set_shares(cpu.shares()).set_cpus(cpu.cpus().clone()).set_mems(cpu.mems().clone());
+    host.set_shares(cpu.shares().filter(|shares| *shares != 0))
+        .set_cpus(cpu.cpus().clone())
+        .set_mems(cpu.mems().clone());
     let period = cpu.period().filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD);
     if let Some(cpus) = quota {
         let whole = i64::from(cpus).saturating_mul(i64::try_from(period).unwrap_or(i64::MAX));

@@ -38,7 +38,7 @@ const TYPES: &[(&str, &[&str])] = &[
 ];
 
 /// Whether a type takes an option beside those that every mount takes.
-pub(super) fn takes(typ: &str, option: &str) -> bool {
+pub(crate) fn takes(typ: &str, option: &str) -> bool {
     let name = option.split_once('=').map_or(option, |(name, _)| name);
     TYPES.iter().any(|(known, names)| *known == typ && names.contains(&name))
 }

@@ -17,7 +17,7 @@ pub(crate) mod options;
 mod shm;
 mod sockets;
 
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{LinuxIdMapping, Mount};
 
 use crate::error::{Result, at, invalid, unsupported};
 use crate::plan::Plan;
@@ -37,8 +37,13 @@ impl Entry<'_> {
     }
 
     /// The entry for the guest: the same place, but for where it comes from.
-    fn from(&self, typ: &str, source: impl Into<std::path::PathBuf>, options: Vec<String>) -> Mount {
+    fn from(&self, typ: &str, source: impl Into<std::path::PathBuf>, mut options: Vec<String>) -> Mount {
+        // The guest's runtime goes by the option, and some clients write only the type.
+        if typ == "bind" && !options.iter().any(|option| option == "bind" || option == "rbind") {
+            options.push("bind".to_owned());
+        }
         let mut mount = self.mount.clone();
+        mount.set_uid_mappings(None).set_gid_mappings(None);
         mount.set_typ(Some(typ.to_owned())).set_source(Some(source.into()));
         mount.set_options((!options.is_empty()).then_some(options));
         mount
@@ -63,7 +68,8 @@ fn one(context: &Context<'_>, plan: &mut Plan, entry: &Entry<'_>) -> Result<Moun
         let asked = format!("\"{}\"", mount.destination().display());
         return Err(invalid(format!("{}.destination", entry.place), asked, "a destination is absolute"));
     }
-    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+    let maps = |list: &Option<Vec<LinuxIdMapping>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    if maps(mount.uid_mappings()) || maps(mount.gid_mappings()) {
         return Err(options::idmap(format!("{}.uidMappings", entry.place), ""));
     }
     options::check(entry)?;

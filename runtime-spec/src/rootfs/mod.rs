@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use crate::devices::next_serial;
 use crate::error::{Error, Result, at, invalid, missing, unsupported};
 use crate::host::Found;
-use crate::layout;
 use crate::plan::{Block, BlockSource, Directory, Mount, Plan, Source};
 use crate::planner::Context;
+use crate::{layout, mounts};
 
 /// File systems whose images and disks the guest mounts.
 pub(crate) const IMAGES: &[&str] = &["erofs", "ext4"];
@@ -26,6 +26,8 @@ pub(crate) const HOST_TYPES: &[&str] = &["bind", "overlay", "btrfs", "zfs", "xfs
 /// What containerd's mount manager would do to a mount, and we do: it hands them over raw if told so.
 pub(crate) const TRANSFORMS: &[&str] = &["mkdir", "format"];
 
+/// Options that are for the mount manager, of which this one is done here.
+const CONTAINERD: &str = "X-containerd.";
 const MKDIR: &str = "X-containerd.mkdir.";
 
 /// A mount of `CreateTaskRequest.rootfs`.
@@ -55,7 +57,11 @@ impl Part<'_> {
 
     /// Whether everything that it is made of is another mount of the list.
     fn refers_only(&self) -> bool {
-        self.typ == "overlay" && self.given.options.iter().all(|option| !names_host_path(option))
+        match self.typ {
+            "overlay" => !self.given.options.iter().any(|option| names_host_path(option)),
+            "bind" => template::is(&self.given.source),
+            _ => false,
+        }
     }
 
     fn refers(&self) -> bool {
@@ -78,7 +84,8 @@ pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
         directory(context, plan, named)?;
         layout::in_guest(&layout::rootfs(id))
     } else {
-        let parts = parts(request.rootfs)?;
+        let mounts = request.rootfs.iter().enumerate();
+        let parts = mounts.map(|(index, given)| part(index, given)).collect::<Result<Vec<_>>>()?;
         let in_guest = parts.iter().any(Part::is_image)
             && parts.iter().all(|part| part.is_image() || part.refers_only());
         if in_guest { of_images(context, plan, &parts)? } else { on_host(context, plan, &parts)? }
@@ -114,31 +121,22 @@ fn directory(context: &Context<'_>, plan: &mut Plan, named: Option<PathBuf>) -> 
     Ok(())
 }
 
-fn parts(mounts: &[RootfsMount]) -> Result<Vec<Part<'_>>> {
-    let part = |(index, given): (usize, &'_ RootfsMount)| -> Result<(String, usize)> {
-        let place = at("rootfs", index);
-        let mut rest = given.typ.as_str();
-        while let Some((transform, inner)) = rest.split_once('/') {
-            if !TRANSFORMS.contains(&transform) {
-                let why = format!("of transformations of mounts there are {}", TRANSFORMS.join(" and "));
-                return Err(unsupported(place, format!("type {:?}", given.typ), why, "let containerd do it"));
-            }
-            rest = inner;
+fn part(index: usize, given: &RootfsMount) -> Result<Part<'_>> {
+    let place = at("rootfs", index);
+    let asked = || format!("type {:?}", given.typ);
+    let mut typ = given.typ.as_str();
+    while let Some((transform, inner)) = typ.split_once('/') {
+        if !TRANSFORMS.contains(&transform) {
+            let why = format!("of transformations of mounts there are {}", TRANSFORMS.join(" and "));
+            return Err(unsupported(place, asked(), why, "let containerd do it"));
         }
-        if !IMAGES.contains(&rest) && !HOST_TYPES.contains(&rest) {
-            let why = format!("of types there are {} and {}", HOST_TYPES.join(", "), IMAGES.join(", "));
-            return Err(unsupported(place, format!("type {:?}", given.typ), why, "use another snapshotter"));
-        }
-        Ok((place, given.typ.len() - rest.len()))
-    };
-    mounts
-        .iter()
-        .enumerate()
-        .map(|(index, given)| {
-            let (place, prefix) = part((index, given))?;
-            Ok(Part { place, typ: &given.typ[prefix..], given })
-        })
-        .collect()
+        typ = inner;
+    }
+    if !IMAGES.contains(&typ) && !HOST_TYPES.contains(&typ) {
+        let why = format!("of types there are {} and {}", HOST_TYPES.join(", "), IMAGES.join(", "));
+        return Err(unsupported(place, asked(), why, "use another snapshotter"));
+    }
+    Ok(Part { place, typ, given })
 }
 
 /// A root that the guest makes of disks.
@@ -165,7 +163,7 @@ fn of_images(context: &Context<'_>, plan: &mut Plan, parts: &[Part<'_>]) -> Resu
             }
             Mount { typ: part.typ.to_owned(), source, target, options: rest, devices, mkdir }
         } else {
-            let source = Source::Path(part.typ.into());
+            let source = Source::Path(source(part, &places[..index])?.into());
             Mount { typ: part.typ.to_owned(), source, target, options, devices: Vec::new(), mkdir }
         };
         plan.guest.mounts.push(mount);
@@ -204,8 +202,7 @@ fn on_host(context: &Context<'_>, plan: &mut Plan, parts: &[Part<'_>]) -> Result
     for (index, part) in parts.iter().enumerate() {
         let target = place_of(part, &places, index)?;
         let (options, mkdir) = options(part, &places[..index])?;
-        let source = template::expand(&part.given.source, &places[..index])
-            .map_err(|why| invalid(format!("{}.source", part.place), &part.given.source, why))?;
+        let source = source(part, &places[..index])?;
         if matches!(part.typ, "bind" | "erofs" | "ext4" | "xfs" | "btrfs")
             && !template::is(&part.given.source)
         {
@@ -256,6 +253,12 @@ fn place_of(part: &Part<'_>, places: &[PathBuf], index: usize) -> Result<PathBuf
     Ok(places[index].join(target))
 }
 
+/// The source with references resolved.
+fn source(part: &Part<'_>, places: &[PathBuf]) -> Result<String> {
+    template::expand(&part.given.source, places)
+        .map_err(|why| invalid(format!("{}.source", part.place), &part.given.source, why))
+}
+
 /// Options with references resolved, and the directories that some of them ask to make.
 fn options(part: &Part<'_>, places: &[PathBuf]) -> Result<(Vec<String>, Vec<Directory>)> {
     let mut options = Vec::new();
@@ -270,11 +273,22 @@ fn options(part: &Part<'_>, places: &[PathBuf]) -> Result<(Vec<String>, Vec<Dire
             }
         }
     }
-    check_idmap(part, &options)?;
+    check(part, &options)?;
     Ok((options, mkdir))
 }
 
-fn check_idmap(part: &Part<'_>, options: &[String]) -> Result<()> {
+/// Refuses options that would be refused later without a name, or that nobody would heed.
+fn check(part: &Part<'_>, options: &[String]) -> Result<()> {
+    let known = |option: &String| {
+        mounts::options::KNOWN.contains(&option.as_str())
+            || mounts::filesystems::takes(part.typ, option)
+            || option.starts_with("device=")
+    };
+    let unknown = |option: &String| option.starts_with(CONTAINERD) || (part.is_image() && !known(option));
+    if let Some(option) = options.iter().find(|option| unknown(option)) {
+        let why = format!("it is no option of a mount of type {} that this runtime knows", part.typ);
+        return Err(unsupported(format!("{}.options", part.place), option, why, "use another snapshotter"));
+    }
     let mapped =
         options.iter().position(|option| option.starts_with("uidmap=") || option.starts_with("gidmap="));
     let Some(index) = mapped else { return Ok(()) };

@@ -145,6 +145,24 @@ fn images_under_a_writable_image_are_composed_in_the_guest() {
 }
 
 #[test]
+fn a_directory_of_an_image() {
+    // What the erofs snapshotter yields for an image without layers, with a writable one.
+    let list = [
+        mount("ext4", "/rw.img", &["rw", "loop"]),
+        mount(
+            "format/mkdir/bind",
+            "{{ mount 0 }}/upper",
+            &["X-containerd.mkdir.path={{ mount 0 }}/upper:0755", "rbind"],
+        ),
+    ];
+    let plan = case(&list).plan();
+    assert_eq!((root(&plan), plan.share.rootfs.len(), plan.blocks.len()), (COMPOSED, 0, 1));
+    let upper = "/run/supermachine/containers/c1/layers/0/upper";
+    assert_eq!(plan.guest.mounts[1].source, Source::Path(upper.into()));
+    assert_eq!(plan.guest.mounts[1].mkdir[0].path, Path::new(upper));
+}
+
+#[test]
 fn images_under_a_directory_of_the_host_are_composed_there() {
     // What the erofs snapshotter yields by default.
     let list = [
@@ -182,6 +200,8 @@ fn lists_that_make_no_root() {
             "rootfs[1].options[0]",
         ),
         (vec![mount("overlay", "overlay", &["lowerdir=/a:/b", "uidmap=0:1:2"])], "rootfs[0].options[1]"),
+        (vec![mount("erofs", "/image.erofs", &["X-containerd.dmverity=x"])], "rootfs[0].options"),
+        (vec![mount("ext4", "/rw.img", &["colour=blue"])], "rootfs[0].options"),
         (vec![mount("mkdir/overlay", "overlay", &["X-containerd.mkdir.path=/a:x"])], "rootfs[0].options[0]"),
     ] {
         assert_eq!(case(&list).error().path(), path, "{list:?}");
