@@ -7,6 +7,7 @@ use oci_spec::runtime::{
     Apparmor, Cgroup, Features, IDMap, IntelRdt, LinuxFeature, MountExtensions, NetDevices, Seccomp, Selinux,
 };
 
+use crate::annotations::PREFIX;
 use crate::{hooks, mounts, namespaces, platform, rootfs, seccomp};
 
 /// By which containerd's mount manager learns what to hand over raw.
@@ -66,7 +67,8 @@ pub fn features() -> Features {
         .set_hooks(Some(names(hooks::KINDS)))
         .set_mount_options(Some(names(mounts::options::KNOWN)))
         .set_linux(Some(linux()))
-        .set_annotations(Some(annotations()));
+        .set_annotations(Some(annotations()))
+        .set_potentially_unsafe_config_annotations(Some(vec![PREFIX.to_owned()]));
     features
 }
 

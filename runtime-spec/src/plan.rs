@@ -102,6 +102,8 @@ pub struct Guest {
     pub spec: Spec,
     /// What to mount before the container is made, in this order. Unmounted after it, in the reverse.
     pub mounts: Vec<Mount>,
+    /// The tmpfs that becomes `/dev/shm`. Containers of a pod name the same one: the first makes it.
+    pub shm: Option<Shm>,
     /// Unix sockets to listen on before the container is made.
     pub sockets: Vec<GuestSocket>,
     /// Disks which the container sees as device nodes: the agent knows their numbers, and adds them to
@@ -111,6 +113,15 @@ pub struct Guest {
     pub sysctls: BTreeMap<String, String>,
     /// The name of the machine, when the container has no UTS namespace of its own.
     pub hostname: Option<String>,
+}
+
+/// A tmpfs for shared memory, with mode 1777 and neither devices, nor set-user-ids, nor programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shm {
+    /// Where.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// Something to mount: in the guest, or by the shim on the host.

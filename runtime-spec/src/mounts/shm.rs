@@ -7,7 +7,7 @@ use oci_spec::runtime::Mount;
 
 use super::Entry;
 use crate::layout;
-use crate::plan::{self, Plan, Source};
+use crate::plan::{Plan, Shm};
 use crate::planner::Context;
 
 const SHM: &str = "/dev/shm";
@@ -23,18 +23,7 @@ pub(super) fn one(context: &Context<'_>, plan: &mut Plan, entry: &Entry<'_>, sou
     };
     let id = context.request.id;
     let target = layout::guest_shm(context.kind.group(id).unwrap_or(id));
-    plan.guest.mounts.push(plan::Mount {
-        typ: "tmpfs".to_owned(),
-        source: Source::Path("shm".into()),
-        target: target.clone(),
-        options: ["nosuid", "nodev", "noexec", "mode=1777"]
-            .map(str::to_owned)
-            .into_iter()
-            .chain([format!("size={size}")])
-            .collect(),
-        devices: Vec::new(),
-        mkdir: Vec::new(),
-    });
+    plan.guest.shm = Some(Shm { path: target.clone(), size });
     entry.from("bind", target, entry.options().to_vec())
 }
 
@@ -42,6 +31,7 @@ pub(super) fn one(context: &Context<'_>, plan: &mut Plan, entry: &Entry<'_>, sou
 mod tests {
     use serde_json::json;
 
+    use super::*;
     use crate::testing::Case;
 
     fn shm(source: &str) -> serde_json::Value {
@@ -54,21 +44,21 @@ mod tests {
         assert_eq!(plan.share.binds, []);
         let mounts = plan.guest.spec.mounts().as_ref().unwrap();
         assert_eq!(mounts[0].source().as_ref().unwrap().to_str(), Some("/run/supermachine/shm/c1"));
-        assert_eq!(plan.guest.mounts[0].target.to_str(), Some("/run/supermachine/shm/c1"));
-        assert!(plan.guest.mounts[0].options.contains(&"size=67108864".to_owned()));
+        let path = "/run/supermachine/shm/c1".into();
+        assert_eq!(plan.guest.shm, Some(Shm { path, size: 64 << 20 }));
     }
 
     #[test]
     fn a_pod_has_one() {
         let mut case = Case::mount(&shm("/state/shm"));
         case.spec["annotations"] = json!({ "io.kubernetes.cri.sandbox-id": "p1" });
-        assert_eq!(case.plan().guest.mounts[0].target.to_str(), Some("/run/supermachine/shm/p1"));
+        assert_eq!(case.plan().guest.shm.unwrap().path.to_str(), Some("/run/supermachine/shm/p1"));
     }
 
     #[test]
     fn a_directory_of_files_is_shared() {
         let plan = Case::mount(&shm("/dir")).plan();
-        assert_eq!((plan.share.binds.len(), plan.guest.mounts.len()), (1, 0));
+        assert_eq!((plan.share.binds.len(), plan.guest.shm), (1, None));
     }
 
     #[test]
