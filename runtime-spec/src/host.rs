@@ -9,7 +9,7 @@ pub struct Host<'a> {
     pub cpus: u32,
     /// Bytes of memory.
     pub memory: u64,
-    /// Its name, which a container without an UTS namespace of its own sees.
+    /// Its name, which a container without a UTS namespace of its own sees.
     pub hostname: &'a str,
     /// How to look at a path.
     pub files: &'a dyn Files,

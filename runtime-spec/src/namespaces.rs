@@ -55,13 +55,10 @@ pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
             continue;
         }
         match whose(context, namespace) {
-            Whose::New => kept.push(namespace.clone()),
+            // An empty path is none, but not to the guest's runtime.
+            Whose::New => kept.push(of(kind, None)),
             Whose::Host => {}
-            Whose::Pods(path) if kind != Type::Mount => {
-                let mut shared = LinuxNamespace::default();
-                shared.set_typ(kind).set_path(Some(path));
-                kept.push(shared);
-            }
+            Whose::Pods(path) if kind != Type::Mount => kept.push(of(kind, Some(path))),
             Whose::Pods(path) | Whose::Others(path) => {
                 let why = "it is not of a container of this pod, so it is in another machine";
                 let why = if kind == Type::Mount { "mount namespaces are not shared" } else { why };
@@ -77,6 +74,12 @@ pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
         linux.set_namespaces(Some(kept));
     }
     Ok(())
+}
+
+fn of(kind: Type, path: Option<PathBuf>) -> LinuxNamespace {
+    let mut namespace = LinuxNamespace::default();
+    namespace.set_typ(kind).set_path(path);
+    namespace
 }
 
 /// Whose namespace is asked for.
@@ -127,7 +130,7 @@ fn hosts(context: &Context<'_>, plan: &mut Plan, has: impl Fn(Type) -> bool) -> 
     if !has(Type::Uts) {
         let spec = &mut plan.guest.spec;
         if let Some(name) = spec.domainname().as_ref().filter(|name| !name.is_empty()) {
-            return Err(invalid("domainname", name, "it takes an UTS namespace of the container's own"));
+            return Err(invalid("domainname", name, "it takes a UTS namespace of the container's own"));
         }
         spec.set_domainname(None);
         let name = spec.hostname_mut().take().filter(|name| !name.is_empty());
@@ -159,7 +162,7 @@ fn mappings(plan: &Plan, has: impl Fn(Type) -> bool) -> Result<()> {
     {
         let given = list.as_ref().is_some_and(|list| !list.is_empty());
         if given && !has(Type::User) {
-            return Err(invalid(path, "", "it takes an user namespace of the container's own"));
+            return Err(invalid(path, "", "it takes a user namespace of the container's own"));
         }
         if !given && has(Type::User) && !joins {
             return Err(invalid(path, "missing", "a new user namespace has mappings"));
@@ -211,7 +214,8 @@ mod tests {
         let namespaces = plan.guest.spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap().clone();
         let kinds: Vec<_> = namespaces.iter().map(LinuxNamespace::typ).collect();
         assert_eq!(kinds, [Type::Pid, Type::Ipc, Type::Uts, Type::Mount, Type::Cgroup]);
-        case("time", Some(json!({ "type": "time", "path": "" }))).plan();
+        let plan = case("pid", Some(json!({ "type": "pid", "path": "" }))).plan();
+        assert_eq!(path_of(&plan, Type::Pid), None);
     }
 
     #[test]

@@ -91,6 +91,9 @@ pub fn plan(request: &Request<'_>) -> Result<Plan> {
     check_id("namespace", request.namespace)?;
     let settings = annotations::settings(request.config, request.spec.annotations().as_ref())?;
     let kind = Kind::of(request.id, request.spec.annotations().as_ref());
+    if let Kind::Member { pod } = &kind {
+        check_id("annotations", pod)?;
+    }
     if let Some(pod) = request.pod {
         check_id("pod", &pod.id)?;
     }
@@ -150,5 +153,7 @@ mod tests {
             case.id = id.to_owned();
             assert_eq!(case.plan().id, id);
         }
+        let group = serde_json::json!({ "annotations": { "io.containerd.runc.v2.group": "../x" } });
+        assert_eq!(Case::with(&group).error().path(), "annotations");
     }
 }
