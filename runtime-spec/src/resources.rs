@@ -268,6 +268,8 @@ mod tests {
 
     #[test]
     fn each_side_has_its_part() {
+        let throttle = json!([{ "major": 8, "minor": 0, "rate": 9 }]);
+        let block_io = json!({ "blockIO": { "weight": 10, "throttleReadBpsDevice": throttle } });
         for (asked, guest, host) in [
             (json!({}), json!({}), json!({})),
             (
@@ -284,11 +286,7 @@ mod tests {
                                  "realtimeRuntime": 0 } }),
                 json!({ "cpu": { "shares": 512, "quota": 200_000, "period": 100_000, "cpus": "0-1", "mems": "0" } }),
             ),
-            (
-                json!({ "blockIO": { "weight": 10, "throttleReadBpsDevice": [{ "major": 8, "minor": 0, "rate": 9 }] } }),
-                json!({}),
-                json!({ "blockIO": { "weight": 10, "throttleReadBpsDevice": [{ "major": 8, "minor": 0, "rate": 9 }] } }),
-            ),
+            (block_io.clone(), json!({}), block_io.clone()),
             (
                 json!({ "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }, { "pageSize": "1GB", "limit": 0 }],
                         "network": { "classID": 0 }, "rdma": {} }),

@@ -389,7 +389,8 @@ proptest! {
 
     #[test]
     fn any_mount(
-        typ in select(TYPES), source in word(), destination in word(), options in vec(option(), 0..4), seed in any::<u64>(),
+        typ in select(TYPES), source in word(), destination in word(), options in vec(option(), 0..4),
+        seed in any::<u64>(),
     ) {
         let mut document: Value = serde_json::from_str(FIXTURES[0]).expect("JSON");
         document["mounts"] = json!([{
