@@ -45,6 +45,7 @@ impl Port {
     }
 
     /// Descriptors that were handed in for it.
+    #[cfg(target_os = "linux")]
     pub(super) fn descriptors(&self) -> &[RawFd] {
         match &self.tap {
             Tap::Open(fds) => fds,
