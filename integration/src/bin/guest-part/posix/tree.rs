@@ -1,0 +1,60 @@
+//! All there is below a directory, a line each, as `lstat` and its relatives tell it.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::sys::stat::SFlag;
+
+use super::verbs::{attributes_of, kind_name};
+use super::words::shown;
+
+/// Files up to this size are told by their contents, too.
+const SHORT: u64 = 4096;
+
+/// Tells all below `directory`, by path in order. Times are left out: they say when, not what.
+pub fn tell(directory: &Path) -> Result<()> {
+    std::env::set_current_dir(directory).with_context(|| format!("going to {}", directory.display()))?;
+    let mut lines = Vec::new();
+    let mut left = vec![PathBuf::from(".")];
+    while let Some(path) = left.pop() {
+        lines.push(line(&path).with_context(|| format!("looking at {}", path.display()))?);
+        if path.symlink_metadata()?.is_dir() {
+            for entry in fs::read_dir(&path).with_context(|| format!("reading {}", path.display()))? {
+                left.push(path.join(entry?.file_name()));
+            }
+        }
+    }
+    lines.sort();
+    println!("{}", lines.join("\n"));
+    Ok(())
+}
+
+fn line(path: &Path) -> Result<String> {
+    let data = path.symlink_metadata()?;
+    let kind = data.file_type();
+    let told = format!(
+        "{}: {} {:04o} {}:{} {}link inode-{}",
+        shown(path.as_os_str().as_bytes()),
+        kind_name(SFlag::from_bits_truncate(data.mode())),
+        data.mode() & 0o7777,
+        data.uid(),
+        data.gid(),
+        data.nlink(),
+        data.ino()
+    );
+    let of_its_kind = if kind.is_symlink() {
+        format!(" to {}", shown(fs::read_link(path)?.as_os_str().as_bytes()))
+    } else if kind.is_file() && data.size() <= SHORT {
+        format!(" {}bytes: {}", data.size(), shown(&fs::read(path)?))
+    } else if kind.is_file() {
+        format!(" {}bytes", data.size())
+    } else if kind.is_block_device() || kind.is_char_device() {
+        format!(" device-{:x}", data.rdev())
+    } else {
+        String::new()
+    };
+    Ok(told + &of_its_kind + &attributes_of(&path.to_string_lossy())?)
+}
