@@ -17,6 +17,7 @@ use vmm::control::{Options as ControlOptions, Server};
 use vmm::devices::virtio::Device;
 use vmm::devices::virtio::balloon::Balloon;
 use vmm::devices::virtio::block::Block;
+use vmm::devices::virtio::fs::Cache;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::vsock::{SOCKET, Vsock};
 use vmm::hypervisor::PsciBy;
@@ -74,17 +75,31 @@ pub(super) struct Share {
     tag: String,
     pub(super) directory: PathBuf,
     pub(super) read_only: bool,
+    cache: Cache,
 }
 
 impl Share {
+    /// Options are taken from the end, so that a directory may have colons in its name.
     fn parse(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((tag, rest)) if !tag.is_empty() && !rest.is_empty() => {
-                let (directory, read_only) = read_only(rest);
-                Ok(Self { tag: tag.into(), directory, read_only })
+        let wrong =
+            || format!("{text} is no share: give TAG=DIR, and behind it :ro or :cache=auto|always|never");
+        let (tag, mut rest) = text.split_once('=').ok_or_else(wrong)?;
+        let (mut read_only, mut cache) = (false, Cache::default());
+        while let Some((before, option)) = rest.rsplit_once(':') {
+            match option {
+                "ro" => read_only = true,
+                "cache=auto" => cache = Cache::Auto,
+                "cache=always" => cache = Cache::Always,
+                "cache=never" => cache = Cache::Never,
+                _ if option.starts_with("cache=") => return Err(wrong()),
+                _ => break,
             }
-            _ => Err(format!("{text} is no share: give TAG=DIR or TAG=DIR:ro")),
+            rest = before;
         }
+        if tag.is_empty() || rest.is_empty() {
+            return Err(wrong());
+        }
+        Ok(Self { tag: tag.into(), directory: rest.into(), read_only, cache })
     }
 }
 
@@ -360,9 +375,9 @@ fn tap(name: &str, queues: usize) -> anyhow::Result<Box<dyn Device>> {
 #[cfg(all(target_os = "linux", feature = "fs"))]
 fn share(share: &Share, vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
     use vmm::devices::virtio::fs::Fs;
-    use vmm::devices::virtio::fs::passthrough::{Cache, Passthrough};
+    use vmm::devices::virtio::fs::passthrough::Passthrough;
 
-    let server = Passthrough::open(&share.directory, share.read_only, Cache::Auto)?;
+    let server = Passthrough::open(&share.directory, share.read_only, share.cache)?;
     // A machine has at most 32.
     Ok(Box::new(Fs::new(&share.tag, vcpus as u16, Arc::new(server))?))
 }
@@ -537,13 +552,23 @@ mod tests {
 
     #[test]
     fn shares() {
-        let share = |tag: &str, directory: &str, read_only| {
-            Some(Share { tag: tag.into(), directory: directory.into(), read_only })
+        let share = |tag: &str, directory: &str, read_only, cache| {
+            Some(Share { tag: tag.into(), directory: directory.into(), read_only, cache })
         };
         for (text, expected) in [
-            ("root=/srv", share("root", "/srv", false)),
-            ("root=/srv:ro", share("root", "/srv", true)),
-            ("a=b=c", share("a", "b=c", false)),
+            ("root=/srv", share("root", "/srv", false, Cache::Auto)),
+            ("root=/srv:ro", share("root", "/srv", true, Cache::Auto)),
+            ("a=b=c", share("a", "b=c", false, Cache::Auto)),
+            ("a=/srv:cache=auto", share("a", "/srv", false, Cache::Auto)),
+            ("a=/srv:cache=never", share("a", "/srv", false, Cache::Never)),
+            ("a=/srv:ro:cache=always", share("a", "/srv", true, Cache::Always)),
+            ("a=/srv:cache=always:ro", share("a", "/srv", true, Cache::Always)),
+            ("a=/s:ro:v:ro", share("a", "/s:ro:v", true, Cache::Auto)),
+            ("a=/srv:rw", share("a", "/srv:rw", false, Cache::Auto)),
+            ("a=/srv:cache=some", None),
+            ("a=/srv:cache=", None),
+            ("a=:ro", None),
+            ("a=:cache=never", None),
             ("/srv", None),
             ("=x", None),
             ("x=", None),

@@ -56,7 +56,7 @@ impl Actor {
         self.outcomes.read_line(&mut line)?;
         match line.trim_end().split_once(' ') {
             Some(("told", outcome)) => Ok(outcome.to_owned()),
-            Some(("failed", errno)) => Err(Fault::Theirs(errno.to_owned())),
+            Some(("failed", errno)) => Err(Fault::Named(errno.to_owned())),
             Some((_, why)) => wrong(why),
             None => wrong("the other process has died"),
         }

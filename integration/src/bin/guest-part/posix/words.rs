@@ -9,8 +9,8 @@ use nix::sys::stat::Mode;
 pub enum Fault {
     /// The call failed: an outcome like any other.
     Call(Errno),
-    /// The same in another process, by name.
-    Theirs(String),
+    /// The same by name: in another process, or because an earlier step failed.
+    Named(String),
     /// The case is written wrong, or the checker itself failed: nothing it tells can be trusted.
     Case(String),
 }

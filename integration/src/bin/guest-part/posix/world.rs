@@ -30,7 +30,7 @@ impl World {
     pub fn fd(&self, slot: &str) -> Result<BorrowedFd<'_>, Fault> {
         match self.fds.get(&number(slot)?) {
             Some(fd) => Ok(fd.as_fd()),
-            None => wrong(format!("nothing is open as {slot}")),
+            None => Err(Fault::Named("not-open".to_owned())),
         }
     }
 
@@ -42,7 +42,7 @@ impl World {
     pub fn close(&mut self, slot: &str) -> Told {
         match self.fds.remove(&number(slot)?) {
             Some(_) => Ok(String::new()),
-            None => wrong(format!("nothing is open as {slot}")),
+            None => Err(Fault::Named("not-open".to_owned())),
         }
     }
 
@@ -56,7 +56,7 @@ impl World {
             Ok(said) if said.is_empty() => Ok(Ok("ok".to_owned())),
             Ok(said) => Ok(Ok(said)),
             Err(Fault::Call(errno)) => Ok(Err(format!("{errno:?}"))),
-            Err(Fault::Theirs(errno)) => Ok(Err(errno)),
+            Err(Fault::Named(name)) => Ok(Err(name)),
             Err(Fault::Case(why)) => Err(format!("{step}: {why}")),
         }
     }

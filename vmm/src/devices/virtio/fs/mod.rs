@@ -21,6 +21,18 @@ const QUEUE_SIZE: u16 = 256;
 /// More queues than this find no work.
 pub const REQUEST_QUEUES_MAX: u16 = 8;
 
+/// What the guest may keep of what it has read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cache {
+    /// Nothing: whatever the host changes is seen at once.
+    Never,
+    /// Until a file is opened again, names and attributes for seconds.
+    #[default]
+    Auto,
+    /// Everything: nobody else changes the directory.
+    Always,
+}
+
 /// Answers FUSE requests. Called from one thread a queue, at the same time.
 pub trait Server: Send + Sync {
     /// Readies the calling thread.

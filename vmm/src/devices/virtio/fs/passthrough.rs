@@ -10,24 +10,12 @@ use vhost::vhost_user::Backend;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::filesystem::FileSystem;
 use virtiofsd::passthrough::read_only::PassthroughFsRo;
-use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
+use virtiofsd::passthrough::{CachePolicy, Config, NegotiationMode, PassthroughFs};
 
 use super::super::Broken;
 use super::super::queue::Chain;
-use super::Server;
+use super::{Cache, Server};
 use crate::memory::GuestRam;
-
-/// What the guest may keep of what it has read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Cache {
-    /// Nothing: whatever the host changes is seen at once.
-    Never,
-    /// Until a file is opened again, names and attributes for seconds.
-    #[default]
-    Auto,
-    /// Everything: nobody else changes the directory.
-    Always,
-}
 
 /// The directory cannot be shared.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +62,10 @@ impl Passthrough {
             announce_submounts: true,
             readdirplus: cache != Cache::Never,
             killpriv_v2: true,
+            // The host applies them, and with them the umask, which a default list of a directory replaces.
+            posix_acl: NegotiationMode::Auto,
+            // Without it nothing could be mapped shared where the guest keeps nothing.
+            allow_mmap: true,
             ..Config::default()
         };
         // The server clears the mask of the whole process; it is its threads that need it clear.

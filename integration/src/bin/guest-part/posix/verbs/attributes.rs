@@ -141,7 +141,7 @@ fn mark(world: &mut World, paths: &[&str]) -> Told {
 
 /// Which of its times have changed: `a`, `m`, `c`.
 fn changed(world: &World, path: &str) -> Told {
-    let Some(before) = world.marks.get(path) else { return wrong(format!("{path} was not marked")) };
+    let Some(before) = world.marks.get(path) else { return Err(Fault::Named("not-marked".to_owned())) };
     let after = times(path)?;
     let letters: String =
         before.iter().zip(&after).zip("amc".chars()).filter(|((a, b), _)| a != b).map(|(_, l)| l).collect();

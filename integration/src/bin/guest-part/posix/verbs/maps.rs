@@ -42,7 +42,7 @@ pub fn call(world: &mut World, verb: &str, args: &[&str]) -> Option<Told> {
 fn at<'a>(world: &'a World, map: &str) -> Result<&'a Map, Fault> {
     match world.maps.get(&number(map)?) {
         Some(map) => Ok(map),
-        None => wrong(format!("nothing is mapped as {map}")),
+        None => Err(Fault::Named("not-mapped".to_owned())),
     }
 }
 
