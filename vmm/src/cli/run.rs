@@ -397,8 +397,9 @@ fn run(mut options: Options) -> anyhow::Result<Outcome> {
     // Before anything is opened here.
     jail::close_inherited(&options)?;
     let (sink, source) = open(&options.console)?;
-    jail::enter(&mut options)?;
+    // The jail has no room for that.
     raise_file_limit().map_err(|error| anyhow!("cannot raise the limit of open files: {error}"))?;
+    jail::enter(&mut options)?;
     let control = options.control.as_ref().map(control::Open::at).transpose()?;
     let devices = devices(&options)?;
     let machine = build(
@@ -434,10 +435,16 @@ fn run(mut options: Options) -> anyhow::Result<Outcome> {
     Ok(machine.wait())
 }
 
-/// A file server keeps one file open for each that a guest knows: as many as the host lets it.
+/// More descriptors than any machine has use for.
+const FILES: u64 = 1 << 20;
+
+/// A file server keeps one file open for each that a guest knows: as many as the host lets it, which for root is
+/// more than root was given.
 fn raise_file_limit() -> nix::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    let most = fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
+    let most = most.unwrap_or(hard).min(FILES).max(hard);
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
 }
 
 /// Serves the control socket for as long as what it returns lives.

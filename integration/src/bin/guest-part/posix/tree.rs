@@ -1,6 +1,6 @@
 //! All there is below a directory, a line each, as `lstat` and its relatives tell it.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -20,8 +20,10 @@ pub fn tell(directory: &Path) -> Result<()> {
     let mut lines = Vec::new();
     let mut left = vec![PathBuf::from(".")];
     while let Some(path) = left.pop() {
-        lines.push(line(&path).with_context(|| format!("looking at {}", path.display()))?);
-        if path.symlink_metadata()?.is_dir() {
+        let looking = || format!("looking at {}", path.display());
+        let data = path.symlink_metadata().with_context(looking)?;
+        lines.push(line(&path, &data).with_context(looking)?);
+        if data.is_dir() {
             for entry in fs::read_dir(&path).with_context(|| format!("reading {}", path.display()))? {
                 left.push(path.join(entry?.file_name()));
             }
@@ -32,8 +34,7 @@ pub fn tell(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn line(path: &Path) -> Result<String> {
-    let data = path.symlink_metadata()?;
+fn line(path: &Path, data: &Metadata) -> Result<String> {
     let kind = data.file_type();
     let told = format!(
         "{}: {} {:04o} {}:{} {}link inode-{}",
@@ -47,7 +48,7 @@ fn line(path: &Path) -> Result<String> {
     );
     let of_its_kind = if kind.is_symlink() {
         format!(" to {}", shown(fs::read_link(path)?.as_os_str().as_bytes()))
-    } else if kind.is_file() && data.size() <= SHORT {
+    } else if kind.is_file() && (1..=SHORT).contains(&data.size()) {
         format!(" {}bytes: {}", data.size(), shown(&fs::read(path)?))
     } else if kind.is_file() {
         format!(" {}bytes", data.size())

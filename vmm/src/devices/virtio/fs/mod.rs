@@ -5,6 +5,8 @@
 
 #[cfg(all(target_os = "linux", feature = "fs"))]
 pub mod passthrough;
+#[cfg(all(target_os = "linux", feature = "fs"))]
+mod request;
 
 use std::fmt;
 use std::io;
