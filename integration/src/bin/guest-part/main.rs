@@ -19,7 +19,7 @@ usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part posix table DIR [PREFIX]    try what file system calls do, each case in a directory below DIR
        guest-part posix make-for-reading DIR  make what the next works on
        guest-part posix read-only DIR         try calls that would change it
-       guest-part posix tree DIR              tell all there is below DIR
+       guest-part posix tree|contents DIR     tell all there is below DIR, with inodes or contents
        guest-part button                      wait for the power button, and turn the machine off
        guest-part boot-time RUNS FILE         boot our machine and QEMU's in turn, on a host";
 

@@ -20,6 +20,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{getegid, geteuid};
 
 use table::Case;
+use tree::And;
 use world::World;
 
 /// What of this is asked for, in words: a table to run in a directory, or a part that a case needs.
@@ -29,7 +30,8 @@ pub fn call(words: &[&str]) -> Result<()> {
         ["table", directory, prefix] => run(Path::new(directory), prefix),
         ["make-for-reading", directory] => make_for_reading(Path::new(directory)),
         ["read-only", directory] => read_only(Path::new(directory)),
-        ["tree", directory] => tree::tell(Path::new(directory)),
+        ["tree", directory] => tree::tell(Path::new(directory), And::Inodes),
+        ["contents", directory] => tree::tell(Path::new(directory), And::Contents),
         ["wait"] => Ok(verbs::wait()?),
         ["ids"] => {
             println!("{}:{}", geteuid(), getegid());

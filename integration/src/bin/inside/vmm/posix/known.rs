@@ -82,3 +82,11 @@ pub const DIFFERENCES: &[Difference] = &[
         why: "the server lists as root; the values stay hidden",
     },
 ];
+
+/// And where the guest may remember nothing.
+pub const UNCACHED: &[Difference] = &[Difference {
+    case: "data.write-at-the-limit",
+    host: "1 17592186040320 EFBIG 17592186040320",
+    share: "EFBIG 17592186040320 EFBIG 17592186040320",
+    why: "what cannot be written any more is told instead of what was",
+}];

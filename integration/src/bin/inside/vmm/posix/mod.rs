@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use integration::guest::Guest;
 use integration::{Ctx, Outcome, Rounds, Test};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{A_MOMENT, boot, initrd_with_part, up};
 use crate::world::Inside;
-use known::{DIFFERENCES, Difference};
+use known::{DIFFERENCES, Difference, UNCACHED};
 
 pub fn tests() -> Vec<Test<Inside>> {
     vec![Test {
@@ -57,52 +58,93 @@ impl Drop for Area {
     }
 }
 
-/// What else a guest may remember of a share, and of which cases that is tried: those in which two look at one file.
-const POLICIES: [(&str, &str); 2] = [("never", ""), ("always", "")];
+/// What else a guest may remember of a share, and what then is different besides.
+const POLICIES: [(&str, &[Difference]); 2] = [("never", UNCACHED), ("always", &[])];
+
+/// All that the guest mounts, by tag.
+const TAGS: &str = "shared fixed joined never always";
 
 fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let area = Area::new()?;
     let (ours, shared, fixed) =
         (area.directory("ours")?, area.directory("shared")?, area.directory("fixed")?);
+    let joined = Joined::new(area.directory("joined")?)?;
     on_host(ctx, "make-for-reading", &fixed)?;
-    let before = on_host(ctx, "tree", &fixed)?;
-    let mut machine = boot(ctx, "g").share("shared", &shared, false).share("fixed", &fixed, true);
+    let before = on_host(ctx, "contents", &fixed)?;
+    let mut machine = boot(ctx, "g")
+        .share("shared", &shared, false)
+        .share("fixed", &fixed, true)
+        .share("joined", &joined.0, false);
     for (policy, _) in POLICIES {
         let directory = area.directory(policy)?;
         machine = machine.options(["--share", &format!("{policy}={}:cache={policy}", directory.display())]);
     }
     let guest = up(ctx, machine, &initrd_with_part(ctx)?)?;
-    guest.sh(
-        "for tag in shared fixed never always; do mkdir /$tag; mount -t virtiofs $tag /$tag; done",
-        A_MOMENT,
-    )?;
+    guest.sh(&format!("for tag in {TAGS}; do mkdir /$tag; mount -t virtiofs $tag /$tag; done"), A_MOMENT)?;
     let within = ctx.left().mul_f64(0.8);
+    joined.check(&guest)?;
 
     let host = on_host(ctx, "table", &ours)?;
     let share = in_guest(ctx, &guest, &["table", "/shared"], within)?;
-    let mut complaints = compared(&host, &share, "");
+    let mut complaints = compared(&host, &share, "", &[DIFFERENCES]);
 
     let theirs = in_guest(ctx, &guest, &["tree", "/shared"], within)?;
-    complaints.extend(unlike("in the tree that is left", &on_host(ctx, "tree", &shared)?, &theirs));
+    complaints.extend(unlike("in the guest's eyes", &on_host(ctx, "tree", &shared)?, &theirs));
+    let left = |directory| Ok::<_, anyhow::Error>(without_known(on_host(ctx, "contents", directory)?));
+    complaints.extend(unlike("left by the guest", &left(&ours)?, &left(&shared)?));
 
-    for (policy, family) in POLICIES {
+    for (policy, also) in POLICIES {
+        // Mapped files are where it matters most.
+        let family = ctx.either("map.", "");
         let share = in_guest(ctx, &guest, &["table", &format!("/{policy}"), family], within)?;
-        let of_policy = compared(&host, &share, family);
+        let of_policy = compared(&host, &share, family, &[also, DIFFERENCES]);
         complaints.extend(of_policy.into_iter().map(|complaint| format!("with cache={policy}: {complaint}")));
     }
 
     complaints.extend(not_refused(&in_guest(ctx, &guest, &["read-only", "/fixed"], within)?, &UNASKED));
     guest.sh("mount -o remount,ro /fixed", A_MOMENT)?;
     complaints.extend(not_refused(&in_guest(ctx, &guest, &["read-only", "/fixed"], within)?, &[]));
-    complaints.extend(unlike("on the read-only share", &before, &on_host(ctx, "tree", &fixed)?));
+    complaints.extend(unlike("on the read-only share", &before, &on_host(ctx, "contents", &fixed)?));
 
     for complaint in &complaints {
         ctx.note(complaint);
     }
-    guest.sh("for tag in shared fixed never always; do umount /$tag; done", A_MOMENT)?;
+    guest.sh(&format!("for tag in {TAGS}; do umount /$tag; done"), A_MOMENT)?;
     guest.ends_well()?;
     ensure!(complaints.is_empty(), "{} lines are wrong, first {}", complaints.len(), complaints[0]);
     Ok(Outcome::Passed)
+}
+
+/// A directory in which another file system is mounted.
+struct Joined(PathBuf);
+
+impl Joined {
+    fn new(path: PathBuf) -> Result<Self> {
+        let inner = path.join("inner");
+        fs::create_dir(&inner)?;
+        mount(Some("tmpfs"), &inner, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mounting at {}", inner.display()))?;
+        let joined = Self(path);
+        fs::write(inner.join("file"), "inner")?;
+        fs::write(joined.0.join("file"), "outer")?;
+        Ok(joined)
+    }
+
+    /// The guest knows them for two.
+    fn check(&self, guest: &Guest) -> Result<()> {
+        let script = "cat /joined/inner/file /joined/file; test $(stat -c %d /joined) != $(stat -c %d /joined/inner/file); \
+                      find /joined -xdev -name file; echo new > /joined/inner/new";
+        let told = guest.sh(script, A_MOMENT)?;
+        ensure!(told == "innerouter/joined/file\n", "of two file systems the guest says {told:?}");
+        ensure!(fs::read(self.0.join("inner/new"))? == b"new\n", "what the guest wrote to the inner one");
+        Ok(())
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0.join("inner"), MntFlags::MNT_DETACH);
+    }
 }
 
 /// Lines by what stands before their colon: a case or a path, and what is told of it.
@@ -127,15 +169,17 @@ fn in_guest(ctx: &Ctx<'_, Inside>, guest: &Guest, words: &[&str], within: Durati
     Ok(told)
 }
 
-/// Complaints about cases of a family: differences nobody knows of, and known ones that are none any more.
-fn compared(host: &Told, share: &Told, family: &str) -> Vec<String> {
+/// Complaints about cases of a family: differences nobody knows of, and known ones that are none any more. Of what
+/// is known of a case the first counts.
+fn compared(host: &Told, share: &Told, family: &str, known: &[&[Difference]]) -> Vec<String> {
+    let known = || known.iter().copied().flatten();
     let mut complaints = Vec::new();
     let of_family = |name: &&String| name.starts_with(family);
     let names: BTreeSet<&String> = host.keys().filter(of_family).chain(share.keys()).collect();
     let told = |all: &Told, name: &str| all.get(name).map_or("nothing", String::as_str).to_owned();
     for name in &names {
         let (host, share) = (told(host, name), told(share, name));
-        match DIFFERENCES.iter().find(|difference| difference.case == *name) {
+        match known().find(|difference| difference.case == *name) {
             None if host == share => {}
             None => complaints.push(format!("{name}: the host {host}, the share {share}")),
             Some(Difference { host: h, share: s, .. }) if (*h, *s) == (&host, &share) => {}
@@ -144,10 +188,17 @@ fn compared(host: &Told, share: &Told, family: &str) -> Vec<String> {
             )),
         }
     }
-    let known = DIFFERENCES.iter().filter(|difference| difference.case.starts_with(family));
-    let unheard = known.filter(|difference| !host.contains_key(difference.case));
+    let of_family = known().filter(|difference| difference.case.starts_with(family));
+    let unheard = of_family.filter(|difference| !host.contains_key(difference.case));
     complaints.extend(unheard.map(|difference| format!("{}: there is no such case", difference.case)));
     complaints
+}
+
+/// What is left of a listing when the directories of cases that come out differently are taken away.
+fn without_known(mut told: Told) -> Told {
+    let case = |path: &str| path.split('/').nth(1).unwrap_or_default().to_owned();
+    told.retain(|path, _| DIFFERENCES.iter().all(|difference| difference.case != case(path)));
+    told
 }
 
 /// Complaints about what two listings do not have in common.
