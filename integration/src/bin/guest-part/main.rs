@@ -17,6 +17,7 @@ usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part call PORT SEED LENGTH       send a pattern to a vsock port of the host
        guest-part tree make|check DIR COUNT SEED
        guest-part posix table DIR [PREFIX]    try what file system calls do, each case in a directory below DIR
+       guest-part posix try DIR STEPS         try some steps, written like those of the table's cases
        guest-part posix make-for-reading DIR  make what the next works on
        guest-part posix read-only DIR         try calls that would change it
        guest-part posix tree|contents DIR     tell all there is below DIR, with inodes or contents

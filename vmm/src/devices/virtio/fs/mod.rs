@@ -28,10 +28,10 @@ pub const REQUEST_QUEUES_MAX: u16 = 8;
 pub enum Cache {
     /// Nothing: whatever the host changes is seen at once.
     Never,
-    /// Until a file is opened again, names and attributes for seconds.
+    /// Contents until a file is opened again, names and attributes for a second.
     #[default]
     Auto,
-    /// Everything: nobody else changes the directory.
+    /// Everything, for a day: nobody else changes the directory.
     Always,
 }
 

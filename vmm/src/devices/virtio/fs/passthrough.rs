@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
@@ -52,8 +53,15 @@ impl Passthrough {
         }
         let root_dir =
             path.to_str().ok_or_else(|| failed(io::Error::other("its path is not UTF-8")))?.to_owned();
+        let kept = match cache {
+            Cache::Never => Duration::ZERO,
+            Cache::Auto => Duration::from_secs(1),
+            Cache::Always => Duration::from_hours(24),
+        };
         let config = Config {
             root_dir,
+            entry_timeout: kept,
+            attr_timeout: kept,
             cache_policy: match cache {
                 Cache::Never => CachePolicy::Never,
                 Cache::Auto => CachePolicy::Auto,

@@ -3,8 +3,9 @@
 mod known;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -83,6 +84,7 @@ fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     guest.sh(&format!("for tag in {TAGS}; do mkdir /$tag; mount -t virtiofs $tag /$tag; done"), A_MOMENT)?;
     let within = ctx.left().mul_f64(0.8);
     joined.check(&guest)?;
+    apart(ctx, &guest, &shared)?;
 
     let host = on_host(ctx, "table", &ours)?;
     let share = in_guest(ctx, &guest, &["table", "/shared"], within)?;
@@ -94,6 +96,7 @@ fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     complaints.extend(unlike("left by the guest", &left(&ours)?, &left(&shared)?));
 
     for (policy, also) in POLICIES {
+        remembers(&guest, policy, &area.0.join(policy))?;
         // Mapped files are where it matters most.
         let family = ctx.either("map.", "");
         let share = in_guest(ctx, &guest, &["table", &format!("/{policy}"), family], within)?;
@@ -113,6 +116,34 @@ fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     guest.ends_well()?;
     ensure!(complaints.is_empty(), "{} lines are wrong, first {}", complaints.len(), complaints[0]);
     Ok(Outcome::Passed)
+}
+
+/// Locks and sockets of the host mean nothing to the guest.
+fn apart(ctx: &Ctx<'_, Inside>, guest: &Guest, shared: &Path) -> Result<()> {
+    let (locked, socket) = (shared.join("locked"), shared.join("socket"));
+    let lock = File::create(&locked)?;
+    lock.lock()?;
+    let listening = UnixListener::bind(&socket)?;
+    let steps = "open 0 locked rw; flock 0 ex; connect socket";
+    let told = in_guest(ctx, guest, &["try", "/shared", steps], A_MOMENT)?;
+    let told = told.get("try").map(String::as_str);
+    ensure!(told == Some("ok ok ECONNREFUSED"), "of the host's lock and socket the guest says {told:?}");
+    drop((lock, listening));
+    fs::remove_file(locked)?;
+    fs::remove_file(socket)?;
+    Ok(())
+}
+
+/// What the guest tells of a file that the host has changed since it looked.
+fn remembers(guest: &Guest, policy: &str, directory: &Path) -> Result<()> {
+    let look = format!("cd /{policy}; stat -c %s seen; cat seen");
+    fs::write(directory.join("seen"), "one")?;
+    ensure!(guest.sh(&look, A_MOMENT)? == "3\none", "with cache={policy} the guest does not see a file");
+    fs::write(directory.join("seen"), "one and two")?;
+    let told = guest.sh(&look, A_MOMENT)?;
+    let expected = if policy == "never" { "11\none and two" } else { "3\none" };
+    ensure!(told == expected, "with cache={policy} the guest says {told:?} of a file that the host changed");
+    Ok(())
 }
 
 /// A directory in which another file system is mounted.
