@@ -2,7 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::thread::sleep;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
@@ -45,7 +45,9 @@ pub fn call(world: &mut World, verb: &str, args: &[&str]) -> Option<Told> {
             let mtime = time(mtime)?;
             ok(futimens(world.fd(slot)?, &atime, &mtime))
         }),
-        ("times", [path]) => times(path).map(|[atime, mtime, _]| format!("{},{}", when(atime), when(mtime))),
+        ("times", [path]) => {
+            times(path).map(|[atime, mtime, now]| format!("{},{}", when(atime, now), when(mtime, now)))
+        }
         ("mark", paths) => mark(world, paths),
         ("changed", [path]) => changed(world, path),
         ("access", [path, how]) => ways(how).and_then(|how| ok(access(*path, how))),
@@ -112,15 +114,11 @@ fn times(path: &str) -> Result<Times, Fault> {
     ])
 }
 
-/// A time as it was set, or that it is about now.
-fn when((seconds, nanoseconds): (i64, i64)) -> String {
+/// A time as it was set, or that it is about now: that is when the file was last changed, by the clock of whoever
+/// keeps it. Ours may not even know the year.
+fn when((seconds, nanoseconds): (i64, i64), (now, _): (i64, i64)) -> String {
     const ABOUT: i64 = 600;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    if (seconds - now.cast_signed()).abs() < ABOUT {
-        "now".to_owned()
-    } else {
-        format!("{seconds}.{nanoseconds}")
-    }
+    if (seconds - now).abs() < ABOUT { "now".to_owned() } else { format!("{seconds}.{nanoseconds}") }
 }
 
 /// More than a tick of the clock that stamps files.
