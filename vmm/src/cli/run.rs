@@ -19,6 +19,7 @@ use vmm::control::{Options as ControlOptions, Server};
 use vmm::devices::virtio::Device;
 use vmm::devices::virtio::balloon::Balloon;
 use vmm::devices::virtio::block::Block;
+use vmm::devices::virtio::fs::Cache;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::vsock::{SOCKET, Vsock};
 use vmm::hypervisor::PsciBy;
@@ -79,17 +80,31 @@ pub(super) struct Share {
     tag: String,
     pub(super) directory: PathBuf,
     pub(super) read_only: bool,
+    cache: Cache,
 }
 
 impl Share {
+    /// Options are taken from the end, so that a directory may have colons in its name.
     fn parse(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((tag, rest)) if !tag.is_empty() && !rest.is_empty() => {
-                let (directory, read_only) = read_only(rest);
-                Ok(Self { tag: tag.into(), directory, read_only })
+        let wrong =
+            || format!("{text} is no share: give TAG=DIR, and behind it :ro or :cache=auto|always|never");
+        let (tag, mut rest) = text.split_once('=').ok_or_else(wrong)?;
+        let (mut read_only, mut cache) = (false, Cache::default());
+        while let Some((before, option)) = rest.rsplit_once(':') {
+            match option {
+                "ro" => read_only = true,
+                "cache=auto" => cache = Cache::Auto,
+                "cache=always" => cache = Cache::Always,
+                "cache=never" => cache = Cache::Never,
+                _ if option.starts_with("cache=") => return Err(wrong()),
+                _ => break,
             }
-            _ => Err(format!("{text} is no share: give TAG=DIR or TAG=DIR:ro")),
+            rest = before;
         }
+        if tag.is_empty() || rest.is_empty() {
+            return Err(wrong());
+        }
+        Ok(Self { tag: tag.into(), directory: rest.into(), read_only, cache })
     }
 }
 
@@ -358,9 +373,9 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
 #[cfg(all(target_os = "linux", feature = "fs"))]
 fn share(share: &Share, vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
     use vmm::devices::virtio::fs::Fs;
-    use vmm::devices::virtio::fs::passthrough::{Cache, Passthrough};
+    use vmm::devices::virtio::fs::passthrough::Passthrough;
 
-    let server = Passthrough::open(&share.directory, share.read_only, Cache::Auto)?;
+    let server = Passthrough::open(&share.directory, share.read_only, share.cache)?;
     // A machine has at most 32.
     Ok(Box::new(Fs::new(&share.tag, vcpus as u16, Arc::new(server))?))
 }
@@ -382,8 +397,9 @@ fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
     let (sink, source) = open(&options.console)?;
     let netns = jail::join(&options)?;
     let mut network = net::Network::open(&options.taps)?;
-    jail::enter(&mut options, netns)?;
+    // The jail has no room for that.
     raise_file_limit().map_err(|error| anyhow!("cannot raise the limit of open files: {error}"))?;
+    jail::enter(&mut options, netns)?;
     let control = options.control.as_ref().map(control::Open::at).transpose()?;
     let mut devices = devices(&options)?;
     network.add_to(&mut devices);
@@ -446,10 +462,16 @@ fn monotonic(begun: Instant) -> Duration {
     now.saturating_sub(begun.elapsed())
 }
 
-/// A file server keeps one file open for each that a guest knows: as many as the host lets it.
+/// More descriptors than any machine has use for.
+const FILES: u64 = 1 << 20;
+
+/// A file server keeps one file open for each that a guest knows: as many as the host lets it, which for root is
+/// more than root was given.
 fn raise_file_limit() -> nix::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    let most = fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
+    let most = most.unwrap_or(hard).min(FILES).max(hard);
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
 }
 
 /// Serves the control socket for as long as what it returns lives.
@@ -565,13 +587,23 @@ mod tests {
 
     #[test]
     fn shares() {
-        let share = |tag: &str, directory: &str, read_only| {
-            Some(Share { tag: tag.into(), directory: directory.into(), read_only })
+        let share = |tag: &str, directory: &str, read_only, cache| {
+            Some(Share { tag: tag.into(), directory: directory.into(), read_only, cache })
         };
         for (text, expected) in [
-            ("root=/srv", share("root", "/srv", false)),
-            ("root=/srv:ro", share("root", "/srv", true)),
-            ("a=b=c", share("a", "b=c", false)),
+            ("root=/srv", share("root", "/srv", false, Cache::Auto)),
+            ("root=/srv:ro", share("root", "/srv", true, Cache::Auto)),
+            ("a=b=c", share("a", "b=c", false, Cache::Auto)),
+            ("a=/srv:cache=auto", share("a", "/srv", false, Cache::Auto)),
+            ("a=/srv:cache=never", share("a", "/srv", false, Cache::Never)),
+            ("a=/srv:ro:cache=always", share("a", "/srv", true, Cache::Always)),
+            ("a=/srv:cache=always:ro", share("a", "/srv", true, Cache::Always)),
+            ("a=/s:ro:v:ro", share("a", "/s:ro:v", true, Cache::Auto)),
+            ("a=/srv:rw", share("a", "/srv:rw", false, Cache::Auto)),
+            ("a=/srv:cache=some", None),
+            ("a=/srv:cache=", None),
+            ("a=:ro", None),
+            ("a=:cache=never", None),
             ("/srv", None),
             ("=x", None),
             ("x=", None),

@@ -2,6 +2,7 @@
 //! or in the host that is measured.
 
 mod button;
+mod posix;
 mod vsock;
 
 use std::fs;
@@ -15,6 +16,11 @@ const USAGE: &str = "\
 usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part call PORT SEED LENGTH       send a pattern to a vsock port of the host
        guest-part tree make|check DIR COUNT SEED
+       guest-part posix table DIR [PREFIX]    try what file system calls do, each case in a directory below DIR
+       guest-part posix try DIR STEPS         try some steps, written like those of the table's cases
+       guest-part posix make-for-reading DIR  make what the next works on
+       guest-part posix read-only DIR         try calls that would change it
+       guest-part posix tree|contents DIR     tell all there is below DIR, with inodes or contents
        guest-part button                      wait for the power button, and turn the machine off
        guest-part boot-time RUNS FILE         boot our machine and QEMU's in turn, on a host";
 
@@ -41,6 +47,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["tree", "check", dir, count, seed] => {
             tree::check(&PathBuf::from(dir), number(count)?, number(seed)?)
         }
+        ["posix", rest @ ..] => posix::call(rest),
         ["button"] => button::wait(),
         ["boot-time", runs, file] => {
             let guest = Path::new("/usr/share/supermachine/guest");

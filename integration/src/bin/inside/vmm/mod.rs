@@ -7,6 +7,7 @@ mod fs;
 mod hostile;
 mod life;
 mod memory;
+mod posix;
 mod vsock;
 
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         bad_input::tests(),
         vsock::tests(),
         fs::tests(),
+        posix::tests(),
         block::tests(),
         memory::tests(),
         hostile::tests(),
