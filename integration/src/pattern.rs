@@ -37,16 +37,42 @@ pub fn wrong(seed: u64, offset: u64, bytes: &[u8]) -> Option<u64> {
 }
 
 /// Writes the first `length` bytes of the stream `seed`.
-pub fn send(mut to: impl Write, seed: u64, length: u64) -> io::Result<()> {
+pub fn send(to: impl Write, seed: u64, length: u64) -> io::Result<()> {
+    send_in_pieces(to, seed, length, || CHUNK)
+}
+
+/// [`send`], in pieces as large as `next` says; 0 counts as 1.
+pub fn send_in_pieces(
+    mut to: impl Write,
+    seed: u64,
+    length: u64,
+    mut next: impl FnMut() -> usize,
+) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     let mut offset = 0;
     while offset < length {
         let part = &mut buffer[..CHUNK.min(usize::try_from(length - offset).unwrap_or(CHUNK))];
         fill(seed, offset, part);
-        to.write_all(part)?;
+        let mut rest = &*part;
+        while !rest.is_empty() {
+            let (piece, behind) = rest.split_at(next().clamp(1, rest.len()));
+            to.write_all(piece)?;
+            rest = behind;
+        }
         offset += part.len() as u64;
     }
     to.flush()
+}
+
+/// Sizes from 1 to `most` without an order, the same ones for the same seed.
+pub fn sizes(seed: u64, most: usize) -> impl FnMut() -> usize {
+    let mut index = 0;
+    move || {
+        index += 1;
+        let number = u64::from_le_bytes(word(seed, index));
+        // Less than `most`.
+        1 + (number % most.max(1) as u64) as usize
+    }
 }
 
 /// Reads `length` bytes, which must be the first ones of the stream `seed`.
@@ -85,6 +111,22 @@ mod tests {
                 assert!(error.to_string().contains(&format!("byte {last} ")), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn pieces_are_as_large_as_they_are_to_be_and_carry_the_same() {
+        let mut pieces = Vec::new();
+        let mut next = sizes(1, 1500);
+        let length = 3 * CHUNK as u64 + 5;
+        let mut wire = Vec::new();
+        send_in_pieces(&mut wire, 2, length, || {
+            pieces.push(next());
+            pieces.last().copied().unwrap()
+        })
+        .unwrap();
+        assert_eq!(wire, bytes(2, length as usize));
+        assert!(pieces.iter().all(|piece| (1..=1500).contains(piece)));
+        assert!(pieces.iter().any(|piece| *piece < 100) && pieces.iter().any(|piece| *piece > 1400));
     }
 
     #[test]

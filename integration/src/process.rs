@@ -61,6 +61,37 @@ pub fn read(pid: i32) -> Option<Process> {
     parse(&stat, &arguments)
 }
 
+/// Processor time that the process `pid` has taken, in clock ticks: hundredths of a second.
+pub fn cpu_ticks(pid: i32) -> std::io::Result<u64> {
+    Ok(ticks(&fs::read_to_string(format!("/proc/{pid}/stat"))?))
+}
+
+/// The same of each of its threads, by id and name.
+pub fn thread_ticks(pid: i32) -> std::io::Result<HashMap<(String, String), u64>> {
+    let mut found = HashMap::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?;
+        // One that ends meanwhile is left out.
+        let (Ok(stat), Ok(name)) =
+            (fs::read_to_string(task.path().join("stat")), fs::read_to_string(task.path().join("comm")))
+        else {
+            continue;
+        };
+        let id = task.file_name().to_string_lossy().into_owned();
+        found.insert((id, name.trim().to_owned()), ticks(&stat));
+    }
+    Ok(found)
+}
+
+fn ticks(stat: &str) -> u64 {
+    let fields: Vec<&str> = match stat.rsplit_once(") ") {
+        Some((_, rest)) => rest.split_ascii_whitespace().collect(),
+        None => Vec::new(),
+    };
+    // In user mode and in the kernel.
+    [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<u64>().ok()).sum()
+}
+
 fn parse(stat: &str, arguments: &[u8]) -> Option<Process> {
     // The name is in parentheses and may itself contain any of them.
     let (pid, rest) = stat.split_once(" (")?;

@@ -11,17 +11,27 @@ pub enum Ask {
     Take,
     /// To give the bytes of a pattern.
     Give,
+    /// To give them in pieces of at most [`PIECE`] bytes.
+    GivePieces,
     /// To send back everything as it comes.
     Echo,
     /// To read to the end of the other direction, and only then to give the bytes of a pattern.
     GiveAfterEnd,
 }
 
+/// What fits into one packet of most networks.
+pub const PIECE: usize = 1500;
+
 /// The answer to [`Ask::Take`].
 const RIGHT: &[u8; 8] = b"as sent\n";
 
-const ASKS: [(Ask, u8); 4] =
-    [(Ask::Take, b'T'), (Ask::Give, b'G'), (Ask::Echo, b'E'), (Ask::GiveAfterEnd, b'H')];
+const ASKS: [(Ask, u8); 5] = [
+    (Ask::Take, b'T'),
+    (Ask::Give, b'G'),
+    (Ask::GivePieces, b'P'),
+    (Ask::Echo, b'E'),
+    (Ask::GiveAfterEnd, b'H'),
+];
 
 /// Asks for `what`, with a pattern's number and length.
 pub fn ask(mut to: impl Write, what: Ask, seed: u64, length: u64) -> io::Result<()> {
@@ -55,6 +65,7 @@ where
             to.write_all(RIGHT)
         }
         Some(Ask::Give) => pattern::send(to, seed, length),
+        Some(Ask::GivePieces) => pattern::send_in_pieces(to, seed, length, pattern::sizes(seed, PIECE)),
         Some(Ask::Echo) => io::copy(&mut from, &mut to).map(drop),
         Some(Ask::GiveAfterEnd) => {
             io::copy(&mut from, &mut io::sink())?;

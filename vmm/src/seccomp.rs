@@ -71,6 +71,7 @@ const DESCRIPTORS: &[i64] = &[
     libc::SYS_eventfd2,
     libc::SYS_fcntl,
     libc::SYS_fstat,
+    libc::SYS_getpeername,
     libc::SYS_getsockopt,
     libc::SYS_io_uring_enter,
     libc::SYS_lseek,

@@ -117,6 +117,8 @@ fn a_machine_is_driven_from_first_to_last() {
     let stats = stats(&mut client);
     assert_eq!(stats.vcpus.len(), 2);
     assert!(stats.console.bytes > 3);
+    let ram = stats.ram;
+    assert_eq!([ram.boot, ram.max, ram.requested, ram.actual], [64 << 20; 4]);
     let memory = stats.memory.unwrap();
     assert_eq!(memory.guest, 64 << 20);
     assert!(memory.guest_resident > 0 && memory.guest_resident < memory.guest, "{memory:?}");

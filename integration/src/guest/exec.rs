@@ -20,6 +20,8 @@ pub struct Session {
     command: String,
     ends: Instant,
     ran: Ran,
+    /// How much of its stdout has been waited for.
+    seen: usize,
     ended: bool,
 }
 
@@ -59,7 +61,8 @@ impl Session {
         let command = argv.join(" ");
         let exec = Exec { argv, env: Vec::new(), terminal: None };
         write_json(&stream, Kind::Request, &Request::Exec(exec)).context("sending the guest a command")?;
-        Ok(Self { stream, command, ends: Instant::now() + within, ran: Ran::default(), ended: false })
+        let ends = Instant::now() + within;
+        Ok(Self { stream, command, ends, ran: Ran::default(), seen: 0, ended: false })
     }
 
     /// Feeds it `bytes`; none at all ends its input.
@@ -67,14 +70,19 @@ impl Session {
         write_frame(&self.stream, Kind::Stdin, bytes).context("feeding a command in the guest")
     }
 
-    /// Waits until its stdout has `text`.
+    /// Waits until its stdout has `text`, behind what was waited for before.
     pub fn until_stdout_has(&mut self, text: &str) -> Result<()> {
-        while !self.ran.out().contains(text) {
+        loop {
+            let new = &self.ran.stdout[self.seen..];
+            let found = new.windows(text.len().max(1)).position(|window| window == text.as_bytes());
+            if let Some(at) = found {
+                self.seen += at + text.len();
+                return Ok(());
+            }
             if let Some(code) = self.step()? {
                 bail!("`{}` ended with {code} before it said {text:?}: {}", self.command, self.ran);
             }
         }
-        Ok(())
     }
 
     /// Waits for its end.

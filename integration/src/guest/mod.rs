@@ -4,6 +4,7 @@
 //! on a vsock port, which the monitor shows as a unix socket. What the guest prints goes to a file beside the
 //! machine's others, which a failing test shows. Dropping a [`Guest`] kills its monitor.
 
+pub mod control;
 mod exec;
 mod initrd;
 
@@ -20,12 +21,16 @@ use nix::sys::signal::Signal;
 use crate::command::{Cmd, Finished, Running, tail};
 use crate::wait::{Attempt, until};
 
+use control::Control;
 pub use exec::{Ran, Session};
 pub use initrd::Initrd;
 
 /// What the kernel is told beyond what the monitor tells it: to be a guest of the tests, and to keep to what
 /// matters on its console, of which each byte is an exit.
 const COMMAND_LINE: &str = "testbed.guest quiet";
+
+/// For one answer of the monitor, however busy its guest keeps the host.
+const ONE_ANSWER: Duration = Duration::from_secs(30);
 
 /// For one try to reach the guest; the tries are repeated.
 const ONE_TRY: Duration = Duration::from_secs(5);
@@ -52,7 +57,9 @@ impl Parts {
 pub struct Boot {
     name: String,
     directory: PathBuf,
+    vmm: PathBuf,
     command: Cmd,
+    controlled: bool,
     console: Option<String>,
     kernel: PathBuf,
     append: String,
@@ -65,7 +72,9 @@ impl Boot {
         Self {
             name: name.to_owned(),
             directory: parts.scratch.clone(),
+            vmm: parts.vmm.clone(),
             command: command.arg("run"),
+            controlled: false,
             console: None,
             kernel: parts.kernel(),
             append: COMMAND_LINE.to_owned(),
@@ -101,6 +110,14 @@ impl Boot {
         self
     }
 
+    /// Serves a control socket, for [`Guest::ctl`] and [`Guest::drive`]. It has a directory of its own, since a
+    /// jail would take along what lies beside it.
+    #[must_use]
+    pub fn controlled(mut self) -> Self {
+        self.controlled = true;
+        self
+    }
+
     /// Leads its console elsewhere, in the monitor's words. What the guest prints is then not kept.
     #[must_use]
     pub fn console(mut self, place: String) -> Self {
@@ -127,7 +144,13 @@ impl Boot {
         let console = self.directory.join(format!("{}.console", self.name));
         let vsock = self.directory.join(&self.name);
         fs::create_dir(&vsock).with_context(|| format!("creating {}", vsock.display()))?;
+        let control = self.directory.join(format!("{}.control", self.name)).join("socket");
         let mut command = self.command;
+        if self.controlled {
+            let directory = control.with_file_name("");
+            fs::create_dir(&directory).with_context(|| format!("creating {}", directory.display()))?;
+            command = command.arg("--control").arg(&control);
+        }
         if self.jailed {
             let root = self.directory.join(format!("{}.jail", self.name));
             fs::create_dir(&root).with_context(|| format!("creating {}", root.display()))?;
@@ -144,7 +167,7 @@ impl Boot {
             .arg("--vsock")
             .arg(&vsock);
         let begun = Instant::now();
-        Ok(Guest { running: command.start()?, vsock, console, begun })
+        Ok(Guest { running: command.start()?, vmm: self.vmm, vsock, control, console, begun })
     }
 
     /// Starts the monitor and waits until the guest answers, at most for `within`.
@@ -158,7 +181,9 @@ impl Boot {
 /// A machine that was started. Dropping it kills the monitor.
 pub struct Guest {
     running: Running,
+    vmm: PathBuf,
     vsock: PathBuf,
+    control: PathBuf,
     console: PathBuf,
     begun: Instant,
 }
@@ -182,6 +207,31 @@ impl Guest {
     /// The directory with the sockets of the machine's streams.
     pub fn sockets(&self) -> &Path {
         &self.vsock
+    }
+
+    /// Where its control socket is, if it is [controlled](Boot::controlled).
+    pub fn control_socket(&self) -> &Path {
+        &self.control
+    }
+
+    /// What `supermachine-vmm ctl` does with the machine and `words`, however that ends.
+    pub fn try_ctl<A: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = A>) -> Result<Finished> {
+        Ok(Cmd::new(&self.vmm, ONE_ANSWER).traced().arg("ctl").arg(&self.control).args(words).run()?)
+    }
+
+    /// What `supermachine-vmm ctl` prints for `words`, which must go well.
+    pub fn ctl<A: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = A>) -> Result<String> {
+        Ok(self.try_ctl(words)?.expect_code(0)?.out().into_owned())
+    }
+
+    /// A conversation by its control socket.
+    pub fn drive(&self) -> Result<Control> {
+        Control::connect(&self.control, ONE_ANSWER)
+    }
+
+    /// What the machine has counted so far.
+    pub fn stats(&self) -> Result<serde_json::Value> {
+        serde_json::from_str(&self.ctl(["stats"])?).context("reading the machine's statistics")
     }
 
     /// Waits until the guest's init answers.

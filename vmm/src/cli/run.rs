@@ -40,6 +40,9 @@ const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=a pci=off";
 #[cfg(target_arch = "aarch64")]
 const COMMAND_LINE: &str = "console=ttyAMA0 panic=-1";
 
+/// What a guest whose memory can grow is told, too: to put what it is given where it can be taken back from.
+const GROWING: &str = "memhp_default_state=online_movable";
+
 const MEMORY: u64 = 256 << 20;
 
 /// The guest's context id, which nobody but the guest sees.
@@ -72,6 +75,15 @@ pub(super) struct Options {
     pub(super) blocks: Vec<(PathBuf, bool)>,
     pub(super) shares: Vec<Share>,
     pub(super) taps: Vec<net::Port>,
+}
+
+impl Options {
+    /// Linux obeys the last of words that contradict each other, so that the caller's come last.
+    fn command_line(&self) -> String {
+        let growing = if self.memory_max.is_some_and(|max| max > self.memory) { GROWING } else { "" };
+        let words = [COMMAND_LINE, growing, &self.append];
+        words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// A directory of the host that the guest mounts by its tag.
@@ -401,6 +413,7 @@ fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
     raise_file_limit().map_err(|error| anyhow!("cannot raise the limit of open files: {error}"))?;
     jail::enter(&mut options, netns)?;
     let control = options.control.as_ref().map(control::Open::at).transpose()?;
+    let command_line = options.command_line();
     let mut devices = devices(&options)?;
     network.add_to(&mut devices);
     let prepared = begun.elapsed();
@@ -409,7 +422,7 @@ fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
         Config {
             kernel: options.kernel,
             initrd: options.initrd,
-            command_line: [COMMAND_LINE, &options.append].join(" ").trim_end().to_owned(),
+            command_line,
             memory: options.memory,
             memory_max: options.memory_max,
             vcpus: options.vcpus,
@@ -628,12 +641,23 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_can_grow_keeps_what_it_is_given_movable() {
+        for (max, growing) in [("1G", true), ("512M", false)] {
+            let args = ["--kernel", "k", "--memory", "512M", "--memory-max", max, "--append", "quiet"];
+            let line = parse(lexopt::Parser::from_args(args)).unwrap().command_line();
+            assert_eq!(line.contains(GROWING), growing, "{line}");
+            assert!(line.starts_with(COMMAND_LINE) && line.ends_with(" quiet"), "{line}");
+        }
+    }
+
+    #[test]
     fn a_kernel_there_must_be() {
         let parse = |args: &[&str]| parse(lexopt::Parser::from_args(args));
         assert!(parse(&[]).is_err());
         assert!(parse(&["--kernel", "k", "--cpus", "x"]).is_err());
         assert!(parse(&["--kernel", "k", "extra"]).is_err());
         let options = parse(&["--kernel", "k", "--cpus", "4", "--memory=1G"]).unwrap();
+        assert_eq!(options.command_line(), COMMAND_LINE);
         assert_eq!((options.vcpus, options.memory), (4, 1 << 30));
     }
 }

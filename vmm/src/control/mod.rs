@@ -25,7 +25,7 @@ mod work;
 pub use client::{Client, Error as ClientError};
 pub use frame::{Error as FrameError, FDS_MAX, FRAME_MAX, Received, Receiver, frame, send};
 pub use protocol::{
-    Answer, Call, Console, Crash, Device, Event, Exits, Hello, Memory, Message, Outcome, Refusal,
+    Answer, Call, Console, Crash, Device, Event, Exits, Hello, Memory, Message, Outcome, Ram, Refusal,
     RefusalKind, Reply, Request, Stats, Status, VERSIONS, Welcome,
 };
 #[cfg(not(loom))]

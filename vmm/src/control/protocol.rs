@@ -228,8 +228,24 @@ pub struct Stats {
     pub devices: Vec<Device>,
     /// The console.
     pub console: Console,
+    /// The guest's RAM.
+    #[serde(default)]
+    pub ram: Ram,
     /// Memory of the host, where it can tell.
     pub memory: Option<Memory>,
+}
+
+/// How much RAM the guest has, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ram {
+    /// What it booted with, which is the least.
+    pub boot: u64,
+    /// What it can be asked to use at most.
+    pub max: u64,
+    /// What it was asked to use.
+    pub requested: u64,
+    /// What it uses.
+    pub actual: u64,
 }
 
 /// Exits of a processor to the monitor, by kind. Those that the hypervisor serves are not among them.
@@ -277,7 +293,7 @@ pub struct Console {
 /// Memory of the host, in bytes. Shares divide what is shared with other processes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
-    /// The guest's RAM, as it sees it.
+    /// The guest's RAM, with all that it can be given.
     pub guest: u64,
     /// Of it, what the host keeps in memory.
     pub guest_resident: u64,

@@ -14,7 +14,7 @@ use vm_memory::{GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::server::OnTap;
 use super::{
-    Console, Crash, Device, Event, Exits, Memory, Outcome, Refusal, RefusalKind, Reply, Request, Stats,
+    Console, Crash, Device, Event, Exits, Memory, Outcome, Ram, Refusal, RefusalKind, Reply, Request, Stats,
     Status, stats,
 };
 use crate::console::feed;
@@ -104,11 +104,13 @@ impl Worker {
             interrupts: device.counts.interrupts,
             resets: device.counts.resets,
         };
+        let machine::MemoryStatus { boot, max, requested, actual } = machine.memory();
         Stats {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             vcpus: machine.counts().into_iter().map(exits).collect(),
             devices: machine.device_counts().into_iter().map(device).collect(),
             console: Console { bytes: console.bytes, dropped: console.dropped },
+            ram: Ram { boot, max, requested, actual },
             memory: Self::memory(machine.ram()),
         }
     }

@@ -2,7 +2,13 @@
 //! or in the host that is measured.
 
 mod button;
+mod churn;
+mod flood;
+mod mapping;
 mod posix;
+mod random;
+mod scribble;
+mod tcp;
 mod vsock;
 
 use std::fs;
@@ -15,12 +21,18 @@ use integration::{boot_time, tree};
 const USAGE: &str = "\
 usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part call PORT SEED LENGTH       send a pattern to a vsock port of the host
+       guest-part serve-tcp PORT              answer streams on a TCP port
        guest-part tree make|check DIR COUNT SEED
        guest-part posix table DIR [PREFIX]    try what file system calls do, each case in a directory below DIR
        guest-part posix try DIR STEPS         try some steps, written like those of the table's cases
        guest-part posix make-for-reading DIR  make what the next works on
        guest-part posix read-only DIR         try calls that would change it
        guest-part posix tree|contents DIR     tell all there is below DIR, with inodes or contents
+       guest-part churn SEED                  take and free memory, as many MiB as each line of input says
+       guest-part scribble SEED ROUNDS        misuse every device
+       guest-part wild SEED ACCESSES          write anything to any register, whatever becomes of the guest
+       guest-part flood THREADS SECONDS PORT PORT
+                                              connect to ports of the host and send as much as they take
        guest-part button                      wait for the power button, and turn the machine off
        guest-part boot-time RUNS FILE         boot our machine and QEMU's in turn, on a host";
 
@@ -42,12 +54,20 @@ fn main() -> ExitCode {
 fn run(words: &[&str]) -> Result<()> {
     match words {
         ["serve", port] => vsock::serve(number(port)?),
+        ["serve-tcp", port] => tcp::serve(number(port)?),
         ["call", port, seed, length] => vsock::call(number(port)?, number(seed)?, number(length)?),
         ["tree", "make", dir, count, seed] => tree::make(&PathBuf::from(dir), number(count)?, number(seed)?),
         ["tree", "check", dir, count, seed] => {
             tree::check(&PathBuf::from(dir), number(count)?, number(seed)?)
         }
         ["posix", rest @ ..] => posix::call(rest),
+        ["churn", seed] => churn::run(number(seed)?),
+        ["scribble", seed, rounds] => scribble::run(number(seed)?, number(rounds)?),
+        ["wild", seed, accesses] => scribble::wild(number(seed)?, number(accesses)?),
+        ["flood", threads, seconds, ports @ ..] => {
+            let ports: Vec<u32> = ports.iter().map(|port| number(port)).collect::<Result<_>>()?;
+            flood::run(number(threads)?, number(seconds)?, &ports)
+        }
         ["button"] => button::wait(),
         ["boot-time", runs, file] => {
             let guest = Path::new("/usr/share/supermachine/guest");

@@ -3,11 +3,16 @@
 mod bad_input;
 mod block;
 mod boot;
+mod control;
 mod fs;
+mod grow;
 mod hostile;
+mod jail;
 mod life;
 mod memory;
+mod net;
 mod posix;
+mod scribble;
 mod vsock;
 
 use std::time::Duration;
@@ -31,7 +36,12 @@ pub fn tests() -> Vec<Test<Inside>> {
         posix::tests(),
         block::tests(),
         memory::tests(),
+        grow::tests(),
         hostile::tests(),
+        control::tests(),
+        jail::tests(),
+        net::tests(),
+        scribble::tests(),
     ]
     .into_iter()
     .flatten()
