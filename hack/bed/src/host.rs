@@ -54,6 +54,7 @@ impl<'a> Workshop<'a> {
 
     /// A machine on this image, to boot.
     pub fn machine(&self, run: &Run, disk: PathBuf, share: Option<&Path>) -> Result<Machine<'a>> {
+        run.stands_on("image", self.image.dir())?;
         let empty = run.dir().join("empty");
         fs::create_dir_all(&empty)?;
         let initrd = run.dir().join("initrd");
@@ -115,7 +116,7 @@ impl Host {
     ) -> Result<Self> {
         let run = workshop.cache.new_run(name)?;
         // Names what this host stands on, so that nobody prunes it.
-        std::os::unix::fs::symlink(saved.dir(), run.dir().join("saved"))?;
+        run.stands_on("saved", saved.dir())?;
         let disk = run.dir().join("disk");
         overlay(&saved.disk(), "qcow2", &disk)?;
         let mut machine = workshop.machine(&run, disk, share)?;

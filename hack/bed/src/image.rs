@@ -8,6 +8,7 @@ use std::io::BufWriter;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
@@ -106,8 +107,17 @@ impl Image {
         Ok(Self { dir })
     }
 
-    pub fn name(&self) -> String {
-        file_name(&self.dir)
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Tells this image from any other, also from one made again from the same recipe: what a host has in its
+    /// memory of a disk is about that very disk.
+    pub fn identity(&self) -> Result<String> {
+        let made =
+            fs::metadata(self.disk())?.created().or_else(|_| fs::metadata(self.kernel())?.modified())?;
+        let since = made.duration_since(SystemTime::UNIX_EPOCH)?;
+        Ok(format!("{} {}", file_name(&self.dir), since.as_nanos()))
     }
 
     /// The root file system, raw.
