@@ -6,6 +6,7 @@ mod ctl;
 mod jail;
 mod log;
 mod net;
+mod options;
 mod run;
 mod terminal;
 

@@ -39,7 +39,7 @@ impl Port {
                 Some(("tx", size)) => (1, size),
                 _ => return Err(format!("{part} is no limit of a tap: give rx=SIZE or tx=SIZE, a second")),
             };
-            rate[index] = Some(super::run::size(size)?);
+            rate[index] = Some(super::options::size(size)?);
         }
         Ok(Self { tap: Tap::parse(tap)?, rate })
     }
