@@ -53,12 +53,21 @@ impl Apt {
 
     /// Downloads `packages` and all they depend on; the paths of the packages.
     pub fn closure(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        self.closure_of(SUITE, packages)
+    }
+
+    /// The same of the newer suite.
+    pub fn newer_closure(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        self.closure_of(NEWER_SUITE, packages)
+    }
+
+    fn closure_of(&self, suite: &str, packages: &[&str]) -> Result<Vec<PathBuf>> {
         let archives = self.dir.join("archives");
         // It lists only what is not downloaded yet: for the whole list it looks into an empty place.
         let mut nowhere = OsString::from("Dir::Cache::Archives=");
         nowhere.push(self.dir.join("nowhere"));
         let mut listing = self.command("apt-get");
-        listing.arg("-o").arg(nowhere).args(["-qq", "--print-uris", "install"]).args(packages);
+        listing.arg("-o").arg(nowhere).args(["-qq", "-t", suite, "--print-uris", "install"]).args(packages);
         let list = capture(&mut listing)?;
         let wanted: Vec<(String, u64)> = list.lines().filter_map(parse_uri_line).collect();
         if wanted.is_empty() {
@@ -72,7 +81,7 @@ impl Apt {
             total >> 20
         ));
         let mut download = self.command("apt-get");
-        download.args(["-qq", "-y", "--download-only", "install"]).args(packages);
+        download.args(["-qq", "-y", "-t", suite, "--download-only", "install"]).args(packages);
         tools::run_watched(&mut download, || {
             let have: u64 = children(&archives)
                 .into_iter()

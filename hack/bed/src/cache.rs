@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -15,6 +15,11 @@ use nix::sys::statvfs::statvfs;
 use sha2::{Digest, Sha256};
 
 use crate::progress::{Step, say};
+
+/// Begins the name of a link in a host's directory to an entry that it needs.
+const STANDS_ON: &str = "on-";
+/// What was used this short ago is not pruned.
+const RECENT: Duration = Duration::from_mins(30);
 
 /// A short content hash, for names.
 pub fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
@@ -70,6 +75,8 @@ impl Cache {
         let parent = self.path(dir);
         let done = parent.join(name);
         if done.is_dir() && !again {
+            // The time of its lock's file is when it was last used.
+            open_lock(&parent.join(format!("{name}.lock")))?.set_modified(SystemTime::now())?;
             return Ok(done);
         }
         fs::create_dir_all(&parent).with_context(|| format!("making {}", parent.display()))?;
@@ -107,8 +114,11 @@ impl Cache {
     /// Removes what `keep`, called `NAME-DIGEST`, replaces: other digests of the same name that no
     /// host uses, and what was left half made.
     pub fn prune(&self, dir: &str, keep: &str) -> Result<()> {
-        let in_use: Vec<PathBuf> =
-            self.runs()?.iter().filter_map(|run| fs::read_link(run.join("saved")).ok()).collect();
+        let in_use: Vec<PathBuf> = self
+            .runs()?
+            .iter()
+            .filter_map(|run| fs::read_link(run.join(format!("{STANDS_ON}{dir}"))).ok())
+            .collect();
         for path in children(&self.path(dir))? {
             let entry = file_name(&path);
             let name = entry.strip_suffix(".new").unwrap_or(&entry);
@@ -116,6 +126,10 @@ impl Cache {
                 continue;
             }
             let lock_path = self.path(dir).join(format!("{name}.lock"));
+            // Another work tree's, perhaps, about to start a host on it.
+            if age(&lock_path).is_some_and(|age| age < RECENT) {
+                continue;
+            }
             // Whoever makes it right now holds its lock.
             if let Some(_lock) = try_lock(&lock_path)? {
                 remove_tree(&path)?;
@@ -199,6 +213,15 @@ impl Run {
         &self.dir
     }
 
+    /// Notes that this host needs an entry of `kind`, so that nobody prunes it.
+    pub fn stands_on(&self, kind: &str, entry: &Path) -> Result<()> {
+        let link = self.dir.join(format!("{STANDS_ON}{kind}"));
+        match std::os::unix::fs::symlink(entry, &link) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.with_context(|| format!("making {}", link.display())),
+        }
+    }
+
     /// The lock's file, for QEMU to inherit.
     pub fn lock_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         self.lock.as_ref().map(|lock| lock.as_fd())
@@ -221,7 +244,7 @@ impl Drop for Run {
 }
 
 /// When a saved host was last used, for people.
-pub fn age(path: &Path) -> Option<std::time::Duration> {
+pub fn age(path: &Path) -> Option<Duration> {
     SystemTime::now().duration_since(fs::metadata(path).ok()?.modified().ok()?).ok()
 }
 
@@ -344,11 +367,15 @@ mod tests {
     #[test]
     fn only_what_is_replaced_is_pruned() {
         let Scratch(cache) = &Scratch::new("prune");
-        for name in ["a-1", "a-2", "a-2.new", "a-b-1", "a-3", "b-1"] {
+        for name in ["a-1", "a-2", "a-2.new", "a-b-1", "a-3", "a-4", "b-1"] {
             fs::create_dir_all(cache.path("d").join(name)).unwrap();
         }
+        let used = |name: &str, when| open_lock(&cache.path(name)).unwrap().set_modified(when).unwrap();
+        let long_ago = SystemTime::now() - 2 * RECENT;
+        used("d/a-4.lock", SystemTime::now());
         fs::create_dir_all(cache.path("run/x")).unwrap();
-        std::os::unix::fs::symlink(cache.path("d/a-3"), cache.path("run/x/saved")).unwrap();
+        std::os::unix::fs::symlink(cache.path("d/a-3"), cache.path("run/x/on-d")).unwrap();
+        used("d/a-2.lock", long_ago);
         let made_by_another = try_lock(&cache.path("d/a-2.lock")).unwrap().unwrap();
         cache.prune("d", "a-1").unwrap();
         let left: Vec<String> = children(&cache.path("d"))
@@ -357,11 +384,14 @@ mod tests {
             .filter(|path| path.is_dir())
             .map(|path| file_name(path))
             .collect();
-        // a-3 is used by a host; a-2 is locked by whoever makes it.
-        assert_eq!(left, ["a-1", "a-2", "a-2.new", "a-3", "a-b-1", "b-1"]);
+        // a-2 is locked by whoever makes it, a-3 is used by a host, a-4 was a moment ago.
+        assert_eq!(left, ["a-1", "a-2", "a-2.new", "a-3", "a-4", "a-b-1", "b-1"]);
         drop(made_by_another);
+        used("d/a-4.lock", long_ago);
         cache.prune("d", "a-1").unwrap();
-        assert!(!cache.path("d/a-2").exists() && !cache.path("d/a-2.new").exists());
+        for gone in ["a-2", "a-2.new", "a-4"] {
+            assert!(!cache.path("d").join(gone).exists(), "{gone}");
+        }
     }
 
     #[test]

@@ -45,15 +45,16 @@ impl<'a> Workshop<'a> {
     pub fn open(cache: &'a Cache, start: &'a Start, ending: &'a Ending) -> Result<Self> {
         let spec = &start.spec;
         spec.check()?;
-        let qemu = Qemu::find(spec.arch)?;
         let payload = Payload::build(spec.arch)?;
         let accel = Accel::choose(cache, spec.arch, &payload.monitor());
+        let qemu = Qemu::find(cache, spec.arch, accel, start.rebuild)?;
         let image = Image::open(cache, spec.arch, start.rebuild)?;
         Ok(Self { cache, spec, qemu, accel, image, payload, ending })
     }
 
     /// A machine on this image, to boot.
     pub fn machine(&self, run: &Run, disk: PathBuf, share: Option<&Path>) -> Result<Machine<'a>> {
+        run.stands_on("image", self.image.dir())?;
         let empty = run.dir().join("empty");
         fs::create_dir_all(&empty)?;
         let initrd = run.dir().join("initrd");
@@ -115,7 +116,7 @@ impl Host {
     ) -> Result<Self> {
         let run = workshop.cache.new_run(name)?;
         // Names what this host stands on, so that nobody prunes it.
-        std::os::unix::fs::symlink(saved.dir(), run.dir().join("saved"))?;
+        run.stands_on("saved", saved.dir())?;
         let disk = run.dir().join("disk");
         overlay(&saved.disk(), "qcow2", &disk)?;
         let mut machine = workshop.machine(&run, disk, share)?;

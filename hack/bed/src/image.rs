@@ -8,6 +8,7 @@ use std::io::BufWriter;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
@@ -16,6 +17,7 @@ use crate::cache::{Cache, children, digest, file_name, remove_tree};
 use crate::kernel::{Initrd, module_closure, write_bootable};
 use crate::oci;
 use crate::progress::Step;
+use crate::qemu;
 use crate::spec::Arch;
 use crate::tools::{self, run};
 
@@ -25,14 +27,6 @@ const PACKAGES: &str = "base-files base-passwd bash coreutils dash diffutils fin
     ethtool iproute2 iptables iputils-ping nftables passt socat \
     containerd containernetworking-plugins crun docker-cli docker.io runc \
     busybox-static e2fsprogs erofs-utils fio iperf3 jq strace";
-
-/// The virtual machine monitor beside which ours is measured.
-const fn qemu_package(arch: Arch) -> &'static str {
-    match arch {
-        Arch::X86_64 => "qemu-system-x86",
-        Arch::Aarch64 => "qemu-system-arm",
-    }
-}
 
 /// Taken from the newer suite, beside the ones of the suite.
 const NEWER: [&str; 2] = ["containerd", "runc"];
@@ -113,8 +107,17 @@ impl Image {
         Ok(Self { dir })
     }
 
-    pub fn name(&self) -> String {
-        file_name(&self.dir)
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Tells this image from any other, also from one made again from the same recipe: what a host has in its
+    /// memory of a disk is about that very disk.
+    pub fn identity(&self) -> Result<String> {
+        let made =
+            fs::metadata(self.disk())?.created().or_else(|_| fs::metadata(self.kernel())?.modified())?;
+        let since = made.duration_since(SystemTime::UNIX_EPOCH)?;
+        Ok(format!("{} {}", file_name(&self.dir), since.as_nanos()))
     }
 
     /// The root file system, raw.
@@ -146,7 +149,8 @@ fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
     let kernel = format!("linux-image-{}", arch.debian());
     let guest_kernel = format!("linux-image-cloud-{}", arch.debian());
     let mut names: Vec<&str> = PACKAGES.split_whitespace().collect();
-    names.extend([qemu_package(arch), &kernel, &guest_kernel]);
+    // The monitor beside which ours is measured, too.
+    names.extend([qemu::package(arch), &kernel, &guest_kernel]);
     let packages = apt.closure(&names)?;
     let newer = apt.newer(&NEWER)?;
 
@@ -185,7 +189,7 @@ fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
 }
 
 /// Everything becomes this user's; in the image it is root's.
-fn unpack(package: &Path, root: &Path) -> Result<()> {
+pub fn unpack(package: &Path, root: &Path) -> Result<()> {
     fs::create_dir_all(root)?;
     let mut contents = tools::command("dpkg-deb")
         .arg("--fsys-tarfile")

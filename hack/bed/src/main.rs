@@ -11,6 +11,7 @@ mod exec;
 mod host;
 mod image;
 mod kernel;
+mod newer_qemu;
 mod oci;
 mod payload;
 mod progress;

@@ -12,37 +12,99 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
 use crate::accel::Accel;
-use crate::cache::{Run, digest};
+use crate::cache::{Cache, Run, digest};
+use crate::newer_qemu::{KEEPS_INTERRUPTS, NewerQemu};
+use crate::progress::say;
 use crate::spec::{Arch, Spec};
 use crate::tools::{capture, command, take_signals};
 
 /// Older ones emulate the 16-byte compare-and-exchange wrongly, which Go programs use.
-const OLDEST: u32 = 8;
+const OLDEST: (u32, u32) = (8, 0);
 
 /// The QEMU of one architecture.
 #[derive(Clone)]
 pub struct Qemu {
-    program: &'static str,
+    /// What starts it, before its arguments.
+    words: Vec<String>,
+    modules: Option<PathBuf>,
     version: String,
 }
 
+const fn program(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "qemu-system-x86_64",
+        Arch::Aarch64 => "qemu-system-aarch64",
+    }
+}
+
+/// The Debian package that has it.
+pub const fn package(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "qemu-system-x86",
+        Arch::Aarch64 => "qemu-system-arm",
+    }
+}
+
 impl Qemu {
-    pub fn find(arch: Arch) -> Result<Self> {
-        let (program, package) = match arch {
-            Arch::X86_64 => ("qemu-system-x86_64", "qemu-system-x86"),
-            Arch::Aarch64 => ("qemu-system-aarch64", "qemu-system-arm"),
-        };
-        let text = capture(command(program).arg("--version"))
+    /// The machine's own, or a newer one where that would fail now and then.
+    pub fn find(cache: &Cache, arch: Arch, accel: Accel, rebuild: bool) -> Result<Self> {
+        let own = Self::own(arch)?;
+        if arch != Arch::X86_64 || accel != Accel::Tcg || own.is_at_least(KEEPS_INTERRUPTS) {
+            return Ok(own);
+        }
+        match NewerQemu::open(cache, arch, rebuild).and_then(|newer| Self::newer(&newer, arch)) {
+            Ok(newer) => Ok(newer),
+            Err(error) => {
+                say(format_args!(
+                    "QEMU {} is used, under which a host hangs now and then; a newer one cannot be had: {error:#}",
+                    own.version
+                ));
+                Ok(own)
+            }
+        }
+    }
+
+    fn own(arch: Arch) -> Result<Self> {
+        let (program, package) = (program(arch), package(arch));
+        let own = Self::of(vec![program.to_owned()], None)
             .with_context(|| format!("{program} is needed: apt-get install {package} (or run make setup)"))?;
-        let version = text.split_whitespace().nth(3).unwrap_or_default().to_owned();
-        let major: u32 = version.split('.').next().and_then(|word| word.parse().ok()).unwrap_or(0);
-        if major < OLDEST {
+        if !own.is_at_least(OLDEST) {
             bail!(
-                "{program} is version {version}, whose 16-byte compare-and-exchange is broken under emulation; \
-                 version {OLDEST} or newer is needed. make setup installs it (on Debian 12 from backports)"
+                "{program} is version {}, whose 16-byte compare-and-exchange is broken under emulation; \
+                 version {} or newer is needed. make setup installs it (on Debian 12 from backports)",
+                own.version,
+                OLDEST.0
             );
         }
-        Ok(Self { program, version })
+        Ok(own)
+    }
+
+    fn newer(newer: &NewerQemu, arch: Arch) -> Result<Self> {
+        let mut words = newer.words(program(arch))?;
+        words.extend(newer.data());
+        Self::of(words, Some(newer.modules()))
+    }
+
+    /// Asks it for its version, which also shows that it starts.
+    fn of(words: Vec<String>, modules: Option<PathBuf>) -> Result<Self> {
+        let mut qemu = Self { words, modules, version: String::new() };
+        let text = capture(qemu.told(command(&qemu.words[0])).arg("--version"))?;
+        text.split_whitespace().nth(3).unwrap_or_default().clone_into(&mut qemu.version);
+        Ok(qemu)
+    }
+
+    /// A command for its first word, given the others.
+    fn told(&self, mut command: Command) -> Command {
+        command.args(&self.words[1..]);
+        if let Some(modules) = &self.modules {
+            command.env("QEMU_MODULE_DIR", modules);
+        }
+        command
+    }
+
+    fn is_at_least(&self, (major, minor): (u32, u32)) -> bool {
+        let mut numbers = self.version.split('.').map(|word| word.parse().unwrap_or(0));
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
     }
 
     /// What tells one QEMU and its machine from another: state saved by one is not read by the other.
@@ -94,6 +156,8 @@ impl Machine<'_> {
         }
         let mut words = Vec::new();
         let mut add = |name: &str, value: String| words.extend([name.to_owned(), value]);
+        // Started by a loader, it would have that one's name.
+        add("-name", format!("testbed,process={}", program(spec.arch)));
         add("-M", machine);
         add("-cpu", cpu);
         add("-accel", accel);
@@ -170,7 +234,7 @@ pub struct Process {
 impl Process {
     pub fn start(qemu: &Qemu, machine: &Machine, run: &Run, stay: bool) -> Result<Self> {
         let log = run.dir().join("qemu.log");
-        let mut command = Command::new(qemu.program);
+        let mut command = qemu.told(Command::new(&qemu.words[0]));
         command
             .args(machine.arguments(run.dir()))
             .stdin(Stdio::null())
@@ -190,7 +254,7 @@ impl Process {
                 Ok(())
             });
         }
-        let child = command.spawn().with_context(|| format!("starting {}", qemu.program))?;
+        let child = command.spawn().with_context(|| format!("starting {}", qemu.words[0]))?;
         fs::write(run.dir().join("pid"), child.id().to_string())?;
         Ok(Self { child, log })
     }

@@ -34,17 +34,17 @@ impl Saved {
     pub fn open(workshop: &Workshop) -> Result<Self> {
         let spec = workshop.spec.name();
         let run = format!("saving-{}", std::process::id());
-        let key = Self::key(workshop);
+        let key = Self::key(workshop)?;
         let name = format!("{spec}-{key}");
         let dir = workshop.cache.entry("saved", &name, ROOM, false, |dir| save(workshop, &run, dir))?;
         workshop.cache.prune("saved", &name)?;
         Ok(Self { dir })
     }
 
-    fn key(workshop: &Workshop) -> String {
+    fn key(workshop: &Workshop) -> Result<String> {
         let machine = workshop.qemu.fingerprint(workshop.spec, workshop.accel);
-        let image = workshop.image.name();
-        digest([machine.as_str(), image.as_str()].into_iter().chain(INIT).map(str::as_bytes))
+        let image = workshop.image.identity()?;
+        Ok(digest([machine.as_str(), image.as_str()].into_iter().chain(INIT).map(str::as_bytes)))
     }
 
     pub fn dir(&self) -> &Path {

@@ -14,7 +14,7 @@ use lexopt::prelude::*;
 use vmm::control::{Client, ClientError, Event, FrameError, Outcome, Reply, Request, Status};
 
 use super::Usage;
-use super::run::size;
+use super::options::size;
 use super::terminal::{Keys, Raw};
 
 /// How long the monitor may take to answer, beyond what it was asked to wait.

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 pub(super) use linux::{close_inherited, enter, filter, join};
 
 #[cfg(not(target_os = "linux"))]
-use super::run::Options;
+use super::options::Options;
 
 /// A network namespace by name or by descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +70,7 @@ mod linux {
 
     use super::super::control::Control;
     use super::super::net::Port;
-    use super::super::run::Options;
+    use super::super::options::Options;
     use super::Netns;
 
     fn open(netns: &Netns) -> anyhow::Result<OwnedFd> {
@@ -202,7 +202,7 @@ mod linux {
                 "--control",
                 "/run/m/sock",
             ];
-            let mut options = super::super::super::run::parse(lexopt::Parser::from_args(args)).unwrap();
+            let mut options = super::super::super::options::parse(lexopt::Parser::from_args(args)).unwrap();
             let entries = entries(&mut options);
             let found: Vec<_> = entries
                 .iter()

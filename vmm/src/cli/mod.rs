@@ -6,6 +6,7 @@ mod ctl;
 mod jail;
 mod log;
 mod net;
+mod options;
 mod run;
 mod terminal;
 
@@ -42,8 +43,9 @@ Options of run:
   --netns PATH|fd:N, --cgroup DIR
                      with --jail: join them before
   --paused           do not begin before a resume by the control socket
-  --share TAG=DIR[:ro]
-                     a directory, for the guest to mount by its tag (type virtiofs)
+  --share TAG=DIR[:ro][:cache=WHAT]
+                     a directory, for the guest to mount by its tag (type virtiofs); it remembers
+                     what it has read for a moment (auto), as long as it likes (always) or never
   --block FILE[:ro]  a disk with this raw image, again for more disks
   --tap NAME[:N][,rx=SIZE][,tx=SIZE]
                      a network device on this tap, with N queues (1), again for more; rx and tx limit

@@ -39,12 +39,13 @@ impl Port {
                 Some(("tx", size)) => (1, size),
                 _ => return Err(format!("{part} is no limit of a tap: give rx=SIZE or tx=SIZE, a second")),
             };
-            rate[index] = Some(super::run::size(size)?);
+            rate[index] = Some(super::options::size(size)?);
         }
         Ok(Self { tap: Tap::parse(tap)?, rate })
     }
 
     /// Descriptors that were handed in for it.
+    #[cfg(target_os = "linux")]
     pub(super) fn descriptors(&self) -> &[RawFd] {
         match &self.tap {
             Tap::Open(fds) => fds,

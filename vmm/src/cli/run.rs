@@ -3,15 +3,12 @@
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::anyhow;
-use lexopt::prelude::*;
-use log::LevelFilter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use vmm::console::{Marker, feed};
@@ -21,28 +18,16 @@ use vmm::devices::virtio::balloon::Balloon;
 use vmm::devices::virtio::block::Block;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::vsock::{SOCKET, Vsock};
-use vmm::hypervisor::PsciBy;
 use vmm::machine::{Config, Machine, Notice, Outcome, Phases};
-
 use vmm::slots::SlotId;
 
 use super::Usage;
-use super::control::{self, Control};
-use super::jail::{self, Netns};
+use super::control;
+use super::jail;
 use super::log as lines;
 use super::net;
+use super::options::{Console, Options, Share, parse};
 use super::terminal::{Keys, Pty, Raw};
-
-/// What every guest is told, before what the caller adds.
-#[cfg(target_arch = "x86_64")]
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=a pci=off";
-#[cfg(target_arch = "aarch64")]
-const COMMAND_LINE: &str = "console=ttyAMA0 panic=-1";
-
-/// What a guest whose memory can grow is told, too: to put what it is given where it can be taken back from.
-const GROWING: &str = "memhp_default_state=online_movable";
-
-const MEMORY: u64 = 256 << 20;
 
 /// The guest's context id, which nobody but the guest sees.
 const GUEST_CID: u64 = 3;
@@ -53,177 +38,6 @@ const PANIC: u8 = 4;
 const CRASH: u8 = 5;
 const STOPPED: u8 = 6;
 const KILLED: u8 = 137;
-
-pub(super) struct Options {
-    pub(super) kernel: PathBuf,
-    pub(super) initrd: Option<PathBuf>,
-    append: String,
-    memory: u64,
-    memory_max: Option<u64>,
-    vcpus: u32,
-    console: Console,
-    markers: Vec<Vec<u8>>,
-    pub(super) control: Option<Control>,
-    pub(super) jail: Option<PathBuf>,
-    pub(super) netns: Option<Netns>,
-    pub(super) cgroup: Option<PathBuf>,
-    paused: bool,
-    log: LevelFilter,
-    psci: PsciBy,
-    pub(super) vsock: Option<PathBuf>,
-    pub(super) blocks: Vec<(PathBuf, bool)>,
-    pub(super) shares: Vec<Share>,
-    pub(super) taps: Vec<net::Port>,
-}
-
-impl Options {
-    /// Linux obeys the last of words that contradict each other, so that the caller's come last.
-    fn command_line(&self) -> String {
-        let growing = if self.memory_max.is_some_and(|max| max > self.memory) { GROWING } else { "" };
-        let words = [COMMAND_LINE, growing, &self.append];
-        words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
-    }
-}
-
-/// A directory of the host that the guest mounts by its tag.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Share {
-    tag: String,
-    pub(super) directory: PathBuf,
-    pub(super) read_only: bool,
-}
-
-impl Share {
-    fn parse(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((tag, rest)) if !tag.is_empty() && !rest.is_empty() => {
-                let (directory, read_only) = read_only(rest);
-                Ok(Self { tag: tag.into(), directory, read_only })
-            }
-            _ => Err(format!("{text} is no share: give TAG=DIR or TAG=DIR:ro")),
-        }
-    }
-}
-
-/// Where the serial port leads.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Console {
-    Stdio,
-    Pty,
-    File(PathBuf),
-    Unix(PathBuf),
-    None,
-}
-
-impl Console {
-    fn parse(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "stdio" => Ok(Self::Stdio),
-            None if text == "pty" => Ok(Self::Pty),
-            None if text == "none" => Ok(Self::None),
-            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            _ => Err(format!("{text} is no console: give stdio, pty, none, file:PATH or unix:PATH")),
-        }
-    }
-}
-
-/// A path, and whether `:ro` behind it says to leave it as it is.
-fn read_only(text: &str) -> (PathBuf, bool) {
-    match text.strip_suffix(":ro") {
-        Some(path) => (path.into(), true),
-        None => (text.into(), false),
-    }
-}
-
-/// A size like 512M or 2G, in bytes.
-pub(super) fn size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.strip_suffix(['K', 'M', 'G']) {
-        Some(digits) => {
-            let shift = match text.as_bytes().last() {
-                Some(b'K') => 10,
-                Some(b'M') => 20,
-                _ => 30,
-            };
-            (digits, shift)
-        }
-        None => (text, 0),
-    };
-    let number: Option<u64> = digits.parse().ok();
-    number
-        .and_then(|number| number.checked_mul(1 << shift))
-        .ok_or_else(|| format!("{text} is no size: give a number, with K, M or G behind it if you like"))
-}
-
-fn psci_by(text: &str) -> Result<PsciBy, String> {
-    match text {
-        "kernel" => Ok(PsciBy::Hypervisor),
-        "userspace" => Ok(PsciBy::Monitor),
-        _ => Err(format!("{text} is nobody who answers PSCI calls: give kernel or userspace")),
-    }
-}
-
-pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
-    let (mut kernel, mut initrd, mut append) = (None, None, String::new());
-    let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
-    let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
-    let (mut taps, mut memory_max) = (Vec::new(), None);
-    let (mut markers, mut control, mut paused) = (Vec::new(), None, false);
-    let (mut psci, mut log) = (PsciBy::default(), LevelFilter::Warn);
-    let (mut jail, mut netns, mut cgroup) = (None, None, None);
-    while let Some(arg) = args.next()? {
-        match arg {
-            Long("kernel") => kernel = Some(args.value()?.into()),
-            Long("initrd") => initrd = Some(args.value()?.into()),
-            Long("append") => append = args.value()?.string()?,
-            Long("memory") => memory = size(&args.value()?.string()?)?,
-            Long("memory-max") => memory_max = Some(size(&args.value()?.string()?)?),
-            Long("cpus") => vcpus = args.value()?.parse()?,
-            Long("console") => console = Console::parse(&args.value()?.string()?)?,
-            Long("marker") => markers.push(args.value()?.string()?.into_bytes()),
-            Long("control") => control = Some(Control::parse(&args.value()?.string()?)?),
-            Long("jail") => jail = Some(args.value()?.into()),
-            Long("netns") => netns = Some(Netns::parse(&args.value()?.string()?)),
-            Long("cgroup") => cgroup = Some(args.value()?.into()),
-            Long("log") => log = lines::level(&args.value()?.string()?)?,
-            Long("psci") => psci = psci_by(&args.value()?.string()?)?,
-            Long("paused") => paused = true,
-            Long("block") => blocks.push(read_only(&args.value()?.string()?)),
-            Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
-            Long("tap") => taps.push(net::Port::parse(&args.value()?.string()?)?),
-            Long("vsock") => vsock = Some(args.value()?.into()),
-            other => return Err(other.unexpected()),
-        }
-    }
-    let kernel = kernel.ok_or("--kernel is missing")?;
-    if paused && control.is_none() {
-        return Err("a machine that begins paused needs --control, or nobody could resume it".into());
-    }
-    if taps.iter().any(net::Port::waits) && control.is_none() {
-        return Err("a tap that comes later needs --control, or nobody could bring it".into());
-    }
-    Ok(Options {
-        kernel,
-        initrd,
-        append,
-        memory,
-        memory_max,
-        vcpus,
-        console,
-        markers,
-        control,
-        jail,
-        netns,
-        cgroup,
-        paused,
-        log,
-        psci,
-        vsock,
-        blocks,
-        shares,
-        taps,
-    })
-}
 
 pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
     let begun = Instant::now();
@@ -370,9 +184,9 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
 #[cfg(all(target_os = "linux", feature = "fs"))]
 fn share(share: &Share, vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
     use vmm::devices::virtio::fs::Fs;
-    use vmm::devices::virtio::fs::passthrough::{Cache, Passthrough};
+    use vmm::devices::virtio::fs::passthrough::Passthrough;
 
-    let server = Passthrough::open(&share.directory, share.read_only, Cache::Auto)?;
+    let server = Passthrough::open(&share.directory, share.read_only, share.cache)?;
     // A machine has at most 32.
     Ok(Box::new(Fs::new(&share.tag, vcpus as u16, Arc::new(server))?))
 }
@@ -394,8 +208,9 @@ fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
     let (sink, source) = open(&options.console)?;
     let netns = jail::join(&options)?;
     let mut network = net::Network::open(&options.taps)?;
-    jail::enter(&mut options, netns)?;
+    // The jail has no room for that.
     raise_file_limit().map_err(|error| anyhow!("cannot raise the limit of open files: {error}"))?;
+    jail::enter(&mut options, netns)?;
     let control = options.control.as_ref().map(control::Open::at).transpose()?;
     let command_line = options.command_line();
     let mut devices = devices(&options)?;
@@ -459,10 +274,16 @@ fn monotonic(begun: Instant) -> Duration {
     now.saturating_sub(begun.elapsed())
 }
 
-/// A file server keeps one file open for each that a guest knows: as many as the host lets it.
+/// More descriptors than any machine has use for.
+const FILES: u64 = 1 << 20;
+
+/// A file server keeps one file open for each that a guest knows: as many as the host lets it, which for root is
+/// more than root was given.
 fn raise_file_limit() -> nix::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    let most = fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
+    let most = most.unwrap_or(hard).min(FILES).max(hard);
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
 }
 
 /// Serves the control socket for as long as what it returns lives.
@@ -552,80 +373,4 @@ fn listen(source: Source, machine: &Arc<Machine>, is_terminal: bool) -> io::Resu
             }
         })
         .map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [
-            ("0", Some(0)),
-            ("4096", Some(4096)),
-            ("64K", Some(64 << 10)),
-            ("512M", Some(512 << 20)),
-            ("8G", Some(8 << 30)),
-            ("", None),
-            ("M", None),
-            ("-1M", None),
-            ("1T", None),
-            ("99999999999G", None),
-        ] {
-            assert_eq!(size(text).ok(), bytes, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn shares() {
-        let share = |tag: &str, directory: &str, read_only| {
-            Some(Share { tag: tag.into(), directory: directory.into(), read_only })
-        };
-        for (text, expected) in [
-            ("root=/srv", share("root", "/srv", false)),
-            ("root=/srv:ro", share("root", "/srv", true)),
-            ("a=b=c", share("a", "b=c", false)),
-            ("/srv", None),
-            ("=x", None),
-            ("x=", None),
-        ] {
-            assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn consoles() {
-        for (text, console) in [
-            ("stdio", Some(Console::Stdio)),
-            ("none", Some(Console::None)),
-            ("file:/a:b", Some(Console::File("/a:b".into()))),
-            ("unix:s", Some(Console::Unix("s".into()))),
-            ("file:", None),
-            ("tcp:1", None),
-            ("", None),
-        ] {
-            assert_eq!(Console::parse(text).ok(), console, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn a_guest_that_can_grow_keeps_what_it_is_given_movable() {
-        for (max, growing) in [("1G", true), ("512M", false)] {
-            let args = ["--kernel", "k", "--memory", "512M", "--memory-max", max, "--append", "quiet"];
-            let line = parse(lexopt::Parser::from_args(args)).unwrap().command_line();
-            assert_eq!(line.contains(GROWING), growing, "{line}");
-            assert!(line.starts_with(COMMAND_LINE) && line.ends_with(" quiet"), "{line}");
-        }
-    }
-
-    #[test]
-    fn a_kernel_there_must_be() {
-        let parse = |args: &[&str]| parse(lexopt::Parser::from_args(args));
-        assert!(parse(&[]).is_err());
-        assert!(parse(&["--kernel", "k", "--cpus", "x"]).is_err());
-        assert!(parse(&["--kernel", "k", "extra"]).is_err());
-        let options = parse(&["--kernel", "k", "--cpus", "4", "--memory=1G"]).unwrap();
-        assert_eq!(options.command_line(), COMMAND_LINE);
-        assert_eq!((options.vcpus, options.memory), (4, 1 << 30));
-    }
 }

@@ -110,22 +110,12 @@ impl InputPort for Uart16550 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::Ordering;
 
     use proptest::prelude::*;
 
     use super::*;
-    use crate::hypervisor;
-
-    #[derive(Default)]
-    struct Wire(AtomicU32);
-
-    impl IrqLine for Wire {
-        fn set(&self, high: bool) -> Result<(), hypervisor::Error> {
-            self.0.fetch_add(u32::from(high), Ordering::Relaxed);
-            Ok(())
-        }
-    }
+    use crate::hypervisor::testing::Wire;
 
     const IER: u64 = 1;
     const LCR: u64 = 3;

@@ -12,6 +12,8 @@ pub mod check;
 mod exit;
 #[cfg(target_os = "linux")]
 pub mod kvm;
+#[cfg(test)]
+pub mod testing;
 
 use std::io;
 use std::path::PathBuf;

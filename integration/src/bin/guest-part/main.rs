@@ -5,6 +5,7 @@ mod button;
 mod churn;
 mod flood;
 mod mapping;
+mod posix;
 mod random;
 mod scribble;
 mod tcp;
@@ -22,6 +23,11 @@ usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part call PORT SEED LENGTH       send a pattern to a vsock port of the host
        guest-part serve-tcp PORT              answer streams on a TCP port
        guest-part tree make|check DIR COUNT SEED
+       guest-part posix table DIR [PREFIX]    try what file system calls do, each case in a directory below DIR
+       guest-part posix try DIR STEPS         try some steps, written like those of the table's cases
+       guest-part posix make-for-reading DIR  make what the next works on
+       guest-part posix read-only DIR         try calls that would change it
+       guest-part posix tree|contents DIR     tell all there is below DIR, with inodes or contents
        guest-part churn SEED                  take and free memory, as many MiB as each line of input says
        guest-part scribble SEED ROUNDS        misuse every device
        guest-part wild SEED ACCESSES          write anything to any register, whatever becomes of the guest
@@ -54,6 +60,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["tree", "check", dir, count, seed] => {
             tree::check(&PathBuf::from(dir), number(count)?, number(seed)?)
         }
+        ["posix", rest @ ..] => posix::call(rest),
         ["churn", seed] => churn::run(number(seed)?),
         ["scribble", seed, rounds] => scribble::run(number(seed)?, number(rounds)?),
         ["wild", seed, accesses] => scribble::wild(number(seed)?, number(accesses)?),

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use integration::command::{Cmd, tail};
 use integration::{Record, Verdict};
 use nix::sys::signal::Signal;
@@ -96,8 +96,22 @@ fn path(state: &Path, part: &Part) -> PathBuf {
     state.join(format!("{}.json", part.name()))
 }
 
-/// Runs `part` to its end.
+/// What hack/testbed ends with when the host under a test broke, and not the test.
+const BED_FAILED: i32 = 125;
+
+/// Runs `part` to its end; once more where the host under it broke.
 pub fn run(part: &Part, options: &Options) -> Result<Done> {
+    match attempt(part, options)? {
+        Ok(done) => Ok(done),
+        Err(broken) => {
+            eprintln!("the host under {} broke; once more: {broken}", part.name());
+            attempt(part, options)?.map_err(|broken| anyhow!("{broken}"))
+        }
+    }
+}
+
+/// Inside, why there is no result although nothing is wrong with the test.
+fn attempt(part: &Part, options: &Options) -> Result<Result<Done, String>> {
     let began = SystemTime::now().duration_since(UNIX_EPOCH).context("a clock before 1970")?.as_secs();
     let (command, results) = match &part.suite {
         Suite::Outside => outside(part, options)?,
@@ -119,15 +133,21 @@ pub fn run(part: &Part, options: &Options) -> Result<Done> {
     let record = match <[Record; 1]>::try_from(records) {
         Ok([record]) if record.name == part.test => record,
         // Neither passed nor failed: the soak stops, since it would say nothing about the test.
-        _ => bail!(
-            "{} ended with {} and no result of {}:\n{}",
-            done.command,
-            done.status,
-            part.test,
-            tail(&done.out(), 20) + "\n" + &tail(&done.err(), 20)
-        ),
+        _ => {
+            let said = format!(
+                "{} ended with {} and no result of {}:\n{}",
+                done.command,
+                done.status,
+                part.test,
+                tail(&done.out(), 20) + "\n" + &tail(&done.err(), 20)
+            );
+            if done.code() == Some(BED_FAILED) {
+                return Ok(Err(said));
+            }
+            bail!(said);
+        }
     };
-    Ok(Done { began, record })
+    Ok(Ok(Done { began, record }))
 }
 
 fn outside(part: &Part, options: &Options) -> Result<(Cmd, PathBuf)> {

@@ -152,21 +152,10 @@ fn ring(base: u64, offset: u64) -> Result<GuestAddress, Broken> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU32;
 
     use super::*;
-    use crate::hypervisor::{self, IrqLine};
+    use crate::hypervisor::testing::Wire;
     use crate::memory;
-
-    #[derive(Default)]
-    struct Wire(AtomicU32);
-
-    impl IrqLine for Wire {
-        fn set(&self, high: bool) -> Result<(), hypervisor::Error> {
-            self.0.fetch_add(u32::from(high), Ordering::SeqCst);
-            Ok(())
-        }
-    }
 
     const AVAILABLE: u64 = 0x2000;
     const USED: u64 = 0x3000;
@@ -180,7 +169,7 @@ mod tests {
         queue.set_next_used(used);
         queue.set_ready(true);
         let wire = Arc::new(Wire::default());
-        let signals = Signals::new(Arc::clone(&wire) as Arc<dyn IrqLine>);
+        let signals = Signals::new(wire.clone());
         (
             VirtQueue::new(queue, Arc::clone(&ram), Arc::new(Event::new().unwrap()), Arc::default()),
             ram,

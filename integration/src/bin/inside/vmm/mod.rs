@@ -12,6 +12,7 @@ mod jail;
 mod life;
 mod memory;
 mod net;
+mod posix;
 mod psci;
 mod scribble;
 mod vsock;
@@ -34,6 +35,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         bad_input::tests(),
         vsock::tests(),
         fs::tests(),
+        posix::tests(),
         block::tests(),
         memory::tests(),
         grow::tests(),

@@ -5,6 +5,8 @@
 
 #[cfg(all(target_os = "linux", feature = "fs"))]
 pub mod passthrough;
+#[cfg(all(target_os = "linux", feature = "fs"))]
+mod request;
 
 use std::fmt;
 use std::io;
@@ -20,6 +22,18 @@ pub const TAG_MAX: usize = 36;
 const QUEUE_SIZE: u16 = 256;
 /// More queues than this find no work.
 pub const REQUEST_QUEUES_MAX: u16 = 8;
+
+/// What the guest may keep of what it has read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cache {
+    /// Nothing: whatever the host changes is seen at once.
+    Never,
+    /// Contents until a file is opened again, names and attributes for a second.
+    #[default]
+    Auto,
+    /// Everything, for a day: nobody else changes the directory.
+    Always,
+}
 
 /// Answers FUSE requests. Called from one thread a queue, at the same time.
 pub trait Server: Send + Sync {

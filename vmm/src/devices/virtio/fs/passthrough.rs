@@ -1,33 +1,23 @@
 //! A directory of the host as a share, by virtiofsd's file system, in this process.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
 use vhost::vhost_user::Backend;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::filesystem::FileSystem;
+use virtiofsd::passthrough::credentials::drop_effective_cap;
 use virtiofsd::passthrough::read_only::PassthroughFsRo;
-use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
+use virtiofsd::passthrough::{CachePolicy, Config, NegotiationMode, PassthroughFs};
 
 use super::super::Broken;
 use super::super::queue::Chain;
-use super::Server;
-use crate::memory::GuestRam;
-
-/// What the guest may keep of what it has read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Cache {
-    /// Nothing: whatever the host changes is seen at once.
-    Never,
-    /// Until a file is opened again, names and attributes for seconds.
-    #[default]
-    Auto,
-    /// Everything: nobody else changes the directory.
-    Always,
-}
+use super::request::{OUT_HEADER, Request};
+use super::{Cache, Server};
 
 /// The directory cannot be shared.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +53,15 @@ impl Passthrough {
         }
         let root_dir =
             path.to_str().ok_or_else(|| failed(io::Error::other("its path is not UTF-8")))?.to_owned();
+        let kept = match cache {
+            Cache::Never => Duration::ZERO,
+            Cache::Auto => Duration::from_secs(1),
+            Cache::Always => Duration::from_hours(24),
+        };
         let config = Config {
             root_dir,
+            entry_timeout: kept,
+            attr_timeout: kept,
             cache_policy: match cache {
                 Cache::Never => CachePolicy::Never,
                 Cache::Auto => CachePolicy::Auto,
@@ -74,6 +71,10 @@ impl Passthrough {
             announce_submounts: true,
             readdirplus: cache != Cache::Never,
             killpriv_v2: true,
+            // The host applies them, and with them the umask, which a default list of a directory replaces.
+            posix_acl: NegotiationMode::Auto,
+            // Without it nothing could be mapped shared where the guest keeps nothing.
+            allow_mmap: true,
             ..Config::default()
         };
         // The server clears the mask of the whole process; it is its threads that need it clear.
@@ -88,30 +89,32 @@ impl Passthrough {
     }
 }
 
-/// Bytes of `struct fuse_out_header`.
-const OUT_HEADER: usize = 16;
-/// FUSE_FORGET, FUSE_INTERRUPT and FUSE_BATCH_FORGET.
-const WITHOUT_REPLY: [u32; 3] = [2, 36, 42];
-
-fn wants_reply(ram: &GuestRam, chain: Chain) -> Result<bool, Broken> {
-    // `struct fuse_in_header` begins with its length and the opcode.
-    let mut start = [0; 8];
-    let mut reader = Reader::new(ram, chain).map_err(|error| Broken(error.to_string()))?;
-    reader.read_exact(&mut start).map_err(|error| Broken(format!("a request without a header: {error}")))?;
-    let opcode = u32::from_le_bytes([start[4], start[5], start[6], start[7]]);
-    Ok(!WITHOUT_REPLY.contains(&opcode))
-}
-
-fn handle<F: FileSystem + Sync>(server: &virtiofsd::server::Server<F>, chain: Chain) -> Result<u32, Broken> {
+fn handle<F: FileSystem + Sync>(
+    server: &virtiofsd::server::Server<F>,
+    chain: Chain,
+    read_only: bool,
+) -> Result<u32, Broken> {
     let broken = |error: &dyn fmt::Display| Broken(error.to_string());
     let ram = chain.memory().clone();
     let reader = Reader::new(&ram, chain.clone()).map_err(|error| broken(&error))?;
-    let writer = Writer::new(&ram, chain.clone()).map_err(|error| broken(&error))?;
+    let writer = Writer::new(&ram, chain).map_err(|error| broken(&error))?;
+    let request = Request::peek(reader.clone())
+        .map_err(|error| Broken(format!("a request without a header: {error}")))?;
     // The server takes this room for granted in some replies, and panics where there is none.
-    if writer.available_bytes() < OUT_HEADER && wants_reply(&ram, chain)? {
+    if writer.available_bytes() < OUT_HEADER && request.wants_reply() {
         return Err(Broken("a request without room for the header of its reply".into()));
     }
-    let len = server.handle_message(reader, writer, None::<&mut Backend>).map_err(|error| broken(&error))?;
+    let len = if read_only && request.truncates() {
+        request.refuse(writer, libc::EROFS).map_err(|error| broken(&error))?
+    } else {
+        // With this right the host would leave the bits alone, whoever asks.
+        let _without = request
+            .clears_setuid()
+            .then(|| drop_effective_cap("FSETID"))
+            .transpose()
+            .map_err(|error| broken(&error))?;
+        server.handle_message(reader, writer, None::<&mut Backend>).map_err(|error| broken(&error))?
+    };
     // A reply is bounded by the request's size, which is bounded by the server.
     Ok(u32::try_from(len).unwrap_or(u32::MAX))
 }
@@ -127,8 +130,8 @@ impl Server for Passthrough {
 
     fn handle(&self, chain: Chain) -> Result<u32, Broken> {
         match &self.inner {
-            Inner::ReadOnly(server) => handle(server, chain),
-            Inner::ReadWrite(server) => handle(server, chain),
+            Inner::ReadOnly(server) => handle(server, chain, true),
+            Inner::ReadWrite(server) => handle(server, chain, false),
         }
     }
 
@@ -149,7 +152,7 @@ mod tests {
 
     use super::super::super::testing;
     use super::*;
-    use crate::memory;
+    use crate::memory::{self, GuestRam};
 
     #[test]
     fn a_share_is_a_directory_that_is_there() {

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -6,19 +6,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::rng::Rng;
 use super::*;
-use crate::hypervisor::{self, IrqLine};
+use crate::hypervisor::testing::Wire;
 use crate::memory;
 use crate::vcpu::Phase;
-
-#[derive(Default)]
-struct Wire(AtomicU32);
-
-impl IrqLine for Wire {
-    fn set(&self, high: bool) -> Result<(), hypervisor::Error> {
-        self.0.fetch_add(u32::from(high), Ordering::SeqCst);
-        Ok(())
-    }
-}
 
 struct Guest {
     transport: Transport,
@@ -35,7 +25,7 @@ impl Guest {
     fn new() -> Self {
         let ram = Arc::new(memory::anonymous(&[(0, 0x1_0000)]).unwrap());
         let wire = Arc::new(Wire::default());
-        let signals = Signals::new(Arc::clone(&wire) as Arc<dyn IrqLine>);
+        let signals = Signals::new(wire.clone());
         let standstill = Arc::new(Standstill::new().unwrap());
         standstill.set(Phase::Run);
         let transport =

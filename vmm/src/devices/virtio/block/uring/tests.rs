@@ -1,6 +1,6 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use super::super::super::limit::Limiter;
 use super::*;
 use crate::event::Event;
-use crate::hypervisor::{self, IrqLine};
+use crate::hypervisor::testing::Wire;
 use crate::memory;
 use crate::standstill::Standstill;
 use crate::vcpu::Phase;
@@ -22,16 +22,6 @@ const SIZE: u16 = 256;
 /// Each request has a header, data and a status in a part of RAM of its own.
 const DATA: u64 = 0x1_0000;
 const STRIDE: u64 = 0x2000;
-
-#[derive(Default)]
-struct Wire(AtomicU32);
-
-impl IrqLine for Wire {
-    fn set(&self, high: bool) -> Result<(), hypervisor::Error> {
-        self.0.fetch_add(u32::from(high), Ordering::SeqCst);
-        Ok(())
-    }
-}
 
 fn image() -> Arc<File> {
     let path = std::env::temp_dir().join(format!(

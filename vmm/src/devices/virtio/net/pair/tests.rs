@@ -1,5 +1,5 @@
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use proptest::prelude::*;
@@ -9,20 +9,10 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::super::limit::{Limits, Rate};
 use super::*;
 use crate::event::Event;
-use crate::hypervisor::{self, IrqLine};
+use crate::hypervisor::testing::Wire;
 use crate::memory;
 use crate::standstill::Standstill;
 use crate::vcpu::Phase;
-
-#[derive(Default)]
-struct Wire(AtomicU32);
-
-impl IrqLine for Wire {
-    fn set(&self, high: bool) -> Result<(), hypervisor::Error> {
-        self.0.fetch_add(u32::from(high), Ordering::SeqCst);
-        Ok(())
-    }
-}
 
 const SIZE: u16 = 16;
 /// Each queue has its rings and its buffers in a part of RAM of its own.

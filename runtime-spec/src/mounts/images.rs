@@ -1,0 +1,82 @@
+//! Disks with a file system, mounted by the spec: an image in a file, or a disk of the host.
+
+use oci_spec::runtime::Mount;
+
+use super::{Entry, options};
+use crate::devices::next_serial;
+use crate::error::{Result, invalid, missing};
+use crate::host::Found;
+use crate::layout;
+use crate::plan::{self, Access, Block, BlockSource, Plan, Source};
+use crate::planner::Context;
+
+/// File systems of disks that the guest can mount.
+pub(crate) const TYPES: &[&str] = &["erofs", "ext4"];
+
+pub(super) fn one(context: &Context<'_>, plan: &mut Plan, entry: &Entry<'_>, typ: &str) -> Result<Mount> {
+    let place = format!("{}.source", entry.place);
+    let Some(source) = entry.mount.source().as_ref().filter(|source| !source.as_os_str().is_empty()) else {
+        return Err(invalid(place, "missing", format!("a mount of type {typ} has a source")));
+    };
+    let source = context.absolute(source);
+    match context.request.host.files.look(&source) {
+        Found::File | Found::Block { .. } => {}
+        Found::Missing => return Err(missing(place, &source)),
+        _ => return Err(invalid(place, source.display(), "this is neither an image nor a disk")),
+    }
+    let serial = next_serial(context, plan);
+    let readonly = typ == "erofs" || options::access(entry.options()) != Access::ReadWrite;
+    plan.blocks.push(Block { serial: serial.clone(), source: BlockSource::Path(source), readonly });
+    let target = layout::guest_image(&plan.id, entry.index);
+    let mine =
+        |option: &&String| *option != "loop" && !option.contains("private") && !option.contains("slave");
+    let mut given: Vec<_> = entry.options().iter().filter(mine).cloned().collect();
+    if readonly && !given.iter().any(|option| option == "ro") {
+        given.push("ro".to_owned());
+    }
+    plan.guest.mounts.push(plan::Mount {
+        typ: typ.to_owned(),
+        source: Source::Disk(serial),
+        target: target.clone(),
+        options: given,
+        devices: Vec::new(),
+        mkdir: Vec::new(),
+    });
+    let options = if readonly { vec!["bind".to_owned(), "ro".to_owned()] } else { vec!["bind".to_owned()] };
+    Ok(entry.from("bind", target, options))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::Case;
+
+    #[test]
+    fn images_and_disks_become_disks_of_the_machine() {
+        for (typ, source, options, readonly) in [
+            ("ext4", "/dev/sdb", vec!["noatime", "rprivate"], false),
+            ("ext4", "/rw.img", vec!["loop", "ro"], true),
+            ("erofs", "/image.erofs", vec![], true),
+        ] {
+            let mount = json!({ "destination": "/d", "type": typ, "source": source, "options": options });
+            let plan = Case::mount(&mount).plan();
+            let source = BlockSource::Path(source.into());
+            assert_eq!(plan.blocks, [Block { serial: "c0b0".to_owned(), source, readonly }]);
+            let made = &plan.guest.mounts[0];
+            assert_eq!(made.source, Source::Disk("c0b0".to_owned()));
+            assert!(!made.options.iter().any(|option| option == "loop" || option == "rprivate"));
+            let seen = &plan.guest.spec.mounts().as_ref().unwrap()[0];
+            assert_eq!(seen.source().as_ref(), Some(&made.target));
+        }
+    }
+
+    #[test]
+    fn what_is_no_disk() {
+        for source in ["/gone", "/dir", ""] {
+            let mount = json!({ "destination": "/d", "type": "ext4", "source": source });
+            assert_eq!(Case::mount(&mount).error().path(), "mounts[0].source", "{source}");
+        }
+    }
+}

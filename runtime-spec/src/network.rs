@@ -1,0 +1,141 @@
+//! The network namespace that a machine is in.
+//!
+//! The container itself has the network of its machine, so the guest's spec has no network namespace. On
+//! the host the monitor is in the namespace that was asked for, or in a new one, which clients fill.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+
+use crate::error::{Result, at, invalid, missing, unsupported};
+use crate::host::Found;
+use crate::namespaces::{Whose, refuse_host, whose};
+use crate::plan::{Network, Plan};
+use crate::planner::Context;
+
+/// By which nerdctl tells runtimes that are machines of the namespace it has made.
+const NERDCTL: &str = "nerdctl/network-namespace";
+
+pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
+    let request = context.request;
+    let namespaces = request.spec.linux().iter().filter_map(|linux| linux.namespaces().as_ref()).flatten();
+    let found = namespaces.enumerate().find(|(_, ns)| ns.typ() == LinuxNamespaceType::Network);
+    plan.network = match (request.pod.is_some(), found) {
+        (_, None) => host(context, plan)?,
+        (false, Some((index, namespace))) => of_machine(context, plan, index, namespace)?,
+        (true, Some((index, namespace))) => of_member(context, plan, index, namespace)?,
+    };
+    Ok(())
+}
+
+fn host(context: &Context<'_>, plan: &mut Plan) -> Result<Network> {
+    refuse_host(context, plan, "network", "loopback")?;
+    Ok(if context.request.pod.is_some() { Network::Pod } else { Network::Isolated })
+}
+
+fn of_machine(
+    context: &Context<'_>,
+    plan: &mut Plan,
+    index: usize,
+    namespace: &LinuxNamespace,
+) -> Result<Network> {
+    let place = format!("{}.path", at("linux.namespaces", index));
+    let annotation = || context.request.spec.annotations().as_ref()?.get(NERDCTL).map(PathBuf::from);
+    let (place, path) = match whose(context, namespace) {
+        Whose::Host => return host(context, plan),
+        Whose::Others(path) | Whose::Pods(path) => (place, path),
+        Whose::New => match annotation() {
+            Some(path) => (format!("annotations.{NERDCTL}"), path),
+            None => return Ok(Network::New),
+        },
+    };
+    match context.request.host.files.look(&path) {
+        Found::Missing => Err(missing(place, &path)),
+        Found::Namespace { initial: true } => host(context, plan),
+        Found::Namespace { initial: false } | Found::File => Ok(Network::Namespace(path)),
+        _ => Err(invalid(place, path.display(), "this is not a namespace")),
+    }
+}
+
+fn of_member(
+    context: &Context<'_>,
+    plan: &mut Plan,
+    index: usize,
+    namespace: &LinuxNamespace,
+) -> Result<Network> {
+    let why = "containers of a pod have the network of its machine";
+    let instead = "give it the network namespace of the pod";
+    let place = at("linux.namespaces", index);
+    match whose(context, namespace) {
+        Whose::Pods(_) => Ok(Network::Pod),
+        Whose::Others(path) if context.request.pod.and_then(|pod| pod.netns.as_ref()) == Some(&path) => {
+            Ok(Network::Pod)
+        }
+        Whose::Host => host(context, plan),
+        Whose::New => Err(unsupported(place, "a new network namespace", why, instead)),
+        Whose::Others(path) => Err(unsupported(place, path.display(), why, instead)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::Reach;
+    use crate::host::{Pod, Task};
+    use crate::testing::Case;
+
+    fn case(network: Option<Value>) -> Case {
+        let mut case = Case::new();
+        let list = case.spec["linux"]["namespaces"].as_array_mut().unwrap();
+        list.retain(|entry| entry["type"] != "network");
+        list.extend(network);
+        case
+    }
+
+    fn at_path(path: &str) -> Case {
+        case(Some(json!({ "type": "network", "path": path })))
+    }
+
+    fn in_pod(mut case: Case) -> Case {
+        case.pod = Some(Pod {
+            id: "p1".to_owned(),
+            tasks: vec![Task { container: "p1".to_owned(), pid: 100 }],
+            netns: Some("/run/netns/a".into()),
+        });
+        case
+    }
+
+    #[test]
+    fn of_a_machine() {
+        assert_eq!(case(Some(json!({ "type": "network" }))).plan().network, Network::New);
+        assert_eq!(at_path("").plan().network, Network::New);
+        assert_eq!(at_path("/run/netns/a").plan().network, Network::Namespace("/run/netns/a".into()));
+        assert_eq!(at_path("/run/netns/gone").error().path(), "linux.namespaces[5].path");
+        assert_eq!(at_path("/dir").error().path(), "linux.namespaces[5].path");
+        let mut nerdctl = at_path("");
+        nerdctl.spec["annotations"] = json!({ NERDCTL: "/run/netns/a" });
+        assert_eq!(nerdctl.plan().network, Network::Namespace("/run/netns/a".into()));
+        nerdctl.spec["annotations"] = json!({ NERDCTL: "/run/netns/gone" });
+        assert!(nerdctl.error().path().starts_with("annotations."));
+    }
+
+    #[test]
+    fn the_hosts() {
+        for mut case in [case(None), at_path("/run/netns/host")] {
+            assert!(case.error().to_string().contains("network"));
+            case.config.policy.host_namespaces = Reach::Guest;
+            assert_eq!(case.plan().network, Network::Isolated);
+        }
+    }
+
+    #[test]
+    fn of_a_member() {
+        assert_eq!(in_pod(at_path("/proc/100/ns/net")).plan().network, Network::Pod);
+        assert_eq!(in_pod(at_path("/run/netns/a")).plan().network, Network::Pod);
+        for path in ["", "/proc/7/ns/net", "/run/netns/b"] {
+            assert_eq!(in_pod(at_path(path)).error().path(), "linux.namespaces[5]", "{path}");
+        }
+    }
+}

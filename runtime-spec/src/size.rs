@@ -1,0 +1,249 @@
+//! How large a machine is: what its containers are limited to, within what the configuration allows.
+//!
+//! A limit is a ceiling, so a machine that cannot be as large as the sum of the limits is as large as it
+//! may be. A size in an annotation is a wish for exactly that, and too much is an error. Memory that a guest
+//! does not touch costs the host nothing, so sizes are rounded up, which lets more machines come from the
+//! same snapshot.
+
+use std::collections::HashMap;
+
+use crate::annotations;
+use crate::config::{Bytes, Config, Settings};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::kind::Kind;
+use crate::plan::{Demand, Machine, Note, Plan, Size};
+use crate::planner::Context;
+use crate::resources::processors;
+
+/// Sizes are multiples of this, unless an annotation says otherwise.
+pub const MEMORY_STEP: u64 = 128 << 20;
+/// No guest boots with less.
+pub const LEAST_MEMORY: u64 = 64 << 20;
+/// The grain of memory.
+const GRAIN: u64 = 2 << 20;
+
+const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+const CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
+const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+
+pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
+    let request = context.request;
+    if context.kind == Kind::Sandbox {
+        let annotations = request.spec.annotations().as_ref();
+        plan.demand = pod_demand(annotations);
+        if let Some(shares) = number(annotations, CPU_SHARES).and_then(|shares| shares.try_into().ok()) {
+            let mut cpu = plan.cgroup.resources.cpu().clone().unwrap_or_default();
+            cpu.set_shares(Some(shares));
+            plan.cgroup.resources.set_cpu(Some(cpu));
+        }
+    }
+    if request.pod.is_some() {
+        let ours = request.spec.annotations().iter().flatten().map(|(key, _)| key);
+        for key in ours.filter(|key| key.starts_with(annotations::PREFIX)) {
+            plan.notes
+                .push(Note::new(format!("annotations.{key}"), "the pod's machine runs already; ignored"));
+        }
+        return Ok(());
+    }
+    let pod = context.kind == Kind::Sandbox;
+    plan.machine = Some(of(&context.settings, plan.demand, pod, request.host)?);
+    Ok(())
+}
+
+/// The machine of a pod that is made before any of its containers, by the sandbox API. Annotations are those
+/// of the pod.
+pub fn sandbox(
+    annotations: impl IntoIterator<Item = (String, String)>,
+    demand: Demand,
+    config: &Config,
+    host: Host<'_>,
+) -> Result<Machine> {
+    let annotations: HashMap<_, _> = annotations.into_iter().collect();
+    let settings = annotations::settings(config, Some(&annotations))?;
+    let theirs = pod_demand(Some(&annotations));
+    let demand = Demand { cpus: demand.cpus.or(theirs.cpus), memory: demand.memory.or(theirs.memory) };
+    of(&settings, demand, true, host)
+}
+
+fn of(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<Machine> {
+    let vm = &settings.config.vm;
+    Ok(Machine {
+        size: Size { cpus: cpus(settings, demand, pod, host)?, memory: memory(settings, demand, pod, host)? },
+        boot: vm.boot,
+        warm: settings.warm.clone(),
+        kernel: vm.kernel.clone(),
+        initrd: vm.initrd.clone(),
+    })
+}
+
+fn cpus(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<u32> {
+    let vm = &settings.config.vm;
+    let most = if vm.max_cpus == 0 { host.cpus.max(1) } else { vm.max_cpus };
+    if let Some(cpus) = settings.cpus {
+        return if cpus <= most { Ok(cpus) } else { Err(too_much("cpus", &cpus, most)) };
+    }
+    let default = vm.cpus.min(host.cpus);
+    let cpus = match demand.cpus {
+        // The sum of a pod's limits says nothing of its containers without limits.
+        Some(cpus) if pod => cpus.max(default),
+        Some(cpus) => cpus,
+        None => default,
+    };
+    Ok(cpus.clamp(1, most))
+}
+
+fn memory(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<u64> {
+    let vm = &settings.config.vm;
+    let most = if vm.max_memory.0 == 0 { host.memory } else { vm.max_memory.0 };
+    if let Some(Bytes(memory)) = settings.memory {
+        return match memory {
+            _ if memory > most => Err(too_much("memory", &Bytes(memory), Bytes(most))),
+            _ if memory < LEAST_MEMORY => Err(Error::Annotation {
+                key: format!("{}memory", annotations::PREFIX),
+                value: Bytes(memory).to_string(),
+                problem: format!("a guest takes at least {}", Bytes(LEAST_MEMORY)),
+            }),
+            _ => Ok(memory.next_multiple_of(GRAIN)),
+        };
+    }
+    let default = vm.memory.0.min(host.memory / 2);
+    let memory = match demand.memory.map(|memory| memory.saturating_add(vm.overhead.0)) {
+        Some(memory) if pod => memory.max(default),
+        Some(memory) => memory,
+        None => default,
+    };
+    let rounded = memory.checked_next_multiple_of(MEMORY_STEP).unwrap_or(memory);
+    let most = (most - most % GRAIN).max(LEAST_MEMORY);
+    Ok(rounded.max(MEMORY_STEP).min(most))
+}
+
+fn too_much(name: &str, asked: &impl ToString, most: impl std::fmt::Display) -> Error {
+    Error::Annotation {
+        key: format!("{}{name}", annotations::PREFIX),
+        value: asked.to_string(),
+        problem: format!("the host gives a machine at most {most}; ask for less, or raise vm.max_{name}"),
+    }
+}
+
+fn number(annotations: Option<&HashMap<String, String>>, key: &str) -> Option<i64> {
+    annotations?.get(key)?.parse().ok()
+}
+
+/// What CRI says that all containers of a pod are limited to.
+fn pod_demand(annotations: Option<&HashMap<String, String>>) -> Demand {
+    let quota = number(annotations, CPU_QUOTA);
+    let period = number(annotations, CPU_PERIOD).and_then(|period| period.try_into().ok());
+    let memory = number(annotations, MEMORY).filter(|memory| *memory > 0);
+    Demand { cpus: processors(quota, period), memory: memory.and_then(|memory| memory.try_into().ok()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::Case;
+
+    const MIB: u64 = 1 << 20;
+
+    fn size(case: &Case) -> (u32, u64) {
+        let size = case.plan().machine.unwrap().size;
+        (size.cpus, size.memory / MIB)
+    }
+
+    #[test]
+    fn sizes_of_limits() {
+        // The host has 4 processors and 8 GiB.
+        for (resources, expected) in [
+            (json!({}), (2, 1024)),
+            (json!({ "cpu": { "shares": 1024 } }), (2, 1024)),
+            (json!({ "cpu": { "quota": 150_000, "period": 100_000 } }), (2, 1024)),
+            (json!({ "cpu": { "quota": 10_000, "period": 100_000 } }), (1, 1024)),
+            (json!({ "cpu": { "quota": 300_000 } }), (3, 1024)),
+            (json!({ "cpu": { "quota": -1, "period": 100_000 } }), (2, 1024)),
+            (json!({ "cpu": { "quota": 6_400_000, "period": 100_000 } }), (4, 1024)),
+            (json!({ "cpu": { "cpus": "0-2" } }), (3, 1024)),
+            (json!({ "cpu": { "cpus": "0,3", "quota": 400_000, "period": 100_000 } }), (2, 1024)),
+            (json!({ "memory": { "limit": 6 * MIB } }), (2, 128)),
+            (json!({ "memory": { "limit": 512 * MIB } }), (2, 640)),
+            (json!({ "memory": { "limit": i64::MAX } }), (2, 8192)),
+            (json!({ "memory": { "limit": -1 } }), (2, 1024)),
+            (json!({ "unified": { "memory.max": "536870912", "cpu.max": "300000 100000" } }), (3, 640)),
+            (json!({ "unified": { "memory.max": "max" } }), (2, 1024)),
+        ] {
+            let case = Case::with(&json!({ "linux": { "resources": resources } }));
+            assert_eq!(size(&case), expected, "{resources}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_configurations() {
+        let mut case = Case::with(&json!({ "linux": { "resources": {
+            "cpu": { "quota": 800_000, "period": 100_000 }, "memory": { "limit": 4096 * MIB } } } }));
+        case.config.vm.max_cpus = 3;
+        case.config.vm.max_memory = Bytes(2048 * MIB);
+        assert_eq!(size(&case), (3, 2048));
+        case.config.vm.max_cpus = 16;
+        assert_eq!(size(&case).0, 8);
+        let mut case = Case::new();
+        case.config.vm.cpus = 64;
+        case.config.vm.memory = Bytes(64 << 30);
+        assert_eq!(size(&case), (4, 4096));
+        case.config.vm.max_memory = Bytes(1);
+        assert_eq!(size(&case).1, 64);
+    }
+
+    #[test]
+    fn annotations_are_exact_and_bounded() {
+        let case = |name: &str, value: &str| {
+            Case::with(&json!({ "annotations": { format!("dev.supermachine.{name}"): value },
+                "linux": { "resources": { "memory": { "limit": 1 << 30 } } } }))
+        };
+        assert_eq!(size(&case("memory", "100MiB")).1, 100);
+        assert_eq!(size(&case("memory", "67108865")).1, 66);
+        assert_eq!(size(&case("cpus", "4")).0, 4);
+        for (name, value) in [("cpus", "5"), ("memory", "9GiB"), ("memory", "1MiB")] {
+            assert_eq!(case(name, value).error().path(), format!("dev.supermachine.{name}"), "{value}");
+        }
+    }
+
+    #[test]
+    fn pods() {
+        let pod = |memory: &str, quota: &str| {
+            json!({
+                "io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-cpu-period": "100000",
+                "io.kubernetes.cri.sandbox-cpu-quota": quota, "io.kubernetes.cri.sandbox-cpu-shares": "512",
+                "io.kubernetes.cri.sandbox-memory": memory,
+            })
+        };
+        for (memory, quota, expected) in [
+            ("0", "0", (2, 1024)),
+            ("1073741824", "350000", (4, 1152)),
+            ("67108864", "10000", (2, 1024)),
+            ("x", "", (2, 1024)),
+        ] {
+            let case = Case::with(&json!({ "annotations": pod(memory, quota) }));
+            assert_eq!(size(&case), expected, "{memory} {quota}");
+            let plan = case.plan();
+            assert_eq!(plan.cgroup.resources.cpu().as_ref().unwrap().shares(), Some(512));
+            let annotations: HashMap<_, _> = serde_json::from_value(pod(memory, quota)).unwrap();
+            let files = crate::testing::Table(std::collections::BTreeMap::new());
+            let host = Host { cpus: 4, memory: 8 << 30, hostname: "", files: &files };
+            let machine = sandbox(annotations, Demand::default(), &Config::default(), host).unwrap();
+            assert_eq!(Some(machine), plan.machine);
+        }
+    }
+
+    #[test]
+    fn members_make_no_machine() {
+        let mut case = Case::with(&json!({ "annotations": { "dev.supermachine.cpus": "2" } }));
+        case.pod =
+            Some(crate::host::Pod { id: "p1".to_owned(), netns: Some("/run/netns/a".into()), tasks: vec![] });
+        case.spec["linux"]["namespaces"][4]["path"] = json!("/run/netns/a");
+        let plan = case.plan();
+        assert_eq!(plan.machine, None);
+        assert!(plan.notes.iter().any(|note| note.path == "annotations.dev.supermachine.cpus"));
+    }
+}

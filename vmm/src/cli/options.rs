@@ -1,0 +1,295 @@
+//! The options of `supermachine-vmm run`.
+
+use std::path::PathBuf;
+
+use lexopt::prelude::*;
+use log::LevelFilter;
+use vmm::devices::virtio::fs::Cache;
+use vmm::hypervisor::PsciBy;
+
+use super::control::Control;
+use super::jail::Netns;
+use super::{Usage, log as lines, net};
+
+/// What every guest is told, before what the caller adds.
+#[cfg(target_arch = "x86_64")]
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=a pci=off";
+#[cfg(target_arch = "aarch64")]
+const COMMAND_LINE: &str = "console=ttyAMA0 panic=-1";
+
+/// What a guest whose memory can grow is told, too: to put what it is given where it can be taken back from.
+const GROWING: &str = "memhp_default_state=online_movable";
+
+const MEMORY: u64 = 256 << 20;
+
+/// What the command line asks for.
+pub(super) struct Options {
+    pub(super) kernel: PathBuf,
+    pub(super) initrd: Option<PathBuf>,
+    pub(super) append: String,
+    pub(super) memory: u64,
+    pub(super) memory_max: Option<u64>,
+    pub(super) vcpus: u32,
+    pub(super) console: Console,
+    pub(super) markers: Vec<Vec<u8>>,
+    pub(super) control: Option<Control>,
+    pub(super) jail: Option<PathBuf>,
+    pub(super) netns: Option<Netns>,
+    pub(super) cgroup: Option<PathBuf>,
+    pub(super) paused: bool,
+    pub(super) log: LevelFilter,
+    pub(super) psci: PsciBy,
+    pub(super) vsock: Option<PathBuf>,
+    pub(super) blocks: Vec<(PathBuf, bool)>,
+    pub(super) shares: Vec<Share>,
+    pub(super) taps: Vec<net::Port>,
+}
+
+impl Options {
+    /// Linux obeys the last of words that contradict each other, so that the caller's come last.
+    pub(super) fn command_line(&self) -> String {
+        let growing = if self.memory_max.is_some_and(|max| max > self.memory) { GROWING } else { "" };
+        let words = [COMMAND_LINE, growing, &self.append];
+        words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// A directory of the host that the guest mounts by its tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Share {
+    pub(super) tag: String,
+    pub(super) directory: PathBuf,
+    pub(super) read_only: bool,
+    pub(super) cache: Cache,
+}
+
+impl Share {
+    /// Options are taken from the end, so that a directory may have colons in its name.
+    fn parse(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("{text} is no share: give TAG=DIR, and behind it :ro or :cache=auto|always|never");
+        let (tag, mut rest) = text.split_once('=').ok_or_else(wrong)?;
+        let (mut read_only, mut cache) = (false, Cache::default());
+        while let Some((before, option)) = rest.rsplit_once(':') {
+            match option {
+                "ro" => read_only = true,
+                "cache=auto" => cache = Cache::Auto,
+                "cache=always" => cache = Cache::Always,
+                "cache=never" => cache = Cache::Never,
+                _ if option.starts_with("cache=") => return Err(wrong()),
+                _ => break,
+            }
+            rest = before;
+        }
+        if tag.is_empty() || rest.is_empty() {
+            return Err(wrong());
+        }
+        Ok(Self { tag: tag.into(), directory: rest.into(), read_only, cache })
+    }
+}
+
+/// Where the serial port leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Console {
+    Stdio,
+    Pty,
+    File(PathBuf),
+    Unix(PathBuf),
+    None,
+}
+
+impl Console {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "stdio" => Ok(Self::Stdio),
+            None if text == "pty" => Ok(Self::Pty),
+            None if text == "none" => Ok(Self::None),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            _ => Err(format!("{text} is no console: give stdio, pty, none, file:PATH or unix:PATH")),
+        }
+    }
+}
+
+/// A path, and whether `:ro` behind it says to leave it as it is.
+fn read_only(text: &str) -> (PathBuf, bool) {
+    match text.strip_suffix(":ro") {
+        Some(path) => (path.into(), true),
+        None => (text.into(), false),
+    }
+}
+
+/// A size like 512M or 2G, in bytes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) => {
+            let shift = match text.as_bytes().last() {
+                Some(b'K') => 10,
+                Some(b'M') => 20,
+                _ => 30,
+            };
+            (digits, shift)
+        }
+        None => (text, 0),
+    };
+    let number: Option<u64> = digits.parse().ok();
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| format!("{text} is no size: give a number, with K, M or G behind it if you like"))
+}
+
+fn psci_by(text: &str) -> Result<PsciBy, String> {
+    match text {
+        "kernel" => Ok(PsciBy::Hypervisor),
+        "userspace" => Ok(PsciBy::Monitor),
+        _ => Err(format!("{text} is nobody who answers PSCI calls: give kernel or userspace")),
+    }
+}
+
+pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
+    let (mut kernel, mut initrd, mut append) = (None, None, String::new());
+    let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
+    let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
+    let (mut taps, mut memory_max) = (Vec::new(), None);
+    let (mut markers, mut control, mut paused) = (Vec::new(), None, false);
+    let (mut psci, mut log) = (PsciBy::default(), LevelFilter::Warn);
+    let (mut jail, mut netns, mut cgroup) = (None, None, None);
+    while let Some(arg) = args.next()? {
+        match arg {
+            Long("kernel") => kernel = Some(args.value()?.into()),
+            Long("initrd") => initrd = Some(args.value()?.into()),
+            Long("append") => append = args.value()?.string()?,
+            Long("memory") => memory = size(&args.value()?.string()?)?,
+            Long("memory-max") => memory_max = Some(size(&args.value()?.string()?)?),
+            Long("cpus") => vcpus = args.value()?.parse()?,
+            Long("console") => console = Console::parse(&args.value()?.string()?)?,
+            Long("marker") => markers.push(args.value()?.string()?.into_bytes()),
+            Long("control") => control = Some(Control::parse(&args.value()?.string()?)?),
+            Long("jail") => jail = Some(args.value()?.into()),
+            Long("netns") => netns = Some(Netns::parse(&args.value()?.string()?)),
+            Long("cgroup") => cgroup = Some(args.value()?.into()),
+            Long("log") => log = lines::level(&args.value()?.string()?)?,
+            Long("psci") => psci = psci_by(&args.value()?.string()?)?,
+            Long("paused") => paused = true,
+            Long("block") => blocks.push(read_only(&args.value()?.string()?)),
+            Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
+            Long("tap") => taps.push(net::Port::parse(&args.value()?.string()?)?),
+            Long("vsock") => vsock = Some(args.value()?.into()),
+            other => return Err(other.unexpected()),
+        }
+    }
+    let kernel = kernel.ok_or("--kernel is missing")?;
+    if paused && control.is_none() {
+        return Err("a machine that begins paused needs --control, or nobody could resume it".into());
+    }
+    if taps.iter().any(net::Port::waits) && control.is_none() {
+        return Err("a tap that comes later needs --control, or nobody could bring it".into());
+    }
+    Ok(Options {
+        kernel,
+        initrd,
+        append,
+        memory,
+        memory_max,
+        vcpus,
+        console,
+        markers,
+        control,
+        jail,
+        netns,
+        cgroup,
+        paused,
+        log,
+        psci,
+        vsock,
+        blocks,
+        shares,
+        taps,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("4096", Some(4096)),
+            ("64K", Some(64 << 10)),
+            ("512M", Some(512 << 20)),
+            ("8G", Some(8 << 30)),
+            ("", None),
+            ("M", None),
+            ("-1M", None),
+            ("1T", None),
+            ("99999999999G", None),
+        ] {
+            assert_eq!(size(text).ok(), bytes, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        let share = |tag: &str, directory: &str, read_only, cache| {
+            Some(Share { tag: tag.into(), directory: directory.into(), read_only, cache })
+        };
+        for (text, expected) in [
+            ("root=/srv", share("root", "/srv", false, Cache::Auto)),
+            ("root=/srv:ro", share("root", "/srv", true, Cache::Auto)),
+            ("a=b=c", share("a", "b=c", false, Cache::Auto)),
+            ("a=/srv:cache=auto", share("a", "/srv", false, Cache::Auto)),
+            ("a=/srv:cache=never", share("a", "/srv", false, Cache::Never)),
+            ("a=/srv:ro:cache=always", share("a", "/srv", true, Cache::Always)),
+            ("a=/srv:cache=always:ro", share("a", "/srv", true, Cache::Always)),
+            ("a=/s:ro:v:ro", share("a", "/s:ro:v", true, Cache::Auto)),
+            ("a=/srv:rw", share("a", "/srv:rw", false, Cache::Auto)),
+            ("a=/srv:cache=some", None),
+            ("a=/srv:cache=", None),
+            ("a=:ro", None),
+            ("a=:cache=never", None),
+            ("/srv", None),
+            ("=x", None),
+            ("x=", None),
+        ] {
+            assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn consoles() {
+        for (text, console) in [
+            ("stdio", Some(Console::Stdio)),
+            ("none", Some(Console::None)),
+            ("file:/a:b", Some(Console::File("/a:b".into()))),
+            ("unix:s", Some(Console::Unix("s".into()))),
+            ("file:", None),
+            ("tcp:1", None),
+            ("", None),
+        ] {
+            assert_eq!(Console::parse(text).ok(), console, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_can_grow_keeps_what_it_is_given_movable() {
+        for (max, growing) in [("1G", true), ("512M", false)] {
+            let args = ["--kernel", "k", "--memory", "512M", "--memory-max", max, "--append", "quiet"];
+            let line = parse(lexopt::Parser::from_args(args)).unwrap().command_line();
+            assert_eq!(line.contains(GROWING), growing, "{line}");
+            assert!(line.starts_with(COMMAND_LINE) && line.ends_with(" quiet"), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_there_must_be() {
+        let parse = |args: &[&str]| parse(lexopt::Parser::from_args(args));
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--kernel", "k", "--cpus", "x"]).is_err());
+        assert!(parse(&["--kernel", "k", "extra"]).is_err());
+        let options = parse(&["--kernel", "k", "--cpus", "4", "--memory=1G"]).unwrap();
+        assert_eq!(options.command_line(), COMMAND_LINE);
+        assert_eq!((options.vcpus, options.memory), (4, 1 << 30));
+    }
+}
