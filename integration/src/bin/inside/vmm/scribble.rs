@@ -66,6 +66,13 @@ pub fn tests() -> Vec<Test<Inside>> {
     ]
 }
 
+/// Said, and counted: an emulated arm64 host takes longer for these than a change can wait.
+fn too_long(ctx: &Ctx<'_, Inside>) -> Option<Outcome> {
+    (cfg!(target_arch = "aarch64") && ctx.either(true, false)).then(|| {
+        Outcome::Skipped("an emulated arm64 host takes many minutes for it: --scale long runs it".into())
+    })
+}
+
 /// What a monitor takes of the host.
 #[derive(Clone, Copy, Debug)]
 struct Taken {
@@ -207,6 +214,9 @@ fn machine(ctx: &Ctx<'_, Inside>, tap: &Tap) -> Result<Guest> {
 }
 
 fn scribbled(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    if let Some(late) = too_long(ctx) {
+        return Ok(late);
+    }
     let tap = Tap::make(ctx)?;
     let mut guest = machine(ctx, &tap)?;
     works(ctx, &guest)?;
@@ -255,6 +265,9 @@ fn works(ctx: &Ctx<'_, Inside>, guest: &Guest) -> Result<()> {
 }
 
 fn flooded(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    if let Some(late) = too_long(ctx) {
+        return Ok(late);
+    }
     let machine = boot(ctx, "g").controlled().options(["--cpus", "2"]);
     let mut guest = up(ctx, machine, &initrd_with_part(ctx)?)?;
     let deaf = UnixListener::bind(guest.sockets().join(format!("vsock_{DEAF}")))?;
@@ -279,6 +292,9 @@ fn flooded(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 }
 
 fn wild(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    if let Some(late) = too_long(ctx) {
+        return Ok(late);
+    }
     /// The monitor's exit codes for a guest that went on, that started anew, panicked, or crashed.
     const ENDS: [i32; 4] = [6, 3, 4, 5];
     let tap = Tap::make(ctx)?;
