@@ -292,11 +292,11 @@ fn flooded(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 }
 
 fn wild(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    /// The monitor's exit codes for a guest that went on, that started anew, panicked, or crashed.
+    const ENDS: [i32; 4] = [6, 3, 4, 5];
     if let Some(late) = too_long(ctx) {
         return Ok(late);
     }
-    /// The monitor's exit codes for a guest that went on, that started anew, panicked, or crashed.
-    const ENDS: [i32; 4] = [6, 3, 4, 5];
     let tap = Tap::make(ctx)?;
     let mut guest = machine(ctx, &tap)?;
     let before = Taken::by(&guest)?;
