@@ -76,6 +76,8 @@ struct Session<'a, W> {
     directory: Directory,
     tally: Tally,
     broken_controls: Vec<&'static str>,
+    /// Rounds that were run once more, because the host under them failed.
+    beds_failed: u32,
 }
 
 /// A directory that goes away with its value.
@@ -109,6 +111,7 @@ impl<'a, W: World> Session<'a, W> {
             directory: Directory(path),
             tally: Tally::default(),
             broken_controls: Vec::new(),
+            beds_failed: 0,
         })
     }
 
@@ -130,6 +133,12 @@ impl<'a, W: World> Session<'a, W> {
                 "\nThe bed is broken, not supermachine: nothing of the product takes part in what failed: {}.\n\
                  Mend the bed first; any other failure above may follow from this.",
                 self.broken_controls.join(", ")
+            );
+        }
+        if self.beds_failed > 0 {
+            println!(
+                "\nThe emulated host lost a guest in {} rounds above (\"bed\"), which were run once more.",
+                self.beds_failed
             );
         }
         println!("{}", self.tally);
@@ -158,7 +167,12 @@ impl<'a, W: World> Session<'a, W> {
                 checks_leaks: self.world.leaks().is_some(),
                 directory: self.directory.0.join(format!("{}-{number}", test.name)),
             };
-            let ended = round.run(&self.surroundings, &self.world.logs())?;
+            let mut ended = round.run(&self.surroundings, &self.world.logs())?;
+            if let (Outcome::Failed(reason), Some(why)) = (&ended.outcome, &ended.bed_failed) {
+                println!("bed   {}: {why}; once more, after: {}", test.name, first_line(reason));
+                self.beds_failed += 1;
+                ended = round.run(&self.surroundings, &self.world.logs())?;
+            }
             self.keep(test.name, number, &ended.logs)?;
             match ended.outcome {
                 Outcome::Passed => record.rounds_passed += 1,
@@ -224,6 +238,10 @@ impl<'a, W: World> Session<'a, W> {
         }
         Ok(())
     }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }
 
 fn append(path: &Path, to_existing: bool, text: &str) -> io::Result<()> {

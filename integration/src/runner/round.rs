@@ -16,6 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::child::{LOOK, SETTLE};
 use crate::logs::{LogSources, Watch};
+use crate::lost_guests::Lookout;
 use crate::process;
 use crate::test::Outcome;
 
@@ -84,6 +85,8 @@ pub(super) struct Round {
 pub(super) struct Ended {
     pub outcome: Outcome,
     pub logs: Vec<(String, String)>,
+    /// Why this says nothing about what was tested, if it failed.
+    pub bed_failed: Option<String>,
 }
 
 impl Round {
@@ -92,8 +95,12 @@ impl Round {
         let scratch = self.directory.join("scratch");
         fs::create_dir_all(&scratch).with_context(|| format!("creating {}", scratch.display()))?;
         let mut watch = Watch::begin(&sources.clone().with_files_in(&scratch));
+        let mut lookout = Lookout::begin();
         let child = self.start(surroundings)?;
-        let ended = self.attend(surroundings, &mut watch, child);
+        let ended = self.attend(surroundings, child, || {
+            watch.look_now_and_then();
+            lookout.iter_mut().for_each(Lookout::look_now_and_then);
+        });
         let survivors = end_survivors(surroundings.pid, ended.is_ok())?;
         let outcome = with_survivors(self.outcome(ended?), &survivors);
 
@@ -103,7 +110,11 @@ impl Round {
         logs.extend(watch.end());
         fs::remove_dir_all(&self.directory)
             .with_context(|| format!("removing {}", self.directory.display()))?;
-        Ok(Ended { outcome, logs })
+        let bed_failed = lookout.and_then(|lookout| {
+            let reason = if let Outcome::Failed(reason) = &outcome { reason } else { "" };
+            lookout.end(logs.iter().map(|(_, log)| log.as_str()).chain([reason]))
+        });
+        Ok(Ended { outcome, logs, bed_failed })
     }
 
     fn start(&self, surroundings: &Surroundings<'_>) -> Result<Child> {
@@ -123,15 +134,16 @@ impl Round {
             .with_context(|| format!("starting {} for {}", surroundings.program.display(), self.name))
     }
 
-    /// Waits for the end of `child`, at the latest at its deadline. `None` means that it was reached.
+    /// Waits for the end of `child`, at the latest at its deadline, and looks around meanwhile. `None` means
+    /// that the deadline was reached.
     fn attend(
         &self,
         surroundings: &Surroundings<'_>,
-        watch: &mut Watch,
         mut child: Child,
+        mut look: impl FnMut(),
     ) -> Result<Option<ExitStatus>> {
         let begun = Instant::now();
-        let (look, settle) = if self.checks_leaks { (LOOK, 2 * SETTLE) } else { Default::default() };
+        let (first_look, settle) = if self.checks_leaks { (LOOK, 2 * SETTLE) } else { Default::default() };
         let outcome = self.directory.join("outcome");
         let ended = loop {
             if let Some(status) = child.try_wait().context("waiting for a test")? {
@@ -139,14 +151,14 @@ impl Round {
             }
             let taken = begun.elapsed();
             // The outcome is there as soon as the test itself is over; the rest is settling.
-            if taken >= look + self.deadline && (taken >= look + self.deadline + settle || !outcome.exists())
-            {
+            let late = first_look + self.deadline;
+            if taken >= late && (taken >= late + settle || !outcome.exists()) {
                 break Ok(None);
             }
             if let Err(stopped) = surroundings.tick() {
                 break Err(stopped);
             }
-            watch.look_now_and_then();
+            look();
         };
         if !matches!(ended, Ok(Some(_))) {
             let _ = child.kill();

@@ -32,7 +32,10 @@ pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, on_event: OnSystemEve
     use crate::devices::power::{self, KeyboardReset, Panic};
     use crate::devices::uart16550::{self, Uart16550};
 
-    let serial = Arc::new(Uart16550::new(vm.irq_line(layout::SERIAL_LINE, Trigger::Edge)?, output));
+    let serial = vm.irq_line(layout::SERIAL_LINE, Trigger::Edge)?;
+    let serial = Arc::new(
+        Uart16550::new(serial, output).map_err(|source| Error::Host { what: "start the console", source })?,
+    );
     let power =
         Arc::new(AcpiPower::new(Arc::clone(&on_event), vm.irq_line(layout::POWER_LINE, Trigger::Edge)?));
     let mut buses = Buses::default();
