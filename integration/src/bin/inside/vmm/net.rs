@@ -260,7 +260,7 @@ fn queues(ctx: &Ctx<'_, Inside>, guest: &Guest, tap: &Tap) -> Result<()> {
         let moved = [after[0] - before[0], after[1] - before[1]];
         ctx.note(format!("{name}: {} bytes to the guest, {} from it", moved[0], moved[1]));
         // How the streams are spread is up to both kernels; that they are is not.
-        ensure!(moved.iter().all(|bytes| *bytes > LENGTH / 32), "{name} has moved {moved:?} bytes");
+        ensure!(moved.iter().all(|bytes| *bytes > LENGTH / 256), "{name} has moved {moved:?} bytes");
     }
     Ok(())
 }

@@ -66,13 +66,6 @@ pub fn tests() -> Vec<Test<Inside>> {
     ]
 }
 
-/// Said, and counted: an emulated arm64 host takes longer for these than a change can wait.
-fn too_long(ctx: &Ctx<'_, Inside>) -> Option<Outcome> {
-    (cfg!(target_arch = "aarch64") && ctx.either(true, false)).then(|| {
-        Outcome::Skipped("an emulated arm64 host takes many minutes for it: --scale long runs it".into())
-    })
-}
-
 /// What a monitor takes of the host.
 #[derive(Clone, Copy, Debug)]
 struct Taken {
@@ -214,9 +207,6 @@ fn machine(ctx: &Ctx<'_, Inside>, tap: &Tap) -> Result<Guest> {
 }
 
 fn scribbled(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
-    if let Some(late) = too_long(ctx) {
-        return Ok(late);
-    }
     let tap = Tap::make(ctx)?;
     let mut guest = machine(ctx, &tap)?;
     works(ctx, &guest)?;
@@ -265,9 +255,6 @@ fn works(ctx: &Ctx<'_, Inside>, guest: &Guest) -> Result<()> {
 }
 
 fn flooded(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
-    if let Some(late) = too_long(ctx) {
-        return Ok(late);
-    }
     let machine = boot(ctx, "g").controlled().options(["--cpus", "2"]);
     let mut guest = up(ctx, machine, &initrd_with_part(ctx)?)?;
     let deaf = UnixListener::bind(guest.sockets().join(format!("vsock_{DEAF}")))?;
@@ -294,9 +281,6 @@ fn flooded(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 fn wild(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     /// The monitor's exit codes for a guest that went on, that started anew, panicked, or crashed.
     const ENDS: [i32; 4] = [6, 3, 4, 5];
-    if let Some(late) = too_long(ctx) {
-        return Ok(late);
-    }
     let tap = Tap::make(ctx)?;
     let mut guest = machine(ctx, &tap)?;
     let before = Taken::by(&guest)?;
