@@ -130,7 +130,7 @@ impl Header {
         let Some((fixed, rest)) = bytes.split_first_chunk::<FIXED>() else {
             return Err(Malformed::Length(bytes.len()));
         };
-        let (stream, id, exec) = fixed_part(fixed)?;
+        let (stream, id, exec) = fixed_part(*fixed)?;
         if rest.len() != id + exec {
             return Err(Malformed::Length(bytes.len()));
         }
@@ -149,7 +149,7 @@ impl Header {
         let Some((fixed, rest)) = bytes.split_first_chunk_mut::<FIXED>() else {
             return Ok(Err(Malformed::Length(0)));
         };
-        let length = match fixed_part(fixed) {
+        let length = match fixed_part(*fixed) {
             Ok((_, id, exec)) => id + exec,
             Err(error) => return Ok(Err(error)),
         };
@@ -159,8 +159,8 @@ impl Header {
 }
 
 /// The stream, and the lengths of both ids, which are bounded.
-fn fixed_part(fixed: &[u8; FIXED]) -> Result<(Stream, usize, usize), Malformed> {
-    let [m0, m1, m2, m3, version, stream, id, exec] = *fixed;
+fn fixed_part(fixed: [u8; FIXED]) -> Result<(Stream, usize, usize), Malformed> {
+    let [m0, m1, m2, m3, version, stream, id, exec] = fixed;
     if [m0, m1, m2, m3] != MAGIC {
         return Err(Malformed::Magic);
     }
