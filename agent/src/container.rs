@@ -77,7 +77,7 @@ impl Container {
     }
 
     /// Makes it, up to its process, which waits to be started. What fails is to be removed.
-    pub async fn create(self: &Arc<Self>, reaper: &Reaper, guest: Guest) -> Result<i32> {
+    pub async fn create(self: &Arc<Self>, reaper: &Reaper, guest: Box<Guest>) -> Result<i32> {
         self.cgroup.create()?;
         let resources = guest.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
         if let Some(resources) = resources {
@@ -107,7 +107,8 @@ impl Container {
     pub async fn start_init(&self) -> Result<()> {
         let path = Path::new(STATES).join(&self.id).join("notify.sock");
         let tell = async {
-            let mut socket = UnixStream::connect(&path).await.context("the container's process does not wait")?;
+            let mut socket =
+                UnixStream::connect(&path).await.context("the container's process does not wait")?;
             socket.write_all(b"start container").await.context("starting the container's process")
         };
         timeout(START_DEADLINE, tell).await.context("starting the container's process")?
@@ -144,12 +145,7 @@ impl Container {
         let container = Arc::clone(self);
         tokio::spawn(async move {
             let status = made.end.await.unwrap_or(255);
-            let exit = Exit {
-                status,
-                exited_at: now(),
-                pid: made.pid.cast_unsigned(),
-                ..Exit::default()
-            };
+            let exit = Exit { status, exited_at: now(), pid: made.pid.cast_unsigned(), ..Exit::default() };
             if process.exec_id.is_empty() {
                 container.end().await;
             }

@@ -24,7 +24,8 @@ struct Shared {
 impl Watcher {
     /// Begins to watch, in a task of its own.
     pub fn start() -> Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("making inotify")?;
+        let inotify =
+            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("making inotify")?;
         let shared = Arc::new(Shared { inotify, watched: Mutex::default() });
         let fd = polled(shared.inotify.as_fd().try_clone_to_owned()?).context("waiting for inotify")?;
         let also = Arc::clone(&shared);
@@ -42,7 +43,8 @@ impl Watcher {
     /// Watches one more, until its cgroup is removed.
     pub fn watch(&self, container: &Arc<Container>) -> Result<()> {
         let path = container.cgroup.path().join(FILE);
-        let watch = self.0.inotify.add_watch(&path, AddWatchFlags::IN_MODIFY).context("watching memory.events")?;
+        let watch =
+            self.0.inotify.add_watch(&path, AddWatchFlags::IN_MODIFY).context("watching memory.events")?;
         let mut watched = self.0.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|_, container| container.strong_count() > 0);
         watched.insert(watch, Arc::downgrade(container));

@@ -60,6 +60,7 @@ fn next() -> Option<(i32, Status)> {
     let mut status = 0;
     // SAFETY: the status is an integer of ours.
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-    let code = if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
+    let code =
+        if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
     (pid > 0).then(|| (pid, code.cast_unsigned()))
 }

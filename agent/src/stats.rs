@@ -25,7 +25,10 @@ pub fn of(cgroup: &Cgroup) -> Result<StatsResponse> {
             limit: text("pids.max").and_then(|text| text.trim().parse().ok()).unwrap_or(0),
             ..PidsStat::default()
         }),
-        cpu: MessageField::some(cpu(&cgroup.read("cpu.stat").context("reading cpu.stat")?, text("cpu.pressure"))),
+        cpu: MessageField::some(cpu(
+            &cgroup.read("cpu.stat").context("reading cpu.stat")?,
+            text("cpu.pressure"),
+        )),
         memory: MessageField::some(MemoryStat {
             usage: number("memory.current"),
             usage_limit: number("memory.max"),
@@ -133,7 +136,9 @@ fn memory_events(text: &str) -> MemoryEvents {
 fn pressure(text: Option<String>) -> MessageField<PSIStats> {
     let Some(text) = text else { return MessageField::none() };
     let line = |kind: &str| {
-        let Some(line) = text.lines().find_map(|line| line.strip_prefix(kind)) else { return MessageField::none() };
+        let Some(line) = text.lines().find_map(|line| line.strip_prefix(kind)) else {
+            return MessageField::none();
+        };
         let of = |key: &str| {
             line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('=')).unwrap_or("0")
         };
@@ -195,7 +200,7 @@ fn hugetlb(cgroup: &Cgroup) -> Vec<HugeTlbStat> {
     let Ok(entries) = fs::read_dir(cgroup.path()) else { return Vec::new() };
     let paths = entries.filter_map(std::result::Result::ok).map(|entry| entry.path());
     let mut sizes: Vec<String> =
-        paths.filter_map(|path| size(&path)).filter(|size| !size.ends_with(".rsvd")).collect();
+        paths.filter_map(|path| size(&path)).filter(|size| !size.contains('.')).collect();
     sizes.sort();
     let number = |file: String| cgroup.read(&file).map_or(0, |text| limit(&text));
     sizes
@@ -216,8 +221,21 @@ fn network(text: &str) -> Vec<NetworkStat> {
         let (name, rest) = line.split_once(':')?;
         let name = name.trim();
         let numbers: Vec<u64> = rest.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        let &[rx_bytes, rx_packets, rx_errors, rx_dropped, _, _, _, _, tx_bytes, tx_packets, tx_errors, tx_dropped, ..] =
-            numbers.as_slice()
+        let &[
+            rx_bytes,
+            rx_packets,
+            rx_errors,
+            rx_dropped,
+            _,
+            _,
+            _,
+            _,
+            tx_bytes,
+            tx_packets,
+            tx_errors,
+            tx_dropped,
+            ..,
+        ] = numbers.as_slice()
         else {
             return None;
         };
@@ -261,7 +279,10 @@ mod tests {
     fn disks() {
         let found = io("254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n8:16 \nbroken\n");
         assert_eq!(found.len(), 2);
-        assert_eq!((found[0].major, found[0].rbytes, found[0].wbytes, found[0].rios, found[0].wios), (254, 1, 2, 3, 4));
+        assert_eq!(
+            (found[0].major, found[0].rbytes, found[0].wbytes, found[0].rios, found[0].wios),
+            (254, 1, 2, 3, 4)
+        );
     }
 
     #[test]

@@ -75,7 +75,8 @@ impl Helper {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .context("making a socket for a helper")?;
-        let (story, teller) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context("making a pipe for a helper")?;
+        let (story, teller) =
+            pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context("making a pipe for a helper")?;
         fcntl(&teller, FcntlArg::F_SETFL(OFlag::empty())).context("making a pipe for a helper")?;
         let file = memory_file(request)?;
         let child = Command::new("/proc/self/exe")
@@ -92,7 +93,12 @@ impl Helper {
         let pid = child.id().cast_signed();
         // Its end is the reaper's business, as everybody's is.
         let end = reaper.watch(pid);
-        let fds = [file.as_raw_fd(), streams.stdin.as_raw_fd(), streams.stdout.as_raw_fd(), streams.stderr.as_raw_fd()];
+        let fds = [
+            file.as_raw_fd(),
+            streams.stdin.as_raw_fd(),
+            streams.stdout.as_raw_fd(),
+            streams.stderr.as_raw_fd(),
+        ];
         send(ours.as_raw_fd(), b"r", &fds).context("asking a helper")?;
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("asking a helper")?;
         let socket = polled(ours).context("asking a helper")?;

@@ -38,7 +38,11 @@ pub fn create(mut create: Create, streams: Streams) -> Result<(i32, Option<Owned
     spec.save(create.bundle.join("config.json")).context("writing the bundle")?;
 
     let console = create.bundle.join("console");
-    let listener = if has_terminal { Some(UnixListener::bind(&console).context("making the console's socket")?) } else { None };
+    let listener = if has_terminal {
+        Some(UnixListener::bind(&console).context("making the console's socket")?)
+    } else {
+        None
+    };
     let mut builder = ContainerBuilder::new(create.id.clone(), SyscallType::default())
         .with_root_path(&create.states)
         .and_then(ContainerBuilder::validate_id)?

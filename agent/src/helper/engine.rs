@@ -26,7 +26,9 @@ impl Executor for Engine {
             let _ = terminal::resize(std::io::stdin(), size);
         }
         let confined = self.finish.confine().and_then(|()| self.finish.find());
-        let told = |error: anyhow::Error| ExecutorValidationError::ArgValidationError(format!("{OURS}{error:#}{OURS}"));
+        let told = |error: anyhow::Error| {
+            ExecutorValidationError::ArgValidationError(format!("{OURS}{error:#}{OURS}"))
+        };
         confined.map(drop).map_err(told)
     }
 

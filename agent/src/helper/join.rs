@@ -15,7 +15,9 @@ use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{ForkResult, Gid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setgroups, setsid};
+use nix::unistd::{
+    ForkResult, Gid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setgroups, setsid,
+};
 use oci_spec::runtime::{IOPriorityClass, PosixRlimitType, Process};
 
 use super::finish::{Finish, words};
@@ -37,7 +39,8 @@ const KINDS: &[(&str, CloneFlags)] = &[
 /// Starts it, and returns when the program runs.
 pub fn join(join: &Join, streams: Streams) -> Result<(i32, Option<OwnedFd>)> {
     let process = &join.process;
-    let root = File::open(format!("/proc/{}/root", join.pid)).context("the container has no process any more")?;
+    let root =
+        File::open(format!("/proc/{}/root", join.pid)).context("the container has no process any more")?;
     let mut environment = process.env().clone().unwrap_or_default();
     home::complete(&mut environment, &root, process.user().uid());
     let finish = Finish::new(process, &environment, join.seccomp.clone())?;
@@ -52,7 +55,8 @@ pub fn join(join: &Join, streams: Streams) -> Result<(i32, Option<OwnedFd>)> {
     if let (Some(pair), Some(size)) = (&pair, join.size) {
         let _ = terminal::resize(&pair.master, size);
     }
-    let (mut failure, teller) = pipe2(OFlag::O_CLOEXEC).map(|(r, w)| (File::from(r), w)).context("making a pipe")?;
+    let (mut failure, teller) =
+        pipe2(OFlag::O_CLOEXEC).map(|(r, w)| (File::from(r), w)).context("making a pipe")?;
     // SAFETY: this process has one thread, so the child owns every lock that it could need.
     match unsafe { fork() }.context("making a process")? {
         ForkResult::Child => {
@@ -99,7 +103,12 @@ fn enter(pid: i32) -> Result<()> {
     setns(container, flags).context("entering the container's namespaces")
 }
 
-fn become_program(process: &Process, finish: &Finish, streams: &Streams, pair: Option<&Pair>) -> anyhow::Error {
+fn become_program(
+    process: &Process,
+    finish: &Finish,
+    streams: &Streams,
+    pair: Option<&Pair>,
+) -> anyhow::Error {
     match prepare(process, finish, streams, pair) {
         Ok(()) => finish.execute(),
         Err(error) => error,
@@ -113,7 +122,8 @@ fn prepare(process: &Process, finish: &Finish, streams: &Streams, pair: Option<&
     priorities(process)?;
     for limit in process.rlimits().iter().flatten() {
         let resource = resource(limit.typ());
-        setrlimit(resource, limit.soft(), limit.hard()).with_context(|| format!("setting {}", limit.typ()))?;
+        setrlimit(resource, limit.soft(), limit.hard())
+            .with_context(|| format!("setting {}", limit.typ()))?;
     }
     if let Some(mask) = user.umask() {
         umask(Mode::from_bits_truncate(mask));

@@ -60,7 +60,7 @@ pub enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Create {
     pub id: String,
-    pub guest: Guest,
+    pub guest: Box<Guest>,
     /// Where its config.json goes.
     pub bundle: PathBuf,
     /// Where libcontainer keeps what it knows.
@@ -127,7 +127,8 @@ fn serve() -> Result<()> {
         bail!("{} descriptors came with a request", fds.len());
     }
     let file = File::from(fds.remove(0));
-    let request: Request = serde_json::from_reader(std::io::BufReader::new(file)).context("reading the request")?;
+    let request: Request =
+        serde_json::from_reader(std::io::BufReader::new(file)).context("reading the request")?;
     let mut fds = fds.into_iter();
     let mut next = || fds.next().context("a stream is missing");
     let streams = Streams { stdin: next()?, stdout: next()?, stderr: next()? };

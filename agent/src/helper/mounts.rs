@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -134,12 +134,6 @@ fn parse(options: &[String]) -> (MsFlags, Vec<String>) {
         }
     }
     (flags, data)
-}
-
-/// Whether something is mounted exactly there.
-pub fn is_mounted(place: &Path) -> bool {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    text.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == place))
 }
 
 #[cfg(test)]

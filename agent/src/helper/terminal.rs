@@ -1,6 +1,5 @@
 //! Terminals of containers: a pair made of the container's own `/dev/pts`, whose master goes to the agent.
 
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, bail};
@@ -55,9 +54,4 @@ pub fn resize(terminal: impl AsFd, (columns, rows): (u16, u16)) -> nix::Result<(
     let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the descriptor is open, and the argument a size that the kernel reads.
     unsafe { set_window_size(terminal.as_fd().as_raw_fd(), &raw const size) }.map(drop)
-}
-
-/// `/proc/PID/fd/0` of a process, for what it takes privileges to do to its terminal.
-pub fn of(pid: i32) -> std::io::Result<File> {
-    File::options().read(true).write(true).open(format!("/proc/{pid}/fd/0"))
 }

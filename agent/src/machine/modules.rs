@@ -24,9 +24,8 @@ impl Modules {
         if !directory.is_dir() {
             return Ok(Self(VecDeque::new()));
         }
-        let mut paths = fs::read_dir(directory)?
-            .map(|entry| Ok(entry?.path()))
-            .collect::<std::io::Result<Vec<_>>>()?;
+        let mut paths =
+            fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
         paths.sort();
         let open = |path: &std::path::PathBuf| {
             let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;

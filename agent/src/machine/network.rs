@@ -42,14 +42,12 @@ pub fn configure(interfaces: &[Interface], routes: &[Route], neighbours: &[Neigh
     }
     let mut netlink = Netlink::open()?;
     for interface in interfaces {
-        netlink
-            .set_up(interface)
-            .with_context(|| format!("setting up the interface {}", interface.name))?;
+        netlink.set_up(interface).with_context(|| format!("setting up the interface {}", interface.name))?;
     }
     for route in routes {
-        netlink.add_route(route).with_context(|| {
-            format!("adding a route to {:?} by {:?}", route.destination, route.gateway)
-        })?;
+        netlink
+            .add_route(route)
+            .with_context(|| format!("adding a route to {:?} by {:?}", route.destination, route.gateway))?;
     }
     for neighbour in neighbours {
         netlink
@@ -202,8 +200,7 @@ impl Netlink {
     fn add_route(&mut self, route: &Route) -> Result<()> {
         let gateway = address_or_none(&route.gateway)?;
         let source = address_or_none(&route.source)?;
-        let destination =
-            if route.destination.is_empty() { None } else { Some(prefix(&route.destination)?) };
+        let destination = if route.destination.is_empty() { None } else { Some(prefix(&route.destination)?) };
         let known = destination.map(|(address, _)| address).or(gateway).or(source);
         let mut message = RouteMessage::default();
         message.header.address_family = known.map_or(AddressFamily::Inet, family);

@@ -13,8 +13,8 @@ use agent_api::stdio::Stream;
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 
-use crate::helper::{self, Streams};
 use crate::helper::client::null;
+use crate::helper::{self, Streams};
 use streams::{Line, Side};
 
 /// Where a process is in its life.
@@ -77,7 +77,11 @@ impl Process {
         let mut instead = None;
         self.life.send_if_modified(|life| {
             let fits = life == from;
-            if fits { *life = to } else { instead = Some(life.clone()) }
+            if fits {
+                *life = to;
+            } else {
+                instead = Some(life.clone());
+            }
             fits
         });
         instead.map_or(Ok(()), Err)

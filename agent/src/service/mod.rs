@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_api::agent::{Exit, Stdio};
-use agent_api::{RPC_PORT, READY_LINE, READY_PORT, STDIO_PORT, STREAMS_DEADLINE, create_agent, is_id};
+use agent_api::{READY_LINE, READY_PORT, RPC_PORT, STDIO_PORT, STREAMS_DEADLINE, create_agent, is_id};
 use anyhow::{Context, Error, Result};
 use runtime_spec::plan::Guest;
 use tokio::time::timeout;
@@ -117,11 +117,14 @@ fn listen(port: u32) -> Result<VsockListener> {
 impl Agent {
     async fn create(&self, id: &str, guest: &[u8], stdio: Stdio) -> Outcome<u32> {
         check_id(id)?;
-        let guest: Guest = serde_json::from_slice(guest).map_err(|error| invalid("guest", &error))?;
+        let guest: Box<Guest> = serde_json::from_slice(guest).map_err(|error| invalid("guest", &error))?;
         self.check_room()?;
         let terminal = guest.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
         if terminal != stdio.terminal {
-            return Err(Failure::new(Code::INVALID_ARGUMENT, "the spec and the streams differ about a terminal"));
+            return Err(Failure::new(
+                Code::INVALID_ARGUMENT,
+                "the spec and the streams differ about a terminal",
+            ));
         }
         let init = Arc::new(Process::new(id, "", stdio));
         let _ = init.advance(&Life::Announced, Life::Starting);
@@ -151,7 +154,7 @@ impl Agent {
         }
     }
 
-    async fn make(&self, container: &Arc<Container>, guest: Guest) -> Result<i32> {
+    async fn make(&self, container: &Arc<Container>, guest: Box<Guest>) -> Result<i32> {
         self.provide(&guest).await?;
         for (name, value) in &guest.sysctls {
             crate::machine::settings::set_sysctl(name, value)?;
@@ -185,7 +188,10 @@ impl Agent {
         process.set_terminal(Some(stdio.terminal));
         self.check_room()?;
         if container.execs().len() >= MOST_EXECS {
-            return Err(Failure::new(Code::RESOURCE_EXHAUSTED, "the container has too many processes beside its own"));
+            return Err(Failure::new(
+                Code::RESOURCE_EXHAUSTED,
+                "the container has too many processes beside its own",
+            ));
         }
         if matches!(container.init.life(), Life::Exited(_)) {
             return Err(Failure::new(Code::FAILED_PRECONDITION, "cannot exec in a stopped container"));
@@ -250,7 +256,9 @@ impl Agent {
         let process = self.process(id, exec_id)?;
         let finished = || Failure::new(Code::NOT_FOUND, "process already finished: not found");
         if all && exec_id.is_empty() {
-            if matches!(process.life(), Life::Exited(_)) && container.cgroup.pids().is_ok_and(|pids| pids.is_empty()) {
+            if matches!(process.life(), Life::Exited(_))
+                && container.cgroup.pids().is_ok_and(|pids| pids.is_empty())
+            {
                 return Err(finished());
             }
             return Ok(container.signal_all(signal)?);

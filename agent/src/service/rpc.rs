@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::agent::{
-    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, EventsRequest,
-    EventsResponse, ExecRequest, Exit, HelloRequest, HelloResponse, Pid, PidsResponse, ProcessRequest,
-    ResizePtyRequest, SetOnlineCpusRequest, SetOnlineCpusResponse, SignalRequest, StartResponse, StateResponse,
-    StatsResponse, Status, UpdateRequest,
+    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty,
+    EventsRequest, EventsResponse, ExecRequest, Exit, HelloRequest, HelloResponse, Pid, PidsResponse,
+    ProcessRequest, ResizePtyRequest, SetOnlineCpusRequest, SetOnlineCpusResponse, SignalRequest,
+    StartResponse, StateResponse, StatsResponse, Status, UpdateRequest,
 };
 use agent_api::{VERSION, agent_ttrpc};
 use anyhow::Context;
@@ -121,7 +121,8 @@ impl agent_ttrpc::Agent for Rpc {
 
     async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
         let container = packed(self.agent.container(&request.id))?;
-        let resources = serde_json::from_slice(&request.resources).map_err(|error| super::invalid("resources", &error));
+        let resources =
+            serde_json::from_slice(&request.resources).map_err(|error| super::invalid("resources", &error));
         empty(container.limit(packed(resources)?).await.map_err(Failure::from))
     }
 
@@ -148,7 +149,8 @@ impl agent_ttrpc::Agent for Rpc {
 impl Rpc {
     fn introduce(&self) -> Outcome<HelloResponse> {
         let name = nix::sys::utsname::uname().context("asking for the kernel's name")?;
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading boot_id")?;
+        let boot_id =
+            std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading boot_id")?;
         Ok(HelloResponse {
             version: VERSION,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
