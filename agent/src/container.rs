@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,17 +11,19 @@ use std::time::Duration;
 use agent_api::agent::Exit;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
-use oci_spec::runtime::{LinuxSeccomp, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, LinuxSeccomp, Spec};
 use runtime_spec::layout;
-use runtime_spec::plan::Guest;
+use runtime_spec::plan::{Guest, GuestDevice};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::cgroup::Cgroup;
+use crate::devices;
 use crate::events::{Events, now};
 use crate::helper::client::{Made, make, run};
 use crate::helper::{Create, Join, Request, mounted};
+use crate::machine::disks;
 use crate::process::{Life, Process};
 use crate::reaper::Reaper;
 use crate::sockets::{Forwarded, forward};
@@ -58,6 +61,9 @@ struct Inner {
     execs: HashMap<String, Arc<Process>>,
     sockets: Vec<Forwarded>,
     paused: bool,
+    /// The program that guards devices.
+    devices: Option<OwnedFd>,
+    disks: Vec<devices::Rule>,
     /// As many processes killed as the shim was told of.
     kills: u64,
 }
@@ -80,9 +86,13 @@ impl Container {
     pub async fn create(self: &Arc<Self>, reaper: &Reaper, guest: Box<Guest>) -> Result<i32> {
         self.cgroup.create()?;
         let resources = guest.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
-        if let Some(resources) = resources {
-            self.limit(resources).await?;
-        }
+        let resources = resources.unwrap_or_default();
+        let disks = guest.devices.clone();
+        let disks =
+            tokio::task::spawn_blocking(move || disk_rules(&disks)).await.context("looking for disks")??;
+        self.inner().disks = disks;
+        self.guard_devices(resources.devices().as_deref().unwrap_or_default())?;
+        self.limit(resources).await?;
         for socket in &guest.sockets {
             let forwarded = forward(socket)?;
             self.inner().sockets.push(forwarded);
@@ -202,8 +212,23 @@ impl Container {
         self.inner().execs.remove(exec_id);
     }
 
-    /// Changes its limits.
-    pub async fn limit(&self, resources: oci_spec::runtime::LinuxResources) -> Result<()> {
+    fn guard_devices(&self, spec: &[LinuxDeviceCgroup]) -> Result<()> {
+        let mut inner = self.inner();
+        let rules = devices::rules(spec, &inner.disks);
+        let program = devices::lay(&rules, self.cgroup.path(), inner.devices.as_ref())?;
+        inner.devices = Some(program);
+        Ok(())
+    }
+
+    /// Changes what it is limited to.
+    pub async fn update(&self, resources: LinuxResources) -> Result<()> {
+        if let Some(rules) = resources.devices() {
+            self.guard_devices(rules)?;
+        }
+        self.limit(resources).await
+    }
+
+    async fn limit(&self, resources: LinuxResources) -> Result<()> {
         let cgroup = self.cgroup.clone();
         // Memory that is taken away has to be freed first.
         tokio::task::spawn_blocking(move || cgroup.limit(&resources)).await.context("setting limits")?
@@ -296,6 +321,14 @@ impl Container {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn disk_rules(asked: &[GuestDevice]) -> Result<Vec<devices::Rule>> {
+    let rule = |device: &GuestDevice| {
+        let disk = disks::find(&device.serial)?;
+        devices::Rule::disk(disk.major, disk.minor, &device.access)
+    };
+    asked.iter().map(rule).collect()
 }
 
 fn seccomp_of(spec: &Spec) -> Option<LinuxSeccomp> {

@@ -8,6 +8,7 @@
 mod boot;
 mod cgroup;
 mod container;
+mod devices;
 mod events;
 mod helper;
 mod machine;

@@ -123,7 +123,7 @@ impl agent_ttrpc::Agent for Rpc {
         let container = packed(self.agent.container(&request.id))?;
         let resources =
             serde_json::from_slice(&request.resources).map_err(|error| super::invalid("resources", &error));
-        empty(container.limit(packed(resources)?).await.map_err(Failure::from))
+        empty(container.update(packed(resources)?).await.map_err(Failure::from))
     }
 
     async fn stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<StatsResponse> {

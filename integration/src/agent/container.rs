@@ -11,7 +11,7 @@ use agent_api::stdio::Stream;
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 
-use super::{Machine, process, rootfs};
+use super::{Machine, rootfs};
 
 /// What a container's process is, for [`Container::create`] to be told otherwise.
 pub fn config(id: &str, argv: &[&str]) -> Value {
@@ -148,6 +148,11 @@ impl<'a> Container<'a> {
     /// Starts a process beside it.
     pub fn exec(&self, exec_id: &str, process: &Value, streams: Streams) -> Result<Process<'a>> {
         self.announce(exec_id, process, streams)?;
+        self.start_exec(exec_id, streams)
+    }
+
+    /// Starts a process that was announced.
+    pub fn start_exec(&self, exec_id: &str, streams: Streams) -> Result<Process<'a>> {
         Process::start(self.machine, &self.id, exec_id, streams)
     }
 
@@ -180,8 +185,7 @@ impl<'a> Process<'a> {
         let stdin = if streams.stdin { Some(attach(Stream::Stdin)?) } else { None };
         let stdout = collect(attach(Stream::Stdout)?);
         let stderr = if streams.terminal { None } else { Some(collect(attach(Stream::Stderr)?)) };
-        let request = process(id, exec_id);
-        machine.call(async |client, context| client.start(context, &request).await)?;
+        machine.start(id, exec_id)?;
         Ok(Self { machine, id: id.to_owned(), exec_id: exec_id.to_owned(), stdin, stdout, stderr })
     }
 
@@ -198,6 +202,11 @@ impl<'a> Process<'a> {
     pub fn end_input(&mut self) -> Result<()> {
         let stdin = self.stdin.as_ref().context("the process does not read")?;
         stdin.shutdown(Shutdown::Write).context("ending a process's input")
+    }
+
+    /// Waits for the last of its output.
+    pub fn output(self) -> Result<Vec<u8>> {
+        joined(self.stdout)
     }
 
     /// Waits for its end, and for the last of its output.

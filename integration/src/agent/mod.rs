@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agent_api::agent::{
-    Event, EventsRequest, Exit, HelloRequest, HelloResponse, ProcessRequest, SignalRequest, StateResponse,
+    Event, EventsRequest, Exit, HelloRequest, HelloResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
+    StateResponse,
 };
 use agent_api::stdio::{Answer, Header, Stream};
 use agent_api::{AgentClient, RPC_PORT, STDIO_PORT, VERSION};
@@ -135,6 +136,20 @@ impl Machine {
         let mut request = SignalRequest::new();
         (request.id, request.exec_id, request.signal) = (id.to_owned(), exec_id.to_owned(), signal);
         self.call(async |client, context| client.signal(context, &request).await).map(drop)
+    }
+
+    /// Starts a process.
+    pub fn start(&self, id: &str, exec_id: &str) -> Result<()> {
+        let request = process(id, exec_id);
+        self.call(async |client, context| client.start(context, &request).await).map(drop)
+    }
+
+    /// Says how large a process's terminal is: columns and rows.
+    pub fn resize(&self, id: &str, exec_id: &str, (width, height): (u32, u32)) -> Result<()> {
+        let mut request = ResizePtyRequest::new();
+        (request.id, request.exec_id, request.width, request.height) =
+            (id.to_owned(), exec_id.to_owned(), width, height);
+        self.call(async |client, context| client.resize_pty(context, &request).await).map(drop)
     }
 
     /// What a process is doing.

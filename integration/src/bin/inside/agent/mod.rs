@@ -1,8 +1,10 @@
 //! The agent, by its protocol: what a shim would ask of it, in a machine as the product has it.
 
 mod life;
+mod limits;
+mod processes;
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use integration::agent::Machine;
 use integration::guest::{Boot, Parts};
 use integration::{Ctx, Test};
@@ -10,7 +12,7 @@ use integration::{Ctx, Test};
 use crate::world::Inside;
 
 pub fn tests() -> Vec<Test<Inside>> {
-    [life::tests()].into_iter().flatten().collect()
+    [life::tests(), processes::tests(), limits::tests()].into_iter().flatten().collect()
 }
 
 /// A machine whose agent answers.
@@ -26,4 +28,19 @@ fn machine(ctx: &Ctx<'_, Inside>) -> Result<Machine> {
         machine.age().as_secs_f64()
     ));
     Ok(machine)
+}
+
+/// Expects a status with these words.
+fn expect_error<T>(outcome: Result<T>, code: &str, words: &str) -> Result<()> {
+    match outcome {
+        Ok(_) => bail!("went well, and was to be {code} with {words:?}"),
+        Err(error) => {
+            let text = format!("{error:#}");
+            ensure!(
+                text.contains(code) && text.contains(words),
+                "is {text:?}, and was to be {code} with {words:?}"
+            );
+            Ok(())
+        }
+    }
 }
