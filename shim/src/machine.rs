@@ -36,7 +36,7 @@ use crate::time;
 /// Where the guest's kernel and initrd are installed.
 const INSTALLED: &str = "/usr/share/supermachine/guest";
 const KERNEL: &str = if cfg!(target_arch = "aarch64") { "Image" } else { "vmlinux" };
-const INITRD: &str = "initrd";
+const INITRD: &str = "supermachine.cpio";
 /// Lines of the monitor's that are kept for an error.
 const LINES: usize = 20;
 /// As much of the console as is shown when a boot fails.
