@@ -64,6 +64,9 @@ fn remove(root: &Path, namespace: &str, id: &str) -> std::io::Result<u32> {
     for journal in members.iter().chain([&own, &machine]) {
         first = first.or(journal.undo().err());
     }
+    if first.is_none() && paths.shim().exists() {
+        fs::remove_dir_all(paths.shim())?;
+    }
     first.map_or(Ok(pid), Err)
 }
 
@@ -74,6 +77,7 @@ fn daemon(directory: &Path) -> Option<Process> {
 #[cfg(test)]
 mod tests {
     use crate::journal::Made;
+    use crate::process::sleeper;
 
     use super::*;
 
@@ -83,12 +87,9 @@ mod tests {
         let _ = fs::remove_dir_all(&root);
         assert_eq!(remove(&root, "ns", "c1").unwrap(), 0);
         let paths = Paths::new(&root, "ns", "c1");
-        let process = || {
-            let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-            Process::of(child.id()).unwrap()
-        };
-        let (daemon, monitor, holder, other) = (process(), process(), process(), process());
-        let task = Journal::create(&paths.shim()).unwrap();
+        let (daemon, monitor, holder, other) = (sleeper(), sleeper(), sleeper(), sleeper());
+        let task = Journal::create(&paths.task("c1")).unwrap();
+        fs::create_dir_all(paths.shim()).unwrap();
         let machine = Journal::create(&paths.machine()).unwrap();
         let member = Journal::create(&paths.task("c2")).unwrap();
         let stranger = Journal::create(&paths.task("c3")).unwrap();

@@ -56,7 +56,7 @@ pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, Box<dyn Failure>> {
             params.map(|params| params.containerd_ttrpc_address).filter(|address| !address.is_empty());
         let ttrpc = ttrpc.or_else(|| std::env::var(TTRPC_ADDRESS).ok());
         let ttrpc = ttrpc.unwrap_or_else(|| format!("{}.ttrpc", args.address));
-        if let Err(error) = launch(args, &group, &ttrpc, &path, listener) {
+        if let Err(error) = launch(args, &group, &ttrpc, &path, &listener) {
             let _ = fs::remove_file(&path);
             return Err(error.into());
         }
@@ -81,10 +81,9 @@ fn group(config: &Path, id: &str) -> io::Result<String> {
     Ok(kind.group(id).unwrap_or(id).to_owned())
 }
 
-fn launch(args: &Args, group: &str, ttrpc: &str, path: &Path, listener: UnixListener) -> io::Result<()> {
+fn launch(args: &Args, group: &str, ttrpc: &str, path: &Path, listener: &UnixListener) -> io::Result<()> {
     let directory = Paths::new(Path::new(ROOT), &args.namespace, group).shim();
     fs::create_dir_all(&directory)?;
-    fs::write(directory.join("group"), group)?;
     fs::write(directory.join("address"), path.as_os_str().as_encoded_bytes())?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("containerd-shim-supermachine-v2");

@@ -25,11 +25,11 @@ impl Files for HostFiles {
             i64::from(nix::sys::stat::minor(number) as u32),
         );
         if statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS) {
-            let is = |name: &&str| {
+            let is = |name: &str| {
                 fs::metadata(format!("/proc/1/ns/{name}"))
                     .is_ok_and(|first| (first.dev(), first.ino()) == (metadata.dev(), metadata.ino()))
             };
-            Found::Namespace { initial: NAMESPACES.iter().any(|name| is(&name)) }
+            Found::Namespace { initial: NAMESPACES.iter().any(|name| is(name)) }
         } else if kind.is_dir() {
             Found::Directory
         } else if kind.is_file() {

@@ -222,8 +222,7 @@ mod tests {
         fs::create_dir_all(tree.join("x/y")).unwrap();
         std::os::unix::fs::symlink("/", tree.join("link")).unwrap();
         fs::write(&file, "").unwrap();
-        let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        journal.note(Made::Process(Process::of(child.id()).unwrap())).unwrap();
+        journal.note(Made::Process(crate::process::sleeper())).unwrap();
         drop(journal);
         OpenOptions::new()
             .append(true)

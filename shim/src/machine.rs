@@ -81,14 +81,15 @@ impl Machine {
         let paths = recipe.paths.clone();
         let ready = prepare(&paths)?;
         let (ours, theirs) = StdStream::pair().attempt("making a control socket")?;
-        let mut child = spawn(&recipe, theirs)?;
+        let mut child = spawn(&recipe, &theirs)?;
+        drop(theirs);
         let pid = child.id().unwrap_or_default();
         let monitor = Process::of(pid).attempt("looking at the monitor")?;
         journal.note(Made::Process(monitor)).attempt("writing the journal")?;
-        if let Some(score) = recipe.oom_score_adj {
-            if let Err(error) = fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
-                warn!("setting the monitor's oom_score_adj to {score}: {error}");
-            }
+        if let Some(score) = recipe.oom_score_adj
+            && let Err(error) = fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+        {
+            warn!("setting the monitor's oom_score_adj to {score}: {error}");
         }
         let said = Arc::new(Mutex::new(VecDeque::new()));
         let stderr = child.stderr.take();
@@ -226,7 +227,7 @@ fn monitor() -> PathBuf {
     beside.filter(|path| path.is_file()).unwrap_or_else(|| Path::new("/usr/bin").join(NAME))
 }
 
-fn spawn(recipe: &Recipe<'_>, control: StdStream) -> Result<Child> {
+fn spawn(recipe: &Recipe<'_>, control: &StdStream) -> Result<Child> {
     let paths = recipe.paths;
     let size = recipe.machine.size;
     let program = monitor();
@@ -251,7 +252,7 @@ fn spawn(recipe: &Recipe<'_>, control: StdStream) -> Result<Child> {
     command.env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Beyond the numbers that they shall have, so that neither takes the other's place.
-    let inherited = [(above(&control)?, CONTROL_FD), (above(&recipe.network)?, NETNS_FD)];
+    let inherited = [(above(control)?, CONTROL_FD), (above(&recipe.network)?, NETNS_FD)];
     // SAFETY: after the fork there are only system calls that take numbers.
     unsafe {
         command.pre_exec(move || {
@@ -323,7 +324,8 @@ fn explain(
     }
     let said = said.lock().unwrap_or_else(PoisonError::into_inner);
     if !said.is_empty() {
-        text = format!("{text}; the monitor said: {}", Vec::from_iter(said.iter().cloned()).join("; "));
+        let said: Vec<_> = said.iter().cloned().collect();
+        text = format!("{text}; the monitor said: {}", said.join("; "));
     }
     if let Ok(console) = fs::read(paths.machine().join("console")) {
         let tail = &console[console.len().saturating_sub(CONSOLE_TAIL)..];

@@ -1,11 +1,11 @@
-//! Where a shim keeps what must be found again: a directory for each task, and one for each machine.
+//! Where a shim keeps what must be found again: a directory for each task, shim and machine.
 //!
 //! ```text
 //! /run/supermachine/
 //!   tasks/NAMESPACE/ID/        journal    what was made for the container
-//!                              group      the id of the container whose shim this is
-//!                              daemon     the shim's process            (of the group's own)
-//!                              address    the shim's socket             (of the group's own)
+//!                              group      the id of the container whose shim serves it
+//!   shims/NAMESPACE/GROUP/     daemon     the shim's process
+//!                              address    the shim's socket
 //!   machines/HASH/             journal    what was made for the machine
 //!                              tree/      what the machine shares
 //!                              vsock/     sockets: sun_path is short, hence the hash
@@ -39,9 +39,9 @@ impl Paths {
         self.root.join("tasks").join(&self.namespace).join(id)
     }
 
-    /// The directory of the group's own container.
+    /// The shim's directory.
     pub fn shim(&self) -> PathBuf {
-        self.task(&self.group)
+        self.root.join("shims").join(&self.namespace).join(&self.group)
     }
 
     /// The machine's directory.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -31,20 +31,7 @@ impl Process {
     /// Ends it, and returns when it has ended.
     pub fn kill(&self, within: Duration) -> io::Result<()> {
         let Some(pidfd) = self.open()? else { return Ok(()) };
-        // SAFETY: takes a descriptor, which is open, numbers, and no pointer to anything.
-        let sent = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                std::os::fd::AsRawFd::as_raw_fd(&pidfd),
-                libc::SIGKILL,
-                std::ptr::null::<libc::siginfo_t>(),
-                0,
-            )
-        };
-        if sent != 0 {
-            let error = io::Error::last_os_error();
-            return if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
-        }
+        send_kill(&pidfd)?;
         if ended(&pidfd, within) {
             return Ok(());
         }
@@ -54,20 +41,38 @@ impl Process {
 
     /// A descriptor of just this process, if it is still there.
     fn open(&self) -> io::Result<Option<OwnedFd>> {
-        // SAFETY: takes numbers only.
-        let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) };
-        if pidfd < 0 {
-            let error = io::Error::last_os_error();
-            return match error.raw_os_error() {
-                Some(libc::ESRCH | libc::EINVAL) => Ok(None),
-                _ => Err(error),
-            };
-        }
-        // SAFETY: the call has just made this descriptor, for nobody else.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as i32) };
+        let Some(pidfd) = open(self.pid)? else { return Ok(None) };
         // Read after it was opened: if it is the right one now, the descriptor is that of the right one.
         Ok((start_time(self.pid).ok() == Some(self.started)).then_some(pidfd))
     }
+}
+
+/// A descriptor of whatever process has this number now.
+fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
+    // SAFETY: takes numbers only.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if pidfd < 0 {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ESRCH | libc::EINVAL) => Ok(None),
+            _ => Err(error),
+        };
+    }
+    // SAFETY: the call has just made this descriptor, for nobody else.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(pidfd as i32) }))
+}
+
+/// One that has ended already is fine.
+fn send_kill(pidfd: &OwnedFd) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: takes a descriptor, which is open, numbers, and no pointer to anything.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, none, 0) };
+    if sent == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
 }
 
 fn ended(pidfd: &OwnedFd, within: Duration) -> bool {
@@ -83,6 +88,15 @@ fn start_time(pid: u32) -> io::Result<u64> {
     field
         .and_then(|field| field.parse().ok())
         .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat: {stat:?}")))
+}
+
+/// A process for tests that does nothing until it is killed.
+#[cfg(test)]
+pub(crate) fn sleeper() -> Process {
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let process = Process::of(child.id()).unwrap();
+    std::thread::spawn(move || child.wait());
+    process
 }
 
 #[cfg(test)]

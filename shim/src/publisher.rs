@@ -97,13 +97,12 @@ impl Publisher {
     }
 
     async fn send(&mut self, request: &ForwardRequest) -> ttrpc::Result<()> {
-        let client = match &self.client {
-            Some(client) => client,
-            None => {
-                let address = self.address.strip_prefix("unix://").unwrap_or(&self.address);
-                let client = Client::connect(&format!("unix://{address}")).await?;
-                self.client.insert(EventsClient::new(client))
-            }
+        let client = if let Some(client) = &self.client {
+            client
+        } else {
+            let address = self.address.strip_prefix("unix://").unwrap_or(&self.address);
+            let client = Client::connect(&format!("unix://{address}")).await?;
+            self.client.insert(EventsClient::new(client))
         };
         let nanoseconds = i64::try_from(deadlines::EVENT.as_nanos()).unwrap_or(i64::MAX);
         client.forward(context::with_timeout(nanoseconds), request).await.map(drop)

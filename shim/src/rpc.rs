@@ -35,7 +35,7 @@ pub fn services(shim: &Arc<Shim>) -> HashMap<String, Service> {
     let mut services = HashMap::new();
     for name in [V2, V3] {
         let made = create_task(Arc::new(TaskService(shim.clone())));
-        services.extend(made.into_iter().map(|(_, service)| (name.to_owned(), service)));
+        services.extend(made.into_values().map(|service| (name.to_owned(), service)));
     }
     services
 }

@@ -210,16 +210,14 @@ impl Shim {
     }
 
     async fn mount(&self, plan: &Plan, parts: &mut Parts) -> Result<()> {
-        let machine_journal = match self.machine() {
-            Some(machine) => machine.journal.clone(),
-            None => {
-                let directory = self.paths.machine();
-                let made =
-                    Journal::create(&directory).attempt(format_args!("making {}", directory.display()))?;
-                let made = Arc::new(made);
-                parts.machine_journal = Some(made.clone());
-                made
-            }
+        let machine_journal = if let Some(machine) = self.machine() {
+            machine.journal.clone()
+        } else {
+            let directory = self.paths.machine();
+            let made = Journal::create(&directory).attempt(format_args!("making {}", directory.display()))?;
+            let made = Arc::new(made);
+            parts.machine_journal = Some(made.clone());
+            made
         };
         let new = parts.machine_journal.is_some();
         let (journal, tree) = (parts.journal.clone(), self.paths.tree());

@@ -42,11 +42,13 @@ fn decode(text: &str, query: bool) -> String {
     while let Some((&byte, tail)) = rest.split_first() {
         let code = tail.get(..2).and_then(|code| std::str::from_utf8(code).ok());
         let code = code.and_then(|code| u8::from_str_radix(code, 16).ok());
-        (rest, _) = match (byte, code) {
-            (b'%', Some(code)) => (&tail[2..], bytes.push(code)),
-            (b'+', _) if query => (tail, bytes.push(b' ')),
-            _ => (tail, bytes.push(byte)),
+        let (decoded, length) = match (byte, code) {
+            (b'%', Some(code)) => (code, 2),
+            (b'+', _) if query => (b' ', 0),
+            _ => (byte, 0),
         };
+        bytes.push(decoded);
+        rest = &tail[length..];
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
