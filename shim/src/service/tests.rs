@@ -66,7 +66,7 @@ impl Bed {
             journal: None,
             holder: Mutex::default(),
         });
-        Self { shim, agent, events, directory, _server: server, leaving: leaving }
+        Self { shim, agent, events, directory, _server: server, leaving }
     }
 
     async fn topics(&mut self, count: usize) -> Vec<String> {
