@@ -146,15 +146,16 @@ async fn serving(args: &Args) -> Result<(), Box<dyn Failure>> {
     server.start().await?;
     info!("serving {} in {}", args.id, args.namespace);
     let _ = leaving.wait_for(|leave| *leave).await;
-    // The answer to whoever asked for this is on its way.
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    let _ = timeout(deadlines::FLUSH, server.shutdown()).await;
-    drop((server, shim));
-    if timeout(deadlines::FLUSH, publishing).await.is_err() {
-        warn!("containerd has not taken all events within {:?}", deadlines::FLUSH);
-    }
+    // Whoever starts a shim of this name now gets a new one. The connections that are there end with the process, once
+    // the answer to whoever asked for this is on its way.
     if let Some(address) = address {
         let _ = fs::remove_file(address);
+    }
+    server.stop_listen().await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    shim.close();
+    if timeout(deadlines::FLUSH, publishing).await.is_err() {
+        warn!("containerd has not taken all events within {:?}", deadlines::FLUSH);
     }
     let _ = fs::remove_dir_all(directory);
     info!("left");

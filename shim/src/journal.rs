@@ -52,8 +52,9 @@ pub struct Journal {
 pub const NAME: &str = "journal";
 
 impl Journal {
-    /// A new one in `directory`, which is made, and is its first entry.
+    /// A new one in `directory`, which is made, and is its first entry. What an older one there says is undone.
     pub fn create(directory: &Path) -> io::Result<Self> {
+        Self::load(directory)?.undo()?;
         fs::create_dir_all(directory)?;
         let journal = Self { path: directory.join(NAME), made: Mutex::default() };
         File::create(&journal.path)?;

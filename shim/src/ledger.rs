@@ -190,13 +190,13 @@ impl Task {
 /// All containers of a shim.
 pub struct Ledger {
     tasks: Mutex<HashMap<String, Task>>,
-    events: UnboundedSender<Event>,
+    events: Mutex<Option<UnboundedSender<Event>>>,
 }
 
 impl Ledger {
     /// Without any, from which events go there.
     pub fn new(events: UnboundedSender<Event>) -> Self {
-        Self { tasks: Mutex::default(), events }
+        Self { tasks: Mutex::default(), events: Mutex::new(Some(events)) }
     }
 
     fn tasks(&self) -> MutexGuard<'_, HashMap<String, Task>> {
@@ -205,7 +205,14 @@ impl Ledger {
 
     /// The lock is held while an event is sent, which does not wait: so their order is that of what happened.
     fn emit(&self, event: Event) {
-        let _ = self.events.send(event);
+        if let Some(events) = &*self.events.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = events.send(event);
+        }
+    }
+
+    /// There are no more events: whoever sends them on can end after the last.
+    pub fn close(&self) {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn with<T>(&self, id: &str, what: impl FnOnce(&mut Task) -> Result<T>) -> Result<T> {

@@ -165,11 +165,12 @@ impl Shim {
     async fn assemble(self: &Arc<Self>, plan: &Plan, io: &Io, parts: &mut Parts) -> Result<u32> {
         let begun = std::time::Instant::now();
         let opened = Opened::open(io, &plan.logger).await?;
+        // Before whoever is in it, as it is removed after them.
+        parts.cgroup = cgroup::make(&parts.journal, &plan.cgroup)?;
         let holder = self.stand(plan, parts)?;
         let pid = holder.process().pid;
         let network = holder.network().attempt("looking at the network namespace")?;
         parts.holder = Some(holder);
-        parts.cgroup = cgroup::make(&parts.journal, &plan.cgroup)?;
         if let Some(path) = &parts.cgroup {
             cgroup::enter(path, pid).attempt(format_args!("entering the cgroup {}", path.display()))?;
         }

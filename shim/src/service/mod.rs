@@ -298,6 +298,11 @@ impl Shim {
         }
     }
 
+    /// No more events come: what is published so far is all.
+    pub fn close(&self) {
+        self.ledger.close();
+    }
+
     /// The directory in which a container's things are noted.
     fn directory(&self, id: &str) -> PathBuf {
         self.paths.task(id)
