@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::{Request, Response, Streams, WORD, receive, send};
+use super::{NOT_STARTED, Request, Response, Streams, WORD, receive, send};
 use crate::polled;
 use crate::reaper::{Reaper, Status};
 
@@ -126,7 +126,12 @@ impl Helper {
         let response = serde_json::from_slice(&bytes).context("reading a helper's answer")?;
         self.answered = true;
         match response {
-            Response::Failed(why) => Err(anyhow!("{why}")),
+            Response::Failed(why) if why.starts_with(NOT_STARTED) => Err(anyhow!("{why}")),
+            Response::Failed(why) => {
+                let story = self.told();
+                let cause = story.lines().next().unwrap_or_default();
+                Err(anyhow!("{why}{cause}"))
+            }
             response => Ok((response, fds.pop())),
         }
     }

@@ -16,7 +16,7 @@ use runtime_spec::plan::GuestDevice;
 
 use super::engine::{Engine, ours};
 use super::finish::Finish;
-use super::{Create, Streams, home, mounts, receive, story};
+use super::{Create, NOT_STARTED, Streams, home, mounts, receive};
 use crate::machine::disks;
 
 /// Makes it. Its process waits to be started.
@@ -70,13 +70,12 @@ pub fn create(mut create: Create, streams: Streams) -> Result<(i32, Option<Owned
     Ok((pid, master))
 }
 
-/// Our own words, or the crate's with the first reason that it logged.
+/// Our own words, or the crate's.
 fn explain(error: &anyhow::Error) -> anyhow::Error {
     let text = format!("{error:#}");
-    match (ours(&text), story::first()) {
-        (Some(ours), _) => anyhow!("unable to start container process: {ours}"),
-        (None, Some(reason)) if !text.contains(&reason) => anyhow!("{text} ({reason})"),
-        (None, _) => anyhow!("{text}"),
+    match ours(&text) {
+        Some(ours) => anyhow!("{NOT_STARTED}: {ours}"),
+        None => anyhow!("{text}"),
     }
 }
 

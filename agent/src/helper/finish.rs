@@ -113,6 +113,7 @@ impl Finish {
                 seccomp::load(profile)?;
             }
         }
+        forget_signals();
         let path = CString::new(program.as_os_str().as_bytes())?;
         let Err(errno) = nix::unistd::execve(&path, &self.arguments, &self.environment);
         bail!("exec {}: {}", program.display(), words(errno))
@@ -125,6 +126,15 @@ impl Finish {
         // SAFETY: the process ends; nothing of its is needed any more.
         unsafe { libc::_exit(NOT_RUN) }
     }
+}
+
+/// No program begins with signals that are ignored or held back because this one did without them.
+fn forget_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: the default is no function of ours; what cannot be set is not.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
 
 /// The program called `name`, as `exec.LookPath` of runc's language looks for it, and with its words.

@@ -22,7 +22,7 @@ use oci_spec::runtime::{IOPriorityClass, PosixRlimitType, Process};
 
 use super::finish::{Finish, words};
 use super::terminal::{self, Pair};
-use super::{Join, Streams, home};
+use super::{Join, NOT_STARTED, Streams, home};
 
 /// The namespaces there are, by their files.
 const KINDS: &[(&str, CloneFlags)] = &[
@@ -72,7 +72,7 @@ pub fn join(join: &Join, streams: Streams) -> Result<(i32, Option<OwnedFd>)> {
             failure.read_to_string(&mut told).context("waiting for the program")?;
             if !told.is_empty() {
                 let _ = nix::sys::wait::waitpid(child, None);
-                return Err(anyhow!("unable to start container process: {told}"));
+                return Err(anyhow!("{NOT_STARTED}: {told}"));
             }
             Ok((child.as_raw(), pair.map(|pair| pair.master)))
         }

@@ -38,6 +38,9 @@ pub use terminal::resize;
 /// The agent's first argument that makes it a helper.
 pub const WORD: &str = "helper";
 
+/// How runc begins what it says of a program that cannot be run.
+const NOT_STARTED: &str = "unable to start container process";
+
 /// The longest answer.
 const LONGEST: usize = 32 * 1024;
 /// Standard streams and the request.

@@ -1,28 +1,24 @@
 //! What libcontainer says of its failures. Its errors name the step, and its log the reason; so what it logs as an
-//! error is remembered, by whichever of its processes logs it, in standard error, which is a pipe to the agent.
-//! The first of a failure is the one closest to the cause.
+//! error is written to a pipe to the agent, by whichever of its processes logs it, also when its standard error has
+//! become the container's. The first line is the one closest to the cause.
 
 use std::fmt::{self, Write as _};
+use std::fs::File;
 use std::io::Write as _;
-use std::sync::Mutex;
+use std::os::fd::AsFd;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-static FIRST: Mutex<Option<String>> = Mutex::new(None);
-
-/// From now on, errors are written to standard error.
+/// From now on, errors are written to what is standard error now.
 pub fn tell() {
-    let _ = tracing::subscriber::set_global_default(Teller);
+    if let Ok(pipe) = std::io::stderr().as_fd().try_clone_to_owned() {
+        let _ = tracing::subscriber::set_global_default(Teller(pipe.into()));
+    }
 }
 
-/// The first that was said in this process.
-pub fn first() -> Option<String> {
-    FIRST.lock().ok()?.clone()
-}
-
-struct Teller;
+struct Teller(File);
 
 impl Subscriber for Teller {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -40,10 +36,7 @@ impl Subscriber for Teller {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line::default();
         event.record(&mut line);
-        if let Ok(mut first) = FIRST.lock() {
-            first.get_or_insert_with(|| line.0.clone());
-        }
-        let _ = writeln!(std::io::stderr(), "{}", line.0);
+        let _ = writeln!(&self.0, "{}", line.0);
     }
 
     fn enter(&self, _: &Id) {}

@@ -83,8 +83,9 @@ fn exit_codes(at: &At<'_>) -> Result<()> {
 
 fn confinement(at: &At<'_>) -> Result<()> {
     let script = "hostname; grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t'; \
-                  mkdir /tmp/x 2>&1; cat /proc/self/cgroup; readlink /proc/self/ns/pid /proc/1/ns/pid | uniq | wc -l; \
-                  echo $HOME; ls /dev/pts | head -n 1; cat /proc/self/oom_score_adj";
+                  mkdir /tmp/x 2>&1; cat /proc/self/cgroup; for p in self 1; do readlink /proc/$p/ns/pid; done | uniq | wc -l; \
+                  echo $HOME; ls /dev/pts | head -n 1; cat /proc/self/oom_score_adj; yes | head -n 1 2>&1; \
+                  grep SigIgn /proc/self/status | tr -d '\\t'";
     let own = config("", &["sh", "-c", script])["process"].clone();
     let mut fewer = own.clone();
     let none: [&str; 0] = [];
@@ -96,7 +97,7 @@ fn confinement(at: &At<'_>) -> Result<()> {
         let said = output.out();
         let expected = format!(
             "c1\nCapEff:{effective}\nCapBnd:{effective}\nNoNewPrivs:1\nSeccomp:2\n\
-             mkdir: can't create directory '/tmp/x': Operation not permitted\n0::/\n1\n/root\nptmx\n0\n"
+             mkdir: can't create directory '/tmp/x': Operation not permitted\n0::/\n1\n/root\nptmx\n0\ny\nSigIgn:0000000000000000\n"
         );
         ensure!(said == expected, "it is {said}\nand should be {expected}");
     }
