@@ -10,7 +10,9 @@ pub const MONITOR_HELLO: Duration = Duration::from_secs(20);
 pub const DIAL: Duration = Duration::from_secs(10);
 /// A call of the agent that has little to do.
 pub const AGENT_CALL: Duration = Duration::from_secs(30);
-/// A call of the agent that makes or starts something, or removes it.
+/// A call of the agent that removes something; a guest that does not answer is turned off.
+pub const AGENT_DELETE: Duration = Duration::from_secs(20);
+/// A call of the agent that makes or starts something.
 pub const AGENT_WORK: Duration = Duration::from_secs(60);
 /// A call of the agent on which an answer does not depend.
 pub const AGENT_GLANCE: Duration = Duration::from_millis(500);

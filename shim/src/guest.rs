@@ -107,7 +107,7 @@ impl Guest {
 
     /// Removes a process.
     pub async fn delete(&self, id: &str, exec: &str) -> Result<Exit> {
-        Ok(self.client.delete(within(deadlines::AGENT_WORK), &process(id, exec)).await?)
+        Ok(self.client.delete(within(deadlines::AGENT_DELETE), &process(id, exec)).await?)
     }
 
     /// The processes of a container, if the guest tells at once.

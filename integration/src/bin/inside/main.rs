@@ -9,6 +9,7 @@ mod kvm;
 mod runc_api;
 mod runc_ctr;
 mod share;
+mod task;
 mod vmm;
 mod world;
 
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         share::tests(),
         vmm::tests(),
         agent::tests(),
+        task::tests(),
     ]
     .into_iter()
     .flatten()
