@@ -82,7 +82,10 @@ impl Finish {
         let ambient = &(&set(wanted.ambient()) & &permitted) & &inheritable;
         let all = caps::read(None, CapSet::Permitted)?;
         caps::set(None, CapSet::Effective, &all)?;
-        caps::set(None, CapSet::Bounding, &set(wanted.bounding()))?;
+        let bounding = set(wanted.bounding());
+        for capability in &caps::read(None, CapSet::Bounding)? - &bounding {
+            caps::drop(None, CapSet::Bounding, capability)?;
+        }
         caps::set(None, CapSet::Inheritable, &inheritable)?;
         caps::set(None, CapSet::Effective, &(&effective & &all))?;
         caps::set(None, CapSet::Permitted, &(&permitted & &all))?;
