@@ -61,7 +61,19 @@ pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, Box<dyn Failure>> {
             return Err(error.into());
         }
     }
-    Ok(bootstrap::answer(dialect, &format!("unix://{}", path.display())))
+    let address = format!("unix://{}", path.display());
+    if dialect == Dialect::Plain {
+        leave_address(Path::new("."), &address)?;
+    }
+    Ok(bootstrap::answer(dialect, &address))
+}
+
+/// By which containerd 1.x, when it is started again, finds the shim: it writes nothing itself, unlike later ones.
+fn leave_address(bundle: &Path, address: &str) -> io::Result<()> {
+    // It never sees half of it.
+    let half = bundle.join(".address");
+    fs::write(&half, address)?;
+    fs::rename(half, bundle.join("address"))
 }
 
 /// Whose shim serves this container. A bundle of a sandbox may have no config.json.
@@ -175,6 +187,16 @@ fn ignore_signals() -> nix::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bundle_has_the_address_as_it_is_answered() {
+        let bundle = std::env::temp_dir().join(format!("daemon-bundle-{}", std::process::id()));
+        fs::create_dir_all(&bundle).unwrap();
+        leave_address(&bundle, "unix:///a").unwrap();
+        assert_eq!(fs::read_to_string(bundle.join("address")).unwrap(), "unix:///a");
+        assert_eq!(fs::read_dir(&bundle).unwrap().count(), 1);
+        fs::remove_dir_all(&bundle).unwrap();
+    }
 
     #[test]
     fn groups() {

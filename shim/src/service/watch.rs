@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agent_api::agent::Event;
 use agent_api::agent::event::What;
-use log::{info, warn};
+use log::{debug, info, warn};
 use tokio::time::sleep;
 
 use super::Shim;
@@ -43,7 +43,7 @@ impl Shim {
                 }
                 Err(error) => {
                     // If it is the machine, whoever waits for its end ends this.
-                    warn!("asking for events: {error}");
+                    debug!("asking for events: {error}");
                     sleep(Duration::from_millis(200)).await;
                 }
             }
