@@ -136,6 +136,12 @@ fn compile(rules: &[Rule]) -> Vec<Instruction> {
     ];
     for rule in rules.iter().rev() {
         program.extend(block(rule));
+        let for_all =
+            rule.kind.is_none() && rule.major.is_none() && rule.minor.is_none() && rule.access == ALL;
+        // The kernel refuses instructions that nothing leads to.
+        if for_all {
+            return program;
+        }
     }
     program.extend(verdict(false));
     program
