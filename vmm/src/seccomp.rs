@@ -170,6 +170,16 @@ const IOCTLS: &[u64] = &[
 ];
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 
+/// Names of threads and mappings; and what a thread of the file server looks at before it gives up a
+/// capability for one call.
+const PRCTLS: [i32; 5] = [
+    libc::PR_SET_NAME,
+    libc::PR_SET_VMA,
+    libc::PR_CAPBSET_READ,
+    libc::PR_GET_NO_NEW_PRIVS,
+    libc::PR_GET_SECUREBITS,
+];
+
 /// Any new namespace, of all flags of clone and unshare.
 const NEW_NAMESPACE: u64 = 0x7e02_0080;
 const CLONE_THREAD: u64 = libc::CLONE_THREAD as u64;
@@ -207,9 +217,12 @@ fn conditional() -> Vec<(i64, Vec<Condition>)> {
         (libc::SYS_ioctl, vec![(1, Len::Dword, Op::MaskedEq(IOCTL_TYPE), KVMIO << 8)]),
     ];
     calls.extend(IOCTLS.iter().map(|number| (libc::SYS_ioctl, vec![(1, Len::Dword, Op::Eq, *number)])));
-    for option in [libc::PR_SET_NAME, libc::PR_SET_VMA, libc::PR_CAPBSET_READ, libc::PR_GET_NO_NEW_PRIVS] {
+    for option in PRCTLS {
         calls.push((libc::SYS_prctl, vec![(0, Len::Dword, Op::Eq, option.unsigned_abs().into())]));
     }
+    let ambient = libc::PR_CAP_AMBIENT.unsigned_abs().into();
+    let is_set = libc::PR_CAP_AMBIENT_IS_SET.unsigned_abs().into();
+    calls.push((libc::SYS_prctl, vec![(0, Len::Dword, Op::Eq, ambient), (1, Len::Dword, Op::Eq, is_set)]));
     calls
 }
 

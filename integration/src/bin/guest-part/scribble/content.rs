@@ -1,5 +1,6 @@
 //! What requests are made of: of the right shape for the kind of device, with nothing right in them.
 
+use crate::mapping::PAGE;
 use crate::random::Random;
 
 pub const NET: u32 = 1;
@@ -30,9 +31,9 @@ fn edge(random: &mut Random) -> u64 {
     if random.happens(60) { random.pick(EDGES) } else { random.any() }
 }
 
-/// A request to a device of that `kind`.
+/// A page with a request to a device of that `kind`.
 pub fn request(kind: u32, random: &mut Random) -> Vec<u8> {
-    let mut bytes = vec![0; 512];
+    let mut bytes = vec![0; PAGE];
     // A balloon obeys what it is told, whichever page it is: told of pages that are none, it must not.
     if kind == BALLOON {
         for entry in bytes.chunks_mut(4) {

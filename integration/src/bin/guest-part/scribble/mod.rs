@@ -12,7 +12,7 @@ mod slots;
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -65,11 +65,17 @@ pub fn run(seed: u64, rounds: u32) -> Result<()> {
     let mut scribbler = Scribbler { memory, arena, ram_end: ram_end()?, random };
     for slot in &slots {
         slot.unbind()?;
+        let begun = Instant::now();
         let told = scribbler.device(slot, rounds);
         slot.bind()?;
         println!(
-            "device {} at {:#x}: {} accesses, {} rounds, broken after {} of them",
-            slot.kind, slot.address, told.accesses, told.rounds, told.broken
+            "device {} at {:#x}: {} accesses, {} rounds, broken after {} of them, {:.1} s",
+            slot.kind,
+            slot.address,
+            told.accesses,
+            told.rounds,
+            told.broken,
+            begun.elapsed().as_secs_f64()
         );
     }
     scribbler.nowhere(slots.last().map_or(0, |slot| slot.address), rounds)?;
@@ -119,6 +125,7 @@ fn ram_end() -> Result<u64> {
 impl Scribbler {
     fn device(&mut self, slot: &Slot, rounds: u32) -> Told {
         let mut told = Told::default();
+        self.wipe(slot.kind);
         for _ in 0..rounds {
             told.accesses += self.registers(slot);
             told.broken += u32::from(self.rings(slot));
@@ -127,6 +134,13 @@ impl Scribbler {
         // So that Linux finds it as it would after a crash of another driver.
         slot.window.write32(register::STATUS, 0);
         told
+    }
+
+    /// Leaves nothing of what the last device was given.
+    fn wipe(&mut self, kind: u32) {
+        let queues = QUEUES_MAX * PAGES;
+        (0..queues).for_each(|page| self.arena.put(page, &[0; PAGE]));
+        Rings { arena: &self.arena, data: queues, ram_end: self.ram_end }.clear(kind, &mut self.random);
     }
 
     /// A place for a queue: of this program's, or none at all.

@@ -84,11 +84,19 @@ impl Rings<'_> {
         window.write16(at + 14, next);
     }
 
+    /// Requests of that kind everywhere: what another kind has left may mean something to this one.
+    pub fn clear(&self, kind: u32, random: &mut Random) {
+        for page in self.data..self.arena.pages() {
+            self.arena.put(page, &content::request(kind, random));
+        }
+    }
+
     /// Requests of that kind in some pages, tables in others.
     pub fn fill(&self, kind: u32, random: &mut Random) {
         for _ in 0..8 {
             let page = self.data_page(random);
-            if random.happens(70) {
+            // A balloon would take the numbers of a table for those of pages, of which it frees the memory.
+            if kind == content::BALLOON || random.happens(70) {
                 self.arena.put(page, &content::request(kind, random));
             } else {
                 for entry in 0..16 {
@@ -115,7 +123,11 @@ impl Rings<'_> {
         }
         window.write16(ring, random.pick(&[0, 0, 0, 1, 0xffff]));
         let index = window.read16(ring + 2);
-        let more = random.pick(&[1, 1, 2, 8, size, size / 2, size + 1, 0x8000, 0xffff]);
+        // Those that are too many end it at once, and nothing else is seen.
+        let more = match random.below(20) {
+            0 => random.pick(&[size + 1, 0x8000, 0xffff]),
+            _ => random.pick(&[1, 1, 2, size.div_ceil(4)]),
+        };
         window.write16(ring + 2, index.wrapping_add(more as u16));
     }
 

@@ -5,6 +5,7 @@ mod block;
 mod boot;
 mod control;
 mod fs;
+mod generation;
 mod grow;
 mod hostile;
 mod jail;
@@ -12,6 +13,7 @@ mod life;
 mod memory;
 mod net;
 mod posix;
+mod psci;
 mod scribble;
 mod vsock;
 
@@ -41,6 +43,8 @@ pub fn tests() -> Vec<Test<Inside>> {
         control::tests(),
         jail::tests(),
         net::tests(),
+        generation::tests(),
+        psci::tests(),
         scribble::tests(),
     ]
     .into_iter()

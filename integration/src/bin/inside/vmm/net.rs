@@ -21,7 +21,7 @@ const PORT: u16 = 5000;
 /// Ethernet's, which all taps begin with.
 const MTU: u64 = 1500;
 /// Without the segmentation of large packets by whoever sees them last, none is longer than the MTU.
-const LARGE: u64 = 3 * MTU;
+const LARGE: u64 = 2 * MTU;
 /// The host's, with the guest's devices.
 const ETHTOOL: &str = "chroot /h /usr/sbin/ethtool";
 

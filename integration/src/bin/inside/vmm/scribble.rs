@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use integration::command::Cmd;
 use integration::guest::Guest;
 use integration::wait::{Attempt, until, until_true};
@@ -27,6 +27,8 @@ const SPARE: u64 = 16 << 20;
 const STREAMS: usize = 1024 + 64 + 16;
 const FEW: usize = 16;
 const THREADS: usize = 32;
+/// What the guest may send on a stream whose other end does not read, and the monitor keeps.
+const CREDIT: u64 = 256 << 10;
 
 /// Ports of the host: one where nobody listens, one where nobody takes what comes.
 const NOBODY: u32 = 7000;
@@ -64,6 +66,13 @@ pub fn tests() -> Vec<Test<Inside>> {
     ]
 }
 
+/// Said, and counted: an emulated arm64 host takes longer for these than a change can wait.
+fn too_long(ctx: &Ctx<'_, Inside>) -> Option<Outcome> {
+    (cfg!(target_arch = "aarch64") && ctx.either(true, false)).then(|| {
+        Outcome::Skipped("an emulated arm64 host takes many minutes for it: --scale long runs it".into())
+    })
+}
+
 /// What a monitor takes of the host.
 #[derive(Clone, Copy, Debug)]
 struct Taken {
@@ -86,8 +95,9 @@ impl Taken {
     }
 
     fn ensure_within(&self, before: &Self, descriptors: usize) -> Result<()> {
+        let streams = self.descriptors.saturating_sub(before.descriptors) as u64;
         ensure!(
-            self.bytes <= before.bytes + SPARE
+            self.bytes <= before.bytes + SPARE + streams * CREDIT
                 && self.descriptors <= before.descriptors + descriptors
                 && self.threads <= before.threads + THREADS,
             "the monitor takes {self:?}, before {before:?}"
@@ -150,18 +160,21 @@ fn watch(
 /// Runs `command` in the guest apart from any stream, since there may be none meanwhile, and watches.
 fn apart(ctx: &Ctx<'_, Inside>, guest: &mut Guest, before: &Taken, command: &str) -> Result<String> {
     // Nothing of the stream is left to it, or the stream would be there until it ends.
-    let script = format!("{command} > /tmp/said 2>&1; echo \"code $?\" >> /tmp/said");
+    let script = format!("set +e; {command} > /tmp/said 2>&1; echo \"code $?\" >> /tmp/said");
     let script = format!("rm -f /tmp/said; (sleep 0.5; {script}) < /dev/null > /dev/null 2>&1 &");
     guest.sh(&script, A_MOMENT)?;
     let mut said = String::new();
-    watch(guest, before, FEW, ctx.left().mul_f64(0.7), |guest| {
+    let watched = watch(guest, before, FEW, ctx.either(A_MOMENT * 3, ctx.left().mul_f64(0.7)), |guest| {
         // Not traced: it mostly fails.
         let Ok(session) = guest.begin(["cat", "/tmp/said"], Duration::from_secs(2)) else { return false };
         said = session.finish().map(|ran| ran.out().into_owned()).unwrap_or_default();
         said.contains("code ")
-    })
-    .with_context(|| format!("while the guest runs {command}"))?;
-    ensure!(said.contains("code 0\n"), "in the guest {command} says {said}");
+    });
+    watched.with_context(|| format!("while the guest runs {command}, which says {said:?}"))?;
+    if !said.contains("code 0\n") {
+        let kernel = guest.sh("dmesg | tail -n 5", A_MOMENT)?;
+        bail!("in the guest {command} says {said}and the kernel {kernel}");
+    }
     Ok(said)
 }
 
@@ -201,11 +214,14 @@ fn machine(ctx: &Ctx<'_, Inside>, tap: &Tap) -> Result<Guest> {
 }
 
 fn scribbled(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    if let Some(late) = too_long(ctx) {
+        return Ok(late);
+    }
     let tap = Tap::make(ctx)?;
     let mut guest = machine(ctx, &tap)?;
     works(ctx, &guest)?;
     let before = Taken::by(&guest)?;
-    let (seed, rounds) = (u64::from(ctx.round), ctx.either(20, 600));
+    let (seed, rounds) = (u64::from(ctx.round), ctx.either(60, 10_000));
     let said = apart(ctx, &mut guest, &before, &format!("guest-part scribble {seed} {rounds}"))?;
     ctx.note(&said);
     // Of all that was tried, some must have been noticed.
@@ -249,6 +265,9 @@ fn works(ctx: &Ctx<'_, Inside>, guest: &Guest) -> Result<()> {
 }
 
 fn flooded(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    if let Some(late) = too_long(ctx) {
+        return Ok(late);
+    }
     let machine = boot(ctx, "g").controlled().options(["--cpus", "2"]);
     let mut guest = up(ctx, machine, &initrd_with_part(ctx)?)?;
     let deaf = UnixListener::bind(guest.sockets().join(format!("vsock_{DEAF}")))?;
@@ -275,6 +294,9 @@ fn flooded(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 fn wild(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     /// The monitor's exit codes for a guest that went on, that started anew, panicked, or crashed.
     const ENDS: [i32; 4] = [6, 3, 4, 5];
+    if let Some(late) = too_long(ctx) {
+        return Ok(late);
+    }
     let tap = Tap::make(ctx)?;
     let mut guest = machine(ctx, &tap)?;
     let before = Taken::by(&guest)?;
