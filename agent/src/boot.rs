@@ -55,6 +55,7 @@ pub fn boot() -> Result<Booted> {
     for (kind, point, flags, options) in MOUNTS {
         mount_one(kind, point, *flags, options)?;
     }
+    crate::console::start(&fs::read_to_string("/proc/cmdline")?);
     for (link, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
         symlink(format!("/proc/self/fd{target}"), format!("/dev/{link}"))
             .with_context(|| format!("linking /dev/{link}"))?;

@@ -171,7 +171,7 @@ impl Container {
     async fn end(&self) {
         let _ = fs::remove_dir_all(self.namespaces());
         if let Err(error) = self.cgroup.kill() {
-            crate::log(&format!("error: {}: {error:#}", self.id));
+            log::error!("{}: {error:#}", self.id);
         }
         let execs: Vec<_> = self.inner().execs.values().cloned().collect();
         let all = async {

@@ -7,6 +7,7 @@
 
 mod boot;
 mod cgroup;
+mod console;
 mod container;
 mod devices;
 mod events;
@@ -28,11 +29,12 @@ use tokio::io::unix::AsyncFd;
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
+        console::start("");
         let error = match boot::boot() {
             Ok(booted) => service::serve(booted),
             Err(error) => error.context("booting"),
         };
-        log(&format!("error: {error:#}"));
+        log::error!("{error:#}");
         let _ = reboot(RebootMode::RB_POWER_OFF);
         return ExitCode::FAILURE;
     }
@@ -41,11 +43,6 @@ fn main() -> ExitCode {
     }
     eprintln!("supermachine-agent is process 1 of a guest; on a host there is nothing for it to do");
     ExitCode::from(2)
-}
-
-/// A line on the console, of which each byte costs an exit of the machine.
-fn log(line: &str) {
-    eprintln!("supermachine-agent: {line}");
 }
 
 /// A descriptor, which does not block, to wait for.

@@ -119,7 +119,7 @@ pub fn run(line: &Arc<Line>, stream: Stream, side: Side) {
             match (Local::new(side), stream) {
                 (Ok(local), Stream::Stdin) => input(&line, local).await,
                 (Ok(local), _) => output(&line, local).await,
-                (Err(error), _) => crate::log(&format!("error: a stream: {error:#}")),
+                (Err(error), _) => log::error!("a stream: {error:#}"),
             }
         };
         moved.await;

@@ -146,7 +146,7 @@ impl Agent {
             Ok(pid) => Ok(pid.cast_unsigned()),
             Err(error) => {
                 if let Err(also) = self.remove(&container).await {
-                    crate::log(&format!("error: removing {id}, which was not made: {also:#}"));
+                    log::error!("removing {id}, which was not made: {also:#}");
                 }
                 self.containers().remove(id);
                 Err(error.into())
