@@ -181,7 +181,7 @@ fn side_by_side(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let _also = machine.attach("loud", "", agent_api::stdio::Stream::Stderr)?;
     machine.start("loud", "")?;
     let zombies =
-        "n=0; while [ $n -lt 100 ]; do (sleep 0.01 & exec true) & n=$((n+1)); done; wait; echo made";
+        "n=0; while [ $n -lt 40 ]; do (sleep 0.01 & exec true) & n=$((n+1)); done; wait; echo made";
     let maker = limited("maker", &["sh", "-c", zombies], &json!({ "pids": { "limit": 300 } }));
     let maker = Container::create(&machine, "maker", &maker, Streams::default())?;
     let made = maker.run(CALL * 2)?;
