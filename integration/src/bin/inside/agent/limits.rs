@@ -91,17 +91,18 @@ fn standing_still(machine: &Machine) -> Result<()> {
     std::thread::sleep(Duration::from_millis(500));
     machine.call(async |client, context| client.pause(context, &request).await)?;
     ensure!(machine.state("clock", "")?.status.enum_value() == Ok(Status::PAUSED), "it is not paused");
-    let usage = || -> Result<String> {
+    let usage = || -> Result<u64> {
         let stats = machine.call(async |client, context| client.stats(context, &request).await)?;
         ensure!(
             stats.type_url == agent_api::METRICS_TYPE && stats.value.len() > 40,
             "the metrics are {stats:?}"
         );
-        Ok(format!("{:?}", cpu_of(&stats.value)))
+        cpu_of(&stats.value).with_context(|| format!("there is no processor time in {:?}", stats.value))
     };
     let before = usage()?;
     std::thread::sleep(Duration::from_millis(1000));
-    ensure!(usage()? == before, "something ran during a pause");
+    let after = usage()?;
+    ensure!(after == before, "during a pause something ran for {} us", after - before);
     machine.call(async |client, context| client.resume(context, &request).await)?;
     std::thread::sleep(Duration::from_millis(1000));
     ensure!(usage()? != before, "nothing goes on after a pause");
@@ -112,14 +113,19 @@ fn standing_still(machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// Field 2 of the metrics, whatever is in it.
-fn cpu_of(metrics: &[u8]) -> Option<&[u8]> {
+/// Processor time in microseconds: field 1 of field 2 of the metrics. The averages of pressure in there change while
+/// nothing runs.
+fn cpu_of(metrics: &[u8]) -> Option<u64> {
     let mut rest = metrics;
     while let [tag, length, tail @ ..] = rest {
         // All fields before it are short messages.
         let (body, after) = tail.split_at_checked(usize::from(*length))?;
         if *tag == 0x12 {
-            return Some(body);
+            let [0x08, number @ ..] = body else { return None };
+            let length = number.iter().position(|byte| byte & 0x80 == 0)?;
+            return Some(
+                number[..=length].iter().rev().fold(0, |sum, byte| sum << 7 | u64::from(byte & 0x7f)),
+            );
         }
         rest = after;
     }
@@ -180,8 +186,7 @@ fn side_by_side(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let _unread = machine.attach("loud", "", agent_api::stdio::Stream::Stdout)?;
     let _also = machine.attach("loud", "", agent_api::stdio::Stream::Stderr)?;
     machine.start("loud", "")?;
-    let zombies =
-        "n=0; while [ $n -lt 40 ]; do (sleep 0.01 & exec true) & n=$((n+1)); done; wait; echo made";
+    let zombies = "n=0; while [ $n -lt 40 ]; do (sleep 0.01 & exec true) & n=$((n+1)); done; wait; echo made";
     let maker = limited("maker", &["sh", "-c", zombies], &json!({ "pids": { "limit": 300 } }));
     let maker = Container::create(&machine, "maker", &maker, Streams::default())?;
     let made = maker.run(CALL * 2)?;
