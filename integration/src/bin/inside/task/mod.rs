@@ -1,9 +1,18 @@
 //! A container of ours does what the same container does with runc, in the same run: whatever differs is a finding.
 
+mod ended;
+mod events;
+mod limits;
+mod streams;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use integration::containerd::{Api, Container, NewContainer, Stdio};
+use integration::fifo::{Input, Output};
 use integration::{Ctx, Outcome, Rounds, Test};
+use serde_json::Value;
 
 use crate::world::{Inside, RUNC};
 
@@ -26,20 +35,86 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("children", "(sleep 0.2; echo late) & echo early; wait"),
 ];
 
+/// From a container's start to its end or its first words.
+const A_WHILE: Duration = Duration::from_mins(1);
+
+fn test(
+    name: &'static str,
+    proves: &'static str,
+    run: fn(&mut Ctx<'_, Inside>) -> Result<Outcome>,
+) -> Test<Inside> {
+    Test { name, proves, run, deadline: Duration::from_mins(10), rounds: Rounds::once_or(3), tags: &["task"] }
+}
+
 pub fn tests() -> Vec<Test<Inside>> {
-    let test = |name, proves, run| Test {
-        name,
-        proves,
-        run,
-        deadline: Duration::from_mins(10),
-        rounds: Rounds::once_or(3),
-        tags: &["task"],
-    };
-    vec![
+    let own = vec![
         test("task.as-runc", "scripts have the output and the exit codes that they have with runc", as_runc),
         test("task.input", "what ctr reads reaches a container", input),
         test("task.no-program", "a program that is not there is named as runc names it", no_program),
-    ]
+    ];
+    [own, streams::tests(), limits::tests(), ended::tests()].into_iter().flatten().collect()
+}
+
+/// A new container and its id.
+fn container<'a>(
+    ctx: &Ctx<'_, Inside>,
+    api: &'a Api,
+    runtime: &str,
+    process: &[&str],
+    edit: impl FnOnce(&mut Value),
+) -> Result<(String, Container<'a>)> {
+    // A test may have several of a runtime.
+    static MADE: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = MADE.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let id = ctx.id(&format!("{number}-{}", if runtime == OURS { "ours" } else { "runc" }));
+    let new = NewContainer { id: &id, image: &ctx.world.image, runtime, process };
+    let container = api.create_with(&new, edit)?;
+    Ok((id, container))
+}
+
+/// A container with its task, which is not started yet, and its streams on FIFOs.
+struct Piped<'a> {
+    id: String,
+    container: Container<'a>,
+    stdin: Input,
+    stdout: Output,
+    stderr: Output,
+}
+
+impl<'a> Piped<'a> {
+    fn new(
+        ctx: &Ctx<'_, Inside>,
+        api: &'a Api,
+        runtime: &str,
+        process: &[&str],
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Self> {
+        let mut terminal = false;
+        let (id, mut container) = container(ctx, api, runtime, process, |spec| {
+            edit(spec);
+            terminal = spec["process"]["terminal"] == true;
+        })?;
+        let path = |name: &str| ctx.path(&format!("{id}-{name}"));
+        let stdin = Input::create(path("stdin"))?;
+        let stdout = Output::create(path("stdout"))?;
+        let stderr = Output::create(path("stderr"))?;
+        let stdio = Stdio {
+            stdin: Some(stdin.path().to_owned()),
+            stdout: stdout.path().to_owned(),
+            stderr: if terminal { PathBuf::new() } else { stderr.path().to_owned() },
+        };
+        let pid = container.create_task(&stdio)?;
+        ensure!(pid != 0, "{runtime}: containerd gave pid 0 for a task");
+        Ok(Self { id, container, stdin, stdout, stderr })
+    }
+
+    /// Deletes it, which has ended with this code.
+    fn end(mut self, code: u32) -> Result<()> {
+        let deleted = self.container.delete_task()?;
+        self.container.delete()?;
+        ensure!(deleted == code, "Wait says {code}, Delete says {deleted}");
+        Ok(())
+    }
 }
 
 /// Exit code, output and errors of a process.
