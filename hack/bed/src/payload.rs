@@ -33,7 +33,7 @@ impl Payload {
         }
         let payload = Self { dir: root.join("target/bed").join(arch.name()) };
         payload.pack("testbed-init", &payload.packed_init())?;
-        payload.pack("supermachine-agent", &payload.guest("agent.cpio"))?;
+        payload.pack("supermachine-agent", &payload.packed_agent())?;
         Ok(payload)
     }
 
@@ -58,6 +58,10 @@ impl Payload {
 
     pub fn packed_init(&self) -> PathBuf {
         self.guest("test-init.cpio")
+    }
+
+    pub fn packed_agent(&self) -> PathBuf {
+        self.guest("agent.cpio")
     }
 
     /// A part of guests.
