@@ -178,6 +178,9 @@ fn block(rule: &Rule) -> Vec<Instruction> {
     block
 }
 
+/// How often a program is offered to the kernel.
+const LOADS: u32 = 20;
+
 /// `bpf(BPF_PROG_LOAD)`.
 fn load(program: &[Instruction]) -> Result<OwnedFd> {
     #[repr(C)]
@@ -202,9 +205,13 @@ fn load(program: &[Instruction]) -> Result<OwnedFd> {
         license: c"Apache-2.0".as_ptr() as u64,
         ..Load::default()
     };
-    // SAFETY: the kernel reads the structure, the program and the licence, which outlive the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) };
-    let fd = Errno::result(fd)?;
+    let try_once = || {
+        // SAFETY: the kernel reads the structure, the program and the licence, which outlive the call.
+        Errno::result(unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) })
+    };
+    // The kernel stops looking at a program when a signal comes, of which each exit of a process is one.
+    let tries = (1..LOADS).map(|_| try_once()).find(|tried| *tried != Err(Errno::EAGAIN));
+    let fd = tries.unwrap_or_else(try_once)?;
     // SAFETY: the kernel has just made it, and nobody else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) })
 }

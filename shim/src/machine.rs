@@ -23,6 +23,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
+use ttrpc::Code;
 use vmm::control::Client as Control;
 
 use crate::deadlines;
@@ -70,6 +71,7 @@ pub struct Machine {
     paths: Paths,
     monitor: Process,
     ended: watch::Receiver<Option<String>>,
+    said: Arc<Mutex<VecDeque<String>>>,
     // Held: the machine is gone when it is dropped.
     _control: Control,
 }
@@ -126,7 +128,17 @@ impl Machine {
             Err(error) => return Err(explain(error, &paths, &ended, &said)),
         };
         info!("machine of monitor {pid} booted in {:?}", begun.elapsed());
-        Ok(Self { guest, journal, paths, monitor, ended, _control: control })
+        Ok(Self { guest, journal, paths, monitor, ended, said, _control: control })
+    }
+
+    /// An error of a call: with what monitor and guest said last, if the call did not reach the agent.
+    pub fn explain(&self, error: Error) -> Error {
+        match error.code {
+            Code::UNAVAILABLE | Code::DEADLINE_EXCEEDED => {
+                explain(error, &self.paths, &self.ended, &self.said)
+            }
+            _ => error,
+        }
     }
 
     /// Its monitor.
@@ -150,14 +162,16 @@ impl Machine {
     pub async fn stop(&self) {
         if !self.is_over() {
             let gently = async {
-                if self.guest.power_off().await.is_ok() {
-                    self.ended().await;
+                match self.guest.power_off().await {
+                    Ok(()) => drop(self.ended().await),
+                    Err(error) => warn!("asking the machine to turn itself off: {error}"),
                 }
             };
-            let _ = timeout(deadlines::POWER_OFF, gently).await;
+            if timeout(deadlines::POWER_OFF, gently).await.is_err() {
+                warn!("the machine did not turn itself off within {:?}", deadlines::POWER_OFF);
+            }
         }
         if !self.is_over() {
-            warn!("the machine did not turn itself off within {:?}", deadlines::POWER_OFF);
             let monitor = self.monitor;
             let killed = tokio::task::spawn_blocking(move || monitor.kill(deadlines::KILLED)).await;
             if let Ok(Err(error)) = killed {
@@ -311,7 +325,7 @@ async fn listen(stderr: impl tokio::io::AsyncRead + Unpin, said: &Mutex<VecDeque
     }
 }
 
-/// An error of a boot, with what monitor and guest said last.
+/// An error with what monitor and guest said last.
 fn explain(
     error: Error,
     paths: &Paths,

@@ -180,12 +180,15 @@ impl Shim {
         let (machine, hooked) = tokio::join!(self.machine_for(plan, parts, network), hooks);
         parts.machine = Some(machine?);
         hooked?;
-        let guest = parts.machine.as_ref().map(|machine| machine.guest.clone());
-        let guest = guest.ok_or_else(|| Error::unknown("there is no machine"))?;
+        let machine = parts.machine.clone().ok_or_else(|| Error::unknown("there is no machine"))?;
+        let guest = &machine.guest;
         let booted = begun.elapsed();
         let json = serde_json::to_vec(&plan.guest).map_err(Error::unknown)?;
-        guest.create(&plan.id, json, opened.announce(io.terminal)).await?;
-        parts.streams = Some(opened.join(&guest, &plan.id, "").await?);
+        let joined = async {
+            guest.create(&plan.id, json, opened.announce(io.terminal)).await?;
+            opened.join(guest, &plan.id, "").await
+        };
+        parts.streams = Some(joined.await.map_err(|error| machine.explain(error))?);
         info!("container {}: machine after {booted:?}, made after {:?}", plan.id, begun.elapsed());
         Ok(pid)
     }

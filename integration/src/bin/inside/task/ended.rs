@@ -37,14 +37,14 @@ pub fn tests() -> Vec<Test<Inside>> {
     ]
 }
 
-fn shim_of(id: &str) -> Result<Process> {
+pub fn shim_of(id: &str) -> Result<Process> {
     let of_it = |process: &Process| {
         process.arguments.contains("containerd-shim-") && process.arguments.contains(&format!("-id {id} "))
     };
     process::all().into_iter().find(of_it).with_context(|| format!("there is no shim of {id}"))
 }
 
-fn kill_hard(process: &Process) -> Result<()> {
+pub fn kill_hard(process: &Process) -> Result<()> {
     kill(Pid::from_raw(process.pid), Signal::SIGKILL)
         .with_context(|| format!("killing {}", process.describe()))
 }

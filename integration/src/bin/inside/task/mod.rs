@@ -2,10 +2,13 @@
 
 mod ended;
 mod events;
+mod execs;
 mod limits;
+mod pod;
 mod streams;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -52,29 +55,23 @@ pub fn tests() -> Vec<Test<Inside>> {
         test("task.input", "what ctr reads reaches a container", input),
         test("task.no-program", "a program that is not there is named as runc names it", no_program),
     ];
-    [own, streams::tests(), limits::tests(), ended::tests()].into_iter().flatten().collect()
+    [own, execs::tests(), streams::tests(), limits::tests(), pod::tests(), ended::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
-/// A new container and its id.
-fn container<'a>(
-    ctx: &Ctx<'_, Inside>,
-    api: &'a Api,
-    runtime: &str,
-    process: &[&str],
-    edit: impl FnOnce(&mut Value),
-) -> Result<(String, Container<'a>)> {
-    // A test may have several of a runtime.
-    static MADE: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let number = MADE.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let id = ctx.id(&format!("{number}-{}", if runtime == OURS { "ours" } else { "runc" }));
-    let new = NewContainer { id: &id, image: &ctx.world.image, runtime, process };
-    let container = api.create_with(&new, edit)?;
-    Ok((id, container))
+/// An id for one of several containers of a test.
+fn new_id(ctx: &Ctx<'_, Inside>, runtime: &str) -> String {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    ctx.id(&format!("{number}-{}", if runtime == OURS { "ours" } else { "runc" }))
 }
 
 /// A container with its task, which is not started yet, and its streams on FIFOs.
 struct Piped<'a> {
     id: String,
+    pid: u32,
     container: Container<'a>,
     stdin: Input,
     stdout: Output,
@@ -89,8 +86,20 @@ impl<'a> Piped<'a> {
         process: &[&str],
         edit: impl FnOnce(&mut Value),
     ) -> Result<Self> {
+        Self::named(ctx, api, runtime, new_id(ctx, runtime), process, edit)
+    }
+
+    fn named(
+        ctx: &Ctx<'_, Inside>,
+        api: &'a Api,
+        runtime: &str,
+        id: String,
+        process: &[&str],
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Self> {
         let mut terminal = false;
-        let (id, mut container) = container(ctx, api, runtime, process, |spec| {
+        let new = NewContainer { id: &id, image: &ctx.world.image, runtime, process };
+        let mut container = api.create_with(&new, |spec| {
             edit(spec);
             terminal = spec["process"]["terminal"] == true;
         })?;
@@ -105,7 +114,7 @@ impl<'a> Piped<'a> {
         };
         let pid = container.create_task(&stdio)?;
         ensure!(pid != 0, "{runtime}: containerd gave pid 0 for a task");
-        Ok(Self { id, container, stdin, stdout, stderr })
+        Ok(Self { id, pid, container, stdin, stdout, stderr })
     }
 
     /// Deletes it, which has ended with this code.

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::containerd::Stdio;
+use integration::containerd::{NewContainer, Stdio};
 use integration::wait::until_true;
 use integration::{Ctx, Outcome, Test, pattern};
 use serde_json::json;
 
-use super::{A_WHILE, OURS, Piped, test};
+use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
@@ -107,7 +107,10 @@ fn said() -> String {
 
 fn run_with(ctx: &Ctx<'_, Inside>, runtime: &str, stdio: &Stdio) -> Result<String> {
     let api = ctx.world.api()?;
-    let (id, mut container) = super::container(ctx, &api, runtime, &["sh", "-c", SAYS], |_| {})?;
+    let id = new_id(ctx, runtime);
+    let process = ["sh", "-c", SAYS];
+    let mut container =
+        api.create(&NewContainer { id: &id, image: &ctx.world.image, runtime, process: &process })?;
     container.create_task(stdio)?;
     container.start()?;
     let code = container.wait(A_WHILE)?;
