@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::BufWriter;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -94,6 +95,8 @@ fn fetch(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
             unpack(&path, &root)?;
         }
     }
+    // Where depmod looks; in a whole system a package brings the link.
+    symlink("usr/lib", root.join("lib"))?;
     let version = kernel_version(&root, is_of)?;
     run(tools::command("depmod").arg("-b").arg(&root).arg(&version))?;
     write(&root, arch, &version, dir)?;
