@@ -30,8 +30,9 @@ cargo_for() {
         variable=$(echo "$target" | tr 'a-z-' 'A-Z_')
         export "CARGO_TARGET_${variable}_LINKER=$arch-linux-gnu-gcc"
     fi
-    # The one C library in the house (see ARCHITECTURE.md), linked in.
+    # The C libraries in the house (see ARCHITECTURE.md), linked in.
     export LIBCAPNG_LINK_TYPE=static "LIBCAPNG_LIB_PATH=/usr/lib/$arch-linux-gnu"
+    export LIBSECCOMP_LINK_TYPE=static "LIBSECCOMP_LIB_PATH=/usr/lib/$arch-linux-gnu"
     subcommand=$1
     shift
     RUSTFLAGS="-C target-feature=+crt-static" cargo "$subcommand" --target "$target" "$@"

@@ -8,6 +8,7 @@
 //! * `outside` runs on the developer's machine and drives the emulated host itself;
 //! * `bench` measures, `soak` repeats everything often enough to find what is rare.
 
+pub mod agent;
 pub mod bed;
 pub mod boot_time;
 mod cli;

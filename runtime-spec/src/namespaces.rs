@@ -7,6 +7,7 @@
 //! | anybody else's | an error: it is in another machine |
 //! | the host's PID or IPC namespace | as `policy.host_namespaces` says |
 //! | the host's UTS namespace | the guest is named like the host |
+//! | a new UTS namespace without a name | it has the host's name, as a copy of the host's would |
 //! | the host's cgroup namespace | the guest's, which is all that could be seen anyway |
 //! | the host's user and time namespace | the guest's, which are like it |
 //!
@@ -69,6 +70,9 @@ pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
     }
     let has = |kind: Type| kept.iter().any(|namespace| namespace.typ() == kind);
     hosts(context, plan, has)?;
+    if kept.iter().any(|namespace| namespace.typ() == Type::Uts && namespace.path().is_none()) {
+        name(context, plan);
+    }
     mappings(plan, has)?;
     if let Some(linux) = plan.guest.spec.linux_mut() {
         linux.set_namespaces(Some(kept));
@@ -137,6 +141,14 @@ fn hosts(context: &Context<'_>, plan: &mut Plan, has: impl Fn(Type) -> bool) -> 
         plan.guest.hostname = Some(name.unwrap_or_else(|| context.request.host.hostname.to_owned()));
     }
     Ok(())
+}
+
+/// A new UTS namespace is a copy of its maker's: that of a machine, which has no name, would be without one.
+fn name(context: &Context<'_>, plan: &mut Plan) {
+    let spec = &mut plan.guest.spec;
+    if spec.hostname().as_ref().is_none_or(String::is_empty) {
+        spec.set_hostname(Some(context.request.host.hostname.to_owned()));
+    }
 }
 
 /// An error, or a note, when a namespace of the host is asked for.
@@ -275,6 +287,8 @@ mod tests {
         assert_eq!(named.error().path(), "domainname");
         let plan = Case::with(&json!({ "hostname": "web", "domainname": "example.org" })).plan();
         assert_eq!((plan.guest.hostname, plan.guest.spec.hostname().as_deref()), (None, Some("web")));
+        let unnamed = case("uts", Some(json!({ "type": "uts" }))).plan();
+        assert_eq!((unnamed.guest.hostname, unnamed.guest.spec.hostname().as_deref()), (None, Some("host1")));
     }
 
     #[test]

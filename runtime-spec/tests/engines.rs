@@ -106,8 +106,9 @@ fn ctr() {
     assert_eq!(plan.share.rootfs[0].source, Source::Path("overlay".into()));
     assert_eq!((plan.share.binds.len(), plan.sockets.len(), plan.blocks.len()), (0, 0, 0));
     assert_eq!(noted(&plan), Vec::<&str>::new());
-    // But for the root, the cgroup, the network and the terminal, the guest is told what the spec says.
+    // But for the root, the cgroup, the network, the terminal and the name, the guest is told what the spec says.
     let mut expected: Value = serde_json::from_str(json).unwrap();
+    expected["hostname"] = json!("host1");
     expected["root"]["path"] = json!("/run/supermachine/share/web/rootfs");
     expected["linux"]["cgroupsPath"] = json!("/web");
     expected["linux"]["namespaces"]

@@ -13,13 +13,13 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 
 use crate::apt::{Apt, NEWER_SUITE, SUITE};
-use crate::cache::{Cache, children, digest, file_name, remove_tree};
-use crate::kernel::{Initrd, module_closure, write_bootable};
-use crate::oci;
+use crate::cache::{Cache, digest, file_name, remove_tree};
+use crate::kernel::{Initrd, kernel_version, module_order, packaged_kernel, write_bootable};
 use crate::progress::Step;
 use crate::qemu;
 use crate::spec::Arch;
 use crate::tools::{self, run};
+use crate::{guest, oci};
 
 /// What every host has. Dependencies follow by themselves; recommendations do not.
 const PACKAGES: &str = "base-files base-passwd bash coreutils dash diffutils findutils grep gzip hostname kmod libc-bin \
@@ -57,21 +57,6 @@ const LEFT_OUT: [&str; 18] = [
 const HOST_MODULES: [&str; 8] =
     ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_net", "9pnet_virtio", "9p", "virtio_rng"];
 
-/// Modules for the monitor's devices, and for what containers need of their guest's kernel.
-const GUEST_MODULES: [&str; 11] = [
-    "virtio_mmio",
-    "vmw_vsock_virtio_transport",
-    "virtio_rng",
-    "virtio_blk",
-    "virtio_net",
-    "virtio_balloon",
-    "virtio_mem",
-    "overlay",
-    "erofs",
-    "crc32c_generic",
-    "ext4",
-];
-
 /// The files that configure the host. They are part of what names an image.
 const FILES: [(&str, u32, &str); 8] = [
     ("usr/local/lib/testbed/services", 0o755, include_str!("../files/services")),
@@ -85,8 +70,13 @@ const FILES: [(&str, u32, &str); 8] = [
 ];
 
 /// What a change of makes another image.
-const RECIPE: [&str; 4] =
-    [include_str!("image.rs"), include_str!("apt.rs"), include_str!("oci.rs"), include_str!("kernel.rs")];
+const RECIPE: [&str; 5] = [
+    include_str!("image.rs"),
+    include_str!("apt.rs"),
+    include_str!("guest.rs"),
+    include_str!("oci.rs"),
+    include_str!("kernel.rs"),
+];
 
 /// The disk is sparse: it takes what is in it.
 const DISK: &str = "16G";
@@ -147,7 +137,7 @@ fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
     ));
     let apt = Apt::open(cache.path(&format!("apt-{}", arch.debian())), arch)?;
     let kernel = format!("linux-image-{}", arch.debian());
-    let guest_kernel = format!("linux-image-cloud-{}", arch.debian());
+    let guest_kernel = guest::package(arch);
     let mut names: Vec<&str> = PACKAGES.split_whitespace().collect();
     // The monitor beside which ours is measured, too.
     names.extend([qemu::package(arch), &kernel, &guest_kernel]);
@@ -168,11 +158,11 @@ fn build(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
     let step = Step::begin("configuring");
     configure(&root)?;
     let host = kernel_version(&root, |version| !version.contains("cloud"))?;
-    let guest = kernel_version(&root, |version| version.contains("cloud"))?;
+    let guest = kernel_version(&root, guest::is_of)?;
     for version in [&host, &guest] {
         run(tools::command("depmod").arg("-b").arg(&root).arg(version))?;
     }
-    write_bootable(&root.join("boot").join(format!("vmlinuz-{host}")), arch, &dir.join("kernel"))?;
+    write_bootable(&packaged_kernel(&root, &host), arch, &dir.join("kernel"))?;
     pick_modules(&root, &host, &dir.join("modules"))?;
     guest_files(&root, arch, &guest)?;
     oci::write_images(&root.join("usr/bin/busybox"), arch, &root.join("usr/local/lib/testbed/busybox.tar"))?;
@@ -268,14 +258,6 @@ fn write_with_mode(path: &Path, mode: u32, data: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn kernel_version(root: &Path, matches: impl Fn(&str) -> bool) -> Result<String> {
-    children(&root.join("usr/lib/modules"))?
-        .iter()
-        .map(|path| file_name(path))
-        .find(|version| matches(version))
-        .context("a kernel package brought no modules")
-}
-
 fn pick_modules(root: &Path, version: &str, to: &Path) -> Result<()> {
     fs::create_dir(to)?;
     for (number, path) in module_order(root, version, &HOST_MODULES)?.iter().enumerate() {
@@ -285,35 +267,13 @@ fn pick_modules(root: &Path, version: &str, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The files of the modules and of all they need, in an order in which they load.
-fn module_order(root: &Path, version: &str, wanted: &[&str]) -> Result<Vec<PathBuf>> {
-    let dir = root.join("usr/lib/modules").join(version);
-    let read =
-        |name| fs::read_to_string(dir.join(name)).with_context(|| format!("reading {name} of {version}"));
-    let order = module_closure(&read("modules.dep")?, &read("modules.builtin")?, wanted)?;
-    Ok(order.iter().map(|path| dir.join(path)).collect())
-}
-
-fn unpacked(module: &Path) -> Result<Vec<u8>> {
-    if module.extension().is_some_and(|suffix| suffix == "ko") {
-        return Ok(fs::read(module)?);
-    }
-    Ok(tools::output(tools::command("xz").arg("-dc").arg(module))?.stdout)
-}
-
-/// The kernel of the guests inside, where the product's package would have it, and the archives of
-/// which an initrd is put together (a kernel takes several in a row).
+/// What the guests inside are made of, where the product's package would have it, and what tests add.
 fn guest_files(root: &Path, arch: Arch, version: &str) -> Result<()> {
     let dir = root.join("usr/share/supermachine/guest");
     fs::create_dir_all(&dir)?;
-    let packaged = root.join("boot").join(format!("vmlinuz-{version}"));
-    let name = match arch {
-        Arch::X86_64 => "vmlinux",
-        Arch::Aarch64 => "Image",
-    };
-    write_bootable(&packaged, arch, &dir.join(name))?;
+    guest::write(root, arch, version, &dir)?;
     if arch == Arch::X86_64 {
-        fs::copy(&packaged, dir.join("bzImage"))?;
+        fs::copy(packaged_kernel(root, version), dir.join("bzImage"))?;
     }
     symlink(format!("/usr/lib/modules/{version}"), dir.join("modules"))?;
     let archive =
@@ -327,14 +287,6 @@ fn guest_files(root: &Path, arch: Arch, version: &str) -> Result<()> {
     control.file("bin/busybox", 0o755, &busybox)?;
     control.file("init", 0o755, include_bytes!("../files/guest-init"))?;
     control.finish()?;
-    // The drivers of the monitor's devices, unpacked: a small guest has better things to do.
-    let mut modules = archive("modules.cpio")?;
-    modules.dir("modules")?;
-    for (number, path) in module_order(root, version, &GUEST_MODULES)?.iter().enumerate() {
-        let file = file_name(path).replace(".xz", "");
-        modules.file(&format!("modules/{number:02}-{file}"), 0o644, &unpacked(path)?)?;
-    }
-    modules.finish()?;
     // A shell and its tools, for tests that run commands in a guest.
     let mut tools = archive("busybox.cpio")?;
     tools.dir("bin")?;

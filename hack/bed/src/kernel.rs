@@ -2,14 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 use cpio::newc::{self, ModeFileType};
 
+use crate::cache::{children, file_name};
 use crate::spec::Arch;
-use crate::tools::command;
+use crate::tools::{self, command};
 
 /// Writes the kernel of the package file `from` as it is booted: on x86_64 the vmlinux inside the
 /// bzImage, entered by PVH without firmware or decompressor; on aarch64 the Image as it comes.
@@ -95,9 +96,40 @@ impl<W: Write> Initrd<W> {
     }
 }
 
+/// The version of a kernel that was unpacked to `root`.
+pub fn kernel_version(root: &Path, matches: impl Fn(&str) -> bool) -> Result<String> {
+    children(&root.join("usr/lib/modules"))?
+        .iter()
+        .map(|path| file_name(path))
+        .find(|version| matches(version))
+        .context("a kernel package brought no modules")
+}
+
+/// Where its package has it.
+pub fn packaged_kernel(root: &Path, version: &str) -> PathBuf {
+    root.join("boot").join(format!("vmlinuz-{version}"))
+}
+
+/// The files of the modules and of all they need, in an order in which they load.
+pub fn module_order(root: &Path, version: &str, wanted: &[&str]) -> Result<Vec<PathBuf>> {
+    let dir = root.join("usr/lib/modules").join(version);
+    let read =
+        |name| fs::read_to_string(dir.join(name)).with_context(|| format!("reading {name} of {version}"));
+    let order = module_closure(&read("modules.dep")?, &read("modules.builtin")?, wanted)?;
+    Ok(order.iter().map(|path| dir.join(path)).collect())
+}
+
+/// A module as the kernel takes it.
+pub fn unpacked(module: &Path) -> Result<Vec<u8>> {
+    if module.extension().is_some_and(|suffix| suffix == "ko") {
+        return Ok(fs::read(module)?);
+    }
+    Ok(tools::output(tools::command("xz").arg("-dc").arg(module))?.stdout)
+}
+
 /// The files of `wanted` modules and all they depend on, in an order in which they load, from the
 /// `modules.dep` of a kernel's module directory. A module that is built in has no file.
-pub fn module_closure(dep: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<String>> {
+fn module_closure(dep: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<String>> {
     let name_of = |path: &str| {
         let file = path.rsplit('/').next().unwrap_or(path);
         file.split('.').next().unwrap_or(file).replace('-', "_")

@@ -8,6 +8,7 @@ mod apt;
 mod cache;
 mod ending;
 mod exec;
+mod guest;
 mod host;
 mod image;
 mod kernel;
@@ -76,6 +77,9 @@ fn tool() -> Result<i32> {
             Ok(0)
         }
         Verb::Clean => cache.clean().map(|()| 0),
+        Verb::GuestFiles(dir) => {
+            guest::write_installed(&cache, call.start.spec.arch, call.start.rebuild, dir).map(|()| 0)
+        }
         Verb::BusyboxImage(busybox, tar) => oci::write_images(busybox, call.start.spec.arch, tar).map(|()| 0),
     }
 }

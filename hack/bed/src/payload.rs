@@ -32,16 +32,16 @@ impl Payload {
             bail!("the working tree does not build for {} (hack/build ended with {status})", arch.name());
         }
         let payload = Self { dir: root.join("target/bed").join(arch.name()) };
-        payload.pack_init()?;
+        payload.pack("testbed-init", &payload.packed_init())?;
+        payload.pack("supermachine-agent", &payload.packed_agent())?;
         Ok(payload)
     }
 
-    /// Packs the init, as the first archive of a host's initrd and of a test guest's.
-    fn pack_init(&self) -> Result<()> {
-        let program = self.dir.join("testbed-init");
-        let packed = self.packed_init();
+    /// Packs a program as the init of an initrd: the first archive of a host's and of a test guest's, or the product's.
+    fn pack(&self, program: &str, packed: &Path) -> Result<()> {
+        let program = self.dir.join(program);
         let time = |path: &Path| path.metadata().and_then(|meta| meta.modified());
-        if time(&packed).is_ok_and(|packed| time(&program).is_ok_and(|program| program <= packed)) {
+        if time(packed).is_ok_and(|packed| time(&program).is_ok_and(|program| program <= packed)) {
             return Ok(());
         }
         let dir = packed.parent().context("the archive has no directory")?;
@@ -57,7 +57,16 @@ impl Payload {
     }
 
     pub fn packed_init(&self) -> PathBuf {
-        self.dir().join("usr/share/supermachine/guest/test-init.cpio")
+        self.guest("test-init.cpio")
+    }
+
+    pub fn packed_agent(&self) -> PathBuf {
+        self.guest("agent.cpio")
+    }
+
+    /// A part of guests.
+    fn guest(&self, name: &str) -> PathBuf {
+        self.dir().join("usr/share/supermachine/guest").join(name)
     }
 
     /// The tree that is copied over the host's.

@@ -23,6 +23,7 @@ hack/testbed: an emulated host with virtualization, containerd inside, for tests
   hack/testbed [OPTIONS] build            only build image and saved host
   hack/testbed clean                      remove the cache
   hack/testbed busybox-image BUSYBOX TAR  write the host's busybox image, of a static BUSYBOX
+  hack/testbed guest-files DIR            write what the product's guests boot: kernel and initrd
 
   --arch x86_64|aarch64    of the host (default: this machine's)
   --cpus N                 default 2
@@ -68,6 +69,8 @@ pub enum Verb {
     Clean,
     /// From a static busybox, the images of the host, as one tar.
     BusyboxImage(PathBuf, PathBuf),
+    /// Kernel and initrd of the product's guests, there.
+    GuestFiles(PathBuf),
 }
 
 /// What is asked for; `None` is help.
@@ -113,6 +116,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Call>> {
                     "build" => Verb::Build,
                     "clean" => Verb::Clean,
                     "busybox-image" => Verb::BusyboxImage(parser.value()?.into(), parser.value()?.into()),
+                    "guest-files" => Verb::GuestFiles(parser.value()?.into()),
                     "help" => return Ok(None),
                     _ => bail!("{word:?} is not something to do: hack/testbed --help lists what is"),
                 });

@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::{
     CloseIoRequest, Container as Record, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest,
-    DeleteTaskRequest, KillRequest, StartRequest, WaitRequest,
+    DeleteTaskRequest, KillRequest, ResizePtyRequest, StartRequest, UpdateTaskRequest, WaitRequest,
 };
 use containerd_client::tonic::Code;
 use containerd_client::types::Mount;
 use prost_types::Any;
+use serde_json::Value;
 
 use super::api::{Api, SNAPSHOTTER, code};
 use super::spec::spec;
@@ -29,7 +30,8 @@ pub struct NewContainer<'a> {
     pub process: &'a [&'a str],
 }
 
-/// Paths of the FIFOs a task reads and writes. The runc shim wants stdout and stderr both or neither.
+/// Paths of the FIFOs a task reads and writes, or addresses like `file:///path`. The runc shim wants stdout and stderr
+/// both or neither; an empty one is none, as that of errors is when there is a terminal.
 #[derive(Clone, Debug)]
 pub struct Stdio {
     /// What it reads; without it, /dev/null.
@@ -46,17 +48,29 @@ pub struct Container<'a> {
     api: &'a Api,
     id: String,
     rootfs: Vec<Mount>,
+    terminal: bool,
     has_task: bool,
 }
 
 impl Api {
     /// Prepares a root file system and registers the container; nothing runs yet.
     pub fn create(&self, new: &NewContainer<'_>) -> Result<Container<'_>> {
+        self.create_with(new, |_| {})
+    }
+
+    /// The same, of a configuration that `edit` has had in its hands.
+    pub fn create_with(
+        &self,
+        new: &NewContainer<'_>,
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Container<'_>> {
         let parent = self.top_layer(new.image)?;
         let rootfs = self.prepare_snapshot(new.id, &parent)?;
+        let mut spec = spec(new.id, self.namespace(), new.process, false);
+        edit(&mut spec);
+        let terminal = spec["process"]["terminal"] == true;
         // From here on the snapshot goes with the value, whatever fails.
-        let container = Container { api: self, id: new.id.to_owned(), rootfs, has_task: false };
-        let spec = spec(new.id, self.namespace(), new.process, false);
+        let container = Container { api: self, id: new.id.to_owned(), rootfs, terminal, has_task: false };
         let record = Record {
             id: new.id.into(),
             image: new.image.into(),
@@ -78,14 +92,26 @@ impl Api {
 impl Api {
     /// Removes whatever there is of a container `id`, running or not; fine if there is nothing.
     pub fn purge(&self, id: &str) -> Result<()> {
-        let mut container = Container { api: self, id: id.to_owned(), rootfs: Vec::new(), has_task: true };
+        let mut container = self.adopt(id);
         let removed = container.abandon();
         std::mem::forget(container);
         removed
     }
+
+    /// The container `id` and its task, which are there.
+    pub fn adopt(&self, id: &str) -> Container<'_> {
+        Container { api: self, id: id.to_owned(), rootfs: Vec::new(), terminal: false, has_task: true }
+    }
 }
 
 impl Container<'_> {
+    /// Its id, to be adopted through another connection; nobody removes it until then.
+    pub fn hand_over(self) -> String {
+        let id = self.id.clone();
+        std::mem::forget(self);
+        id
+    }
+
     /// Creates its task and returns the pid that containerd gives for it.
     pub fn create_task(&mut self, stdio: &Stdio) -> Result<u32> {
         let request = self.api.within(CreateTaskRequest {
@@ -94,6 +120,7 @@ impl Container<'_> {
             stdin: stdio.stdin.as_deref().map(text).unwrap_or_default(),
             stdout: text(&stdio.stdout),
             stderr: text(&stdio.stderr),
+            terminal: self.terminal,
             ..CreateTaskRequest::default()
         })?;
         self.has_task = true;
@@ -125,6 +152,27 @@ impl Container<'_> {
         let request =
             CloseIoRequest { container_id: self.id.clone(), stdin: true, ..CloseIoRequest::default() };
         self.api.call("Tasks.CloseIO", self.api.tasks().close_io(self.api.within(request)?))
+    }
+
+    /// Sets the size of its terminal, in columns and lines.
+    pub fn resize(&self, (width, height): (u32, u32)) -> Result<()> {
+        let request =
+            ResizePtyRequest { container_id: self.id.clone(), width, height, ..ResizePtyRequest::default() };
+        self.api.call("Tasks.ResizePty", self.api.tasks().resize_pty(self.api.within(request)?))
+    }
+
+    /// Changes its limits, as `linux.resources` has them.
+    pub fn update(&self, resources: &Value) -> Result<()> {
+        let resources = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
+            value: serde_json::to_vec(resources).context("writing the new limits")?,
+        };
+        let request = UpdateTaskRequest {
+            container_id: self.id.clone(),
+            resources: Some(resources),
+            ..UpdateTaskRequest::default()
+        };
+        self.api.call("Tasks.Update", self.api.tasks().update(self.api.within(request)?))
     }
 
     /// Deletes its task, which must have ended, and returns the exit status.

@@ -38,6 +38,11 @@ impl Initrd {
         Ok(Self(path))
     }
 
+    /// The product's, as it is.
+    pub fn of_product(guest: &Path) -> Self {
+        Self(guest.join("supermachine.cpio"))
+    }
+
     /// One of nothing but `program` as its init.
     pub fn of_init(program: &Path, scratch: &Path) -> Result<Self> {
         let path = scratch.join("initrd");

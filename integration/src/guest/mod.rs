@@ -264,6 +264,12 @@ impl Guest {
         text
     }
 
+    /// Whether it lives; an error with what was said last, if not.
+    pub fn expect_alive(&mut self) -> Result<()> {
+        ensure!(!self.running.has_ended(), "the monitor has ended{}", self.told());
+        Ok(())
+    }
+
     /// A stream to `port` of the guest.
     pub fn connect(&self, port: u16) -> Result<UnixStream> {
         let socket = self.vsock.join("vsock");

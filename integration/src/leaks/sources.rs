@@ -183,17 +183,19 @@ fn belongs_to_containerd(root: &Path, path: &Path) -> bool {
         .any(|part| ITS_OWN.iter().any(|own| part.as_os_str().to_string_lossy().starts_with(own)))
 }
 
-/// A directory that containerd or runc makes for the first container and keeps for all later ones. What
+/// A place that containerd, runc or a shim of ours makes for the first container and keeps for all later ones. What
 /// stands on a shelf counts, the shelf does not.
 fn is_shelf(path: &Path, namespaces: &[String]) -> bool {
     const OF_ALL: [&str; 3] = ["fifo", "s", "runc"];
-    const WITH_NAMESPACES: [&str; 3] = ["runc", "io.containerd.runtime.v2.task", "cgroup"];
+    const OF_OURS: [&str; 4] = ["tasks", "shims", "machines", "containerd-version"];
+    const WITH_NAMESPACES: [&str; 5] = ["runc", "io.containerd.runtime.v2.task", "cgroup", "tasks", "shims"];
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (own, parent) = (name(path), path.parent().map(name).unwrap_or_default());
     let is_namespace = namespaces.contains(&own);
     // Control groups of version 1 have a hierarchy for each controller in between.
     let in_controller = path.parent().and_then(Path::parent) == Some(Path::new("/sys/fs/cgroup"));
     (parent == "containerd" && OF_ALL.contains(&own.as_str()))
+        || (path.parent() == Some(Path::new("/run/supermachine")) && OF_OURS.contains(&own.as_str()))
         || (is_namespace && (WITH_NAMESPACES.contains(&parent.as_str()) || in_controller))
 }
 
@@ -274,6 +276,10 @@ mod tests {
             ("/run/containerd/runc/default/it-1", false),
             ("/run/containerd/io.containerd.runtime.v2.task/default", true),
             ("/run/containerd/io.containerd.runtime.v2.task/other", false),
+            ("/run/supermachine/tasks", true),
+            ("/run/supermachine/tasks/default", true),
+            ("/run/supermachine/tasks/default/it-1", false),
+            ("/run/supermachine/machines/0123", false),
             ("/sys/fs/cgroup/default", true),
             ("/sys/fs/cgroup/memory/default", true),
             ("/sys/fs/cgroup/default/it-1", false),

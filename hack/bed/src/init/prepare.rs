@@ -1,6 +1,7 @@
 //! Making the host fit for commands, and fit for being saved.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +17,8 @@ use testbed::Prepare;
 /// What the working tree built, shared by the tool; copied to where a package would put it.
 const PAYLOAD_TAG: &str = "payload";
 const PAYLOAD: &str = "/run/testbed/payload";
+/// Where a package has what guests are made of.
+const GUEST: &str = "/usr/share/supermachine/guest";
 const SHARE_TAG: &str = "share";
 const SHARE: &str = "/share";
 
@@ -26,9 +29,22 @@ pub fn prepare(how: &Prepare) -> Result<()> {
     mount_9p(PAYLOAD_TAG, PAYLOAD, true)?;
     run("cp", &["-a", "--no-preserve=ownership", &format!("{PAYLOAD}/."), "/"])?;
     unmount(PAYLOAD)?;
+    assemble_initrd().context("putting the product's initrd together")?;
     if how.share {
         mount_9p(SHARE_TAG, SHARE, false)?;
     }
+    Ok(())
+}
+
+/// The product's initrd: the agent, which the working tree built, and the modules, which are this host's.
+fn assemble_initrd() -> Result<()> {
+    let mut initrd = Vec::new();
+    for part in ["agent.cpio", "modules.cpio"] {
+        initrd.extend(fs::read(Path::new(GUEST).join(part)).with_context(|| format!("reading {part}"))?);
+        // An archive begins at a multiple of four bytes.
+        initrd.resize(initrd.len().next_multiple_of(4), 0);
+    }
+    fs::write(Path::new(GUEST).join("supermachine.cpio"), initrd)?;
     Ok(())
 }
 

@@ -3,11 +3,13 @@
 //! `control.*` is the control group: nothing of the product takes part, so when one of these fails the host
 //! is broken and not supermachine.
 
+mod agent;
 mod answers;
 mod kvm;
 mod runc_api;
 mod runc_ctr;
 mod share;
+mod task;
 mod vmm;
 mod world;
 
@@ -17,10 +19,18 @@ use integration::Test;
 use world::Inside;
 
 fn main() -> ExitCode {
-    let tests: Vec<Test<Inside>> =
-        [answers::tests(), runc_ctr::tests(), runc_api::tests(), kvm::tests(), share::tests(), vmm::tests()]
-            .into_iter()
-            .flatten()
-            .collect();
+    let tests: Vec<Test<Inside>> = [
+        answers::tests(),
+        runc_ctr::tests(),
+        runc_api::tests(),
+        kvm::tests(),
+        share::tests(),
+        vmm::tests(),
+        agent::tests(),
+        task::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     integration::run("inside", &tests)
 }

@@ -1,0 +1,170 @@
+//! The agent's side of a helper.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::{Pid, pipe2};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::{NOT_STARTED, Request, Response, Streams, WORD, receive, send};
+use crate::polled;
+use crate::reaper::{Reaper, Status};
+
+/// More of a failure's story than anybody reads.
+const LONGEST_STORY: u64 = 16 * 1024;
+
+/// A process that a helper made.
+pub struct Made {
+    /// Its number.
+    pub pid: i32,
+    /// How it ends.
+    pub end: oneshot::Receiver<Status>,
+    /// The master of its terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// Lets a helper do something that makes a process.
+pub async fn make(reaper: &Reaper, request: &Request, streams: Streams, within: Duration) -> Result<Made> {
+    let mut helper = Helper::start(reaper, request, &streams)?;
+    drop(streams);
+    match helper.response(within).await? {
+        (Response::Made(pid), terminal) => Ok(Made { pid, end: reaper.watch(pid), terminal }),
+        (other, _) => bail!("a helper answered {other:?}"),
+    }
+    // Only now the helper is let go, which makes the process ours.
+}
+
+/// Lets a helper do something that makes none.
+pub async fn run(reaper: &Reaper, request: &Request, within: Duration) -> Result<()> {
+    let streams = Streams { stdin: null()?, stdout: null()?, stderr: null()? };
+    let mut helper = Helper::start(reaper, request, &streams)?;
+    match helper.response(within).await? {
+        (Response::Done, _) => Ok(()),
+        (other, _) => bail!("a helper answered {other:?}"),
+    }
+}
+
+/// `/dev/null`.
+pub fn null() -> Result<OwnedFd> {
+    let file = File::options().read(true).write(true).open("/dev/null").context("opening /dev/null")?;
+    Ok(file.into())
+}
+
+/// A helper that runs. Dropped, it is let go; or killed, if it has not answered.
+struct Helper {
+    socket: AsyncFd<OwnedFd>,
+    story: File,
+    pid: i32,
+    end: oneshot::Receiver<Status>,
+    answered: bool,
+}
+
+impl Helper {
+    fn start(reaper: &Reaper, request: &Request, streams: &Streams) -> Result<Self> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .context("making a socket for a helper")?;
+        let (story, teller) =
+            pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context("making a pipe for a helper")?;
+        fcntl(&teller, FcntlArg::F_SETFL(OFlag::empty())).context("making a pipe for a helper")?;
+        let file = memory_file(request)?;
+        let child = Command::new("/proc/self/exe")
+            .arg0("supermachine-agent")
+            .arg(WORD)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(teller))
+            .process_group(0)
+            .spawn()
+            .context("starting a helper")?;
+        let pid = child.id().cast_signed();
+        // Its end is the reaper's business, as everybody's is.
+        let end = reaper.watch(pid);
+        let fds = [
+            file.as_raw_fd(),
+            streams.stdin.as_raw_fd(),
+            streams.stdout.as_raw_fd(),
+            streams.stderr.as_raw_fd(),
+        ];
+        send(ours.as_raw_fd(), b"r", &fds).context("asking a helper")?;
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("asking a helper")?;
+        let socket = polled(ours).context("asking a helper")?;
+        Ok(Self { socket, story: story.into(), pid, end, answered: false })
+    }
+
+    async fn response(&mut self, within: Duration) -> Result<(Response, Option<OwnedFd>)> {
+        let answer = timeout(within, async {
+            loop {
+                let mut ready = self.socket.readable().await?;
+                let received = ready.try_io(|fd| receive(fd.as_raw_fd(), 1).map_err(std::io::Error::from));
+                if let Ok(received) = received {
+                    return received;
+                }
+            }
+        });
+        let (bytes, mut fds) = match answer.await {
+            Ok(Ok(received)) => received,
+            Ok(Err(error)) => return Err(error).context("waiting for a helper"),
+            Err(_) => bail!("not done within {} s{}", within.as_secs(), self.told()),
+        };
+        if bytes.is_empty() {
+            bail!("the helper ended without an answer{}", self.told());
+        }
+        let response = serde_json::from_slice(&bytes).context("reading a helper's answer")?;
+        self.answered = true;
+        match response {
+            Response::Failed(why) if why.starts_with(NOT_STARTED) => Err(anyhow!("{why}")),
+            Response::Failed(why) => {
+                let story = self.told();
+                let cause = story.lines().next().unwrap_or_default();
+                Err(anyhow!("{why}{cause}"))
+            }
+            response => Ok((response, fds.pop())),
+        }
+    }
+
+    /// What it said so far, for a message.
+    fn told(&mut self) -> String {
+        let mut story = Vec::new();
+        let _ = Read::by_ref(&mut self.story).take(LONGEST_STORY).read_to_end(&mut story);
+        let story = String::from_utf8_lossy(&story);
+        let story = story.trim();
+        if story.is_empty() { String::new() } else { format!(": {story}") }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // As long as its end has not been told, the number is its own.
+        if !self.answered && matches!(self.end.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// The request in a file that has no name.
+fn memory_file(request: &Request) -> Result<File> {
+    // SAFETY: the name is a literal; the result is checked.
+    let fd = unsafe { libc::memfd_create(c"request".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = Errno::result(fd).context("making a file for a helper")?;
+    // SAFETY: the kernel has just made it, and nobody else knows its number.
+    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let mut writer = std::io::BufWriter::new(file.as_fd().try_clone_to_owned().map(File::from)?);
+    serde_json::to_writer(&mut writer, request).context("writing a request")?;
+    writer.flush()?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(file)
+}

@@ -1,0 +1,174 @@
+//! A container of ours does what the same container does with runc, in the same run: whatever differs is a finding.
+
+mod ended;
+mod events;
+mod execs;
+mod limits;
+mod pod;
+mod streams;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use integration::containerd::{Api, Container, NewContainer, Stdio};
+use integration::fifo::{Input, Output};
+use integration::{Ctx, Outcome, Rounds, Test};
+use serde_json::Value;
+
+use crate::world::{Inside, RUNC};
+
+/// The runtime under test.
+const OURS: &str = "io.containerd.supermachine.v2";
+
+/// A script, and what it is for.
+const SCRIPTS: &[(&str, &str)] = &[
+    ("codes", "exit 42"),
+    ("streams", "echo out; echo err >&2; exit 3"),
+    ("much", "head -c 8000000 /dev/zero | tr '\\0' x | md5sum; seq 1 200000"),
+    ("place", "pwd; id; echo $PATH; umask; ulimit -n; hostname | wc -c"),
+    ("rights", "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status"),
+    (
+        "files",
+        "ls -d /bin /proc /dev/null /dev/shm /sys; echo a > /tmp-file; cat /tmp-file; ls -l /dev/fd/ | wc -l",
+    ),
+    ("first", "echo $$; cat /proc/1/comm; kill -0 1"),
+    ("killed", "kill -9 $$"),
+    ("children", "(sleep 0.2; echo late) & echo early; wait"),
+];
+
+/// From a container's start to its end or its first words.
+const A_WHILE: Duration = Duration::from_mins(1);
+
+fn test(
+    name: &'static str,
+    proves: &'static str,
+    run: fn(&mut Ctx<'_, Inside>) -> Result<Outcome>,
+) -> Test<Inside> {
+    Test { name, proves, run, deadline: Duration::from_mins(10), rounds: Rounds::once_or(3), tags: &["task"] }
+}
+
+pub fn tests() -> Vec<Test<Inside>> {
+    let own = vec![
+        test("task.as-runc", "scripts have the output and the exit codes that they have with runc", as_runc),
+        test("task.input", "what ctr reads reaches a container", input),
+        test("task.no-program", "a program that is not there is named as runc names it", no_program),
+    ];
+    [own, execs::tests(), streams::tests(), limits::tests(), pod::tests(), ended::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// An id for one of several containers of a test.
+fn new_id(ctx: &Ctx<'_, Inside>, runtime: &str) -> String {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    ctx.id(&format!("{number}-{}", if runtime == OURS { "ours" } else { "runc" }))
+}
+
+/// A container with its task, which is not started yet, and its streams on FIFOs.
+struct Piped<'a> {
+    id: String,
+    pid: u32,
+    container: Container<'a>,
+    stdin: Input,
+    stdout: Output,
+    stderr: Output,
+}
+
+impl<'a> Piped<'a> {
+    fn new(
+        ctx: &Ctx<'_, Inside>,
+        api: &'a Api,
+        runtime: &str,
+        process: &[&str],
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Self> {
+        Self::named(ctx, api, runtime, new_id(ctx, runtime), process, edit)
+    }
+
+    fn named(
+        ctx: &Ctx<'_, Inside>,
+        api: &'a Api,
+        runtime: &str,
+        id: String,
+        process: &[&str],
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Self> {
+        let mut terminal = false;
+        let new = NewContainer { id: &id, image: &ctx.world.image, runtime, process };
+        let mut container = api.create_with(&new, |spec| {
+            edit(spec);
+            terminal = spec["process"]["terminal"] == true;
+        })?;
+        let path = |name: &str| ctx.path(&format!("{id}-{name}"));
+        let stdin = Input::create(path("stdin"))?;
+        let stdout = Output::create(path("stdout"))?;
+        let stderr = Output::create(path("stderr"))?;
+        let stdio = Stdio {
+            stdin: Some(stdin.path().to_owned()),
+            stdout: stdout.path().to_owned(),
+            stderr: if terminal { PathBuf::new() } else { stderr.path().to_owned() },
+        };
+        let pid = container.create_task(&stdio)?;
+        ensure!(pid != 0, "{runtime}: containerd gave pid 0 for a task");
+        Ok(Self { id, pid, container, stdin, stdout, stderr })
+    }
+
+    /// Deletes it, which has ended with this code.
+    fn end(mut self, code: u32) -> Result<()> {
+        let deleted = self.container.delete_task()?;
+        self.container.delete()?;
+        ensure!(deleted == code, "Wait says {code}, Delete says {deleted}");
+        Ok(())
+    }
+}
+
+/// Exit code, output and errors of a process.
+fn outcome(
+    ctx: &mut Ctx<'_, Inside>,
+    runtime: &str,
+    name: &str,
+    process: &[&str],
+) -> Result<(Option<i32>, String, String)> {
+    let id = ctx.id(&format!("{name}-{}", if runtime == OURS { "ours" } else { "runc" }));
+    let command = ctx.world.ctr().run(ctx.cmd("ctr"), runtime, &id, process).stdin("first\nsecond\nthird\n");
+    let done = ctx.world.with_container(&id, || Ok(command.run()?))?;
+    Ok((done.code(), done.out().into_owned(), done.err().into_owned()))
+}
+
+fn as_runc(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    for (name, script) in SCRIPTS {
+        let process = ["sh", "-c", script];
+        let theirs = outcome(ctx, RUNC, name, &process)?;
+        let ours = outcome(ctx, OURS, name, &process)?;
+        ensure!(ours.0 == theirs.0, "{name}: exit code {:?}, with runc {:?}: {}", ours.0, theirs.0, ours.2);
+        ensure!(ours.1 == theirs.1, "{name}: output {:?}, with runc {:?}", head(&ours.1), head(&theirs.1));
+    }
+    Ok(Outcome::Passed)
+}
+
+fn head(text: &str) -> &str {
+    text.get(..1000).unwrap_or(text)
+}
+
+fn input(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    for runtime in [RUNC, OURS] {
+        let (code, out, err) = outcome(ctx, runtime, "head", &["head", "-n", "2"])?;
+        ensure!(code == Some(0) && out == "first\nsecond\n", "{runtime}: {code:?} {out:?} {err:?}");
+    }
+    Ok(Outcome::Passed)
+}
+
+fn no_program(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    for runtime in [RUNC, OURS] {
+        let (code, _, err) = outcome(ctx, runtime, "none", &["no-such-program"])?;
+        ensure!(
+            code != Some(0) && err.contains("executable file not found in $PATH"),
+            "{runtime}: {code:?} {err:?}"
+        );
+    }
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,45 @@
+//! How long is waited for what. Every wait of the shim has its deadline here, so that they can be compared.
+
+use std::time::Duration;
+
+/// The boot of a machine, from its monitor's start until its agent serves.
+pub const BOOT: Duration = Duration::from_secs(60);
+/// The monitor's greeting on its control socket.
+pub const MONITOR_HELLO: Duration = Duration::from_secs(20);
+/// A connection to the agent, once it serves.
+pub const DIAL: Duration = Duration::from_secs(10);
+/// A call of the agent that has little to do.
+pub const AGENT_CALL: Duration = Duration::from_secs(30);
+/// A call of the agent that removes something; a guest that does not answer is turned off.
+pub const AGENT_DELETE: Duration = Duration::from_secs(20);
+/// A call of the agent that makes or starts something.
+pub const AGENT_WORK: Duration = Duration::from_secs(60);
+/// A call of the agent on which an answer does not depend.
+pub const AGENT_GLANCE: Duration = Duration::from_millis(500);
+/// How long the agent holds a call for events open.
+pub const AGENT_EVENTS: Duration = Duration::from_secs(30);
+/// The end of a machine whose agent was asked to turn it off; then it is killed.
+pub const POWER_OFF: Duration = Duration::from_secs(5);
+/// The end of a process that was killed.
+pub const KILLED: Duration = Duration::from_secs(5);
+/// What a process has written is waited for this long after its exit, when its reader is slow.
+pub const DRAIN: Duration = Duration::from_secs(10);
+/// A stream that nobody ends and on which nothing has come for this long after its process's exit has been drained: a
+/// grandchild may hold it for ever.
+pub const IDLE: Duration = Duration::from_secs(1);
+/// Exits of a container's other processes, after that of its first.
+pub const LAST_EXITS: Duration = Duration::from_secs(5);
+/// One event on its way to containerd.
+pub const EVENT: Duration = Duration::from_secs(5);
+/// The events that are left when the shim ends.
+pub const FLUSH: Duration = Duration::from_secs(5);
+/// A logging process's sign that it is ready.
+pub const LOGGER_READY: Duration = Duration::from_secs(10);
+/// A logging process's end, after that of what it logs; then it gets SIGTERM, and after as long again SIGKILL.
+pub const LOGGER_END: Duration = Duration::from_secs(6);
+/// A hook that has no timeout of its own.
+pub const HOOK: Duration = Duration::from_secs(120);
+/// A cgroup's removal, after the processes in it have ended.
+pub const CGROUP: Duration = Duration::from_secs(2);
+/// What a `start` asks of another shim, or of the containerd binary.
+pub const ASK: Duration = Duration::from_secs(5);

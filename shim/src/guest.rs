@@ -1,0 +1,192 @@
+//! The agent in the machine, each call with its deadline.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use agent_api::agent::{
+    ConfigureRequest, ContainerRequest, CreateContainerRequest, Empty, Event, EventsRequest, ExecRequest,
+    Exit, HelloRequest, HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
+    StatsResponse, Stdio, UpdateRequest,
+};
+use agent_api::stdio::{Answer, Header, Stream, attach};
+use agent_api::{AgentClient, RPC_PORT, STDIO_PORT, VERSION, dial};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context::{Context, with_timeout};
+
+use crate::deadlines;
+use crate::error::{Attempt, Error, Result};
+
+/// A connection to the agent of a machine.
+#[derive(Clone)]
+pub struct Guest {
+    client: AgentClient,
+    socket: PathBuf,
+}
+
+fn within(time: Duration) -> Context {
+    with_timeout(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX))
+}
+
+fn process(id: &str, exec: &str) -> ProcessRequest {
+    ProcessRequest { id: id.to_owned(), exec_id: exec.to_owned(), ..ProcessRequest::default() }
+}
+
+fn container(id: &str) -> ContainerRequest {
+    ContainerRequest { id: id.to_owned(), ..ContainerRequest::default() }
+}
+
+impl Guest {
+    /// To the agent that serves behind the machine's vsock socket.
+    pub async fn connect(socket: PathBuf) -> Result<Self> {
+        let stream = dial_within(&socket, RPC_PORT).await?;
+        let client = AgentClient::new(Client::new(Socket::new(stream)));
+        let guest = Self { client, socket };
+        let hello = guest.hello().await?;
+        if hello.version == VERSION {
+            Ok(guest)
+        } else {
+            let theirs = hello.version;
+            Err(Error::precondition(format!(
+                "the agent in the machine speaks version {theirs} of the protocol, this shim {VERSION}; install shim and guest of one release"
+            )))
+        }
+    }
+
+    async fn hello(&self) -> Result<HelloResponse> {
+        let request = HelloRequest { version: VERSION, ..HelloRequest::default() };
+        Ok(self.client.hello(within(deadlines::AGENT_CALL), &request).await?)
+    }
+
+    /// Sets what is the machine's.
+    pub async fn configure(&self, request: &ConfigureRequest) -> Result<()> {
+        Ok(self.client.configure(within(deadlines::AGENT_CALL), request).await.map(drop)?)
+    }
+
+    /// Makes a container.
+    pub async fn create(&self, id: &str, guest: Vec<u8>, stdio: Stdio) -> Result<()> {
+        let request = CreateContainerRequest {
+            id: id.to_owned(),
+            guest,
+            stdio: Some(stdio).into(),
+            ..CreateContainerRequest::default()
+        };
+        Ok(self.client.create_container(within(deadlines::AGENT_WORK), &request).await.map(drop)?)
+    }
+
+    /// Announces a process.
+    pub async fn exec(&self, id: &str, exec: &str, process: Vec<u8>, stdio: Stdio) -> Result<()> {
+        let request = ExecRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            process,
+            stdio: Some(stdio).into(),
+            ..ExecRequest::default()
+        };
+        Ok(self.client.exec(within(deadlines::AGENT_CALL), &request).await.map(drop)?)
+    }
+
+    /// Starts a process. Returns its number in the guest.
+    pub async fn start(&self, id: &str, exec: &str) -> Result<u32> {
+        Ok(self.client.start(within(deadlines::AGENT_WORK), &process(id, exec)).await?.pid)
+    }
+
+    /// Sends a signal.
+    pub async fn signal(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
+        let request = SignalRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            signal,
+            all,
+            ..SignalRequest::default()
+        };
+        Ok(self.client.signal(within(deadlines::AGENT_CALL), &request).await.map(drop)?)
+    }
+
+    /// Removes a process.
+    pub async fn delete(&self, id: &str, exec: &str) -> Result<Exit> {
+        Ok(self.client.delete(within(deadlines::AGENT_DELETE), &process(id, exec)).await?)
+    }
+
+    /// The processes of a container, if the guest tells at once.
+    pub async fn glance_at_pids(&self, id: &str) -> Result<PidsResponse> {
+        let request = container(id);
+        let call = self.client.pids(within(deadlines::AGENT_GLANCE), &request);
+        timeout(deadlines::AGENT_GLANCE, call)
+            .await
+            .map_err(|_| Error::deadline("the guest is busy"))?
+            .map_err(Error::from)
+    }
+
+    /// Sets the size of a terminal.
+    pub async fn resize_pty(&self, id: &str, exec: &str, width: u32, height: u32) -> Result<()> {
+        let request = ResizePtyRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            width,
+            height,
+            ..ResizePtyRequest::default()
+        };
+        Ok(self.client.resize_pty(within(deadlines::AGENT_CALL), &request).await.map(drop)?)
+    }
+
+    /// Lets a container stand still.
+    pub async fn pause(&self, id: &str) -> Result<()> {
+        Ok(self.client.pause(within(deadlines::AGENT_CALL), &container(id)).await.map(drop)?)
+    }
+
+    /// Lets it go on.
+    pub async fn resume(&self, id: &str) -> Result<()> {
+        Ok(self.client.resume(within(deadlines::AGENT_CALL), &container(id)).await.map(drop)?)
+    }
+
+    /// Changes its limits.
+    pub async fn update(&self, id: &str, resources: Vec<u8>) -> Result<()> {
+        let request = UpdateRequest { id: id.to_owned(), resources, ..UpdateRequest::default() };
+        Ok(self.client.update(within(deadlines::AGENT_CALL), &request).await.map(drop)?)
+    }
+
+    /// What it uses.
+    pub async fn stats(&self, id: &str) -> Result<StatsResponse> {
+        Ok(self.client.stats(within(deadlines::AGENT_CALL), &container(id)).await?)
+    }
+
+    /// What has happened after the event of that number. Waits for something to happen.
+    pub async fn events(&self, after: u64) -> Result<Vec<Event>> {
+        let timeout_ms = deadlines::AGENT_EVENTS.as_millis() as u32;
+        let request = EventsRequest { after, timeout_ms, ..EventsRequest::default() };
+        let time = deadlines::AGENT_EVENTS + deadlines::AGENT_CALL;
+        Ok(self.client.events(within(time), &request).await?.events)
+    }
+
+    /// Asks for the machine's end.
+    pub async fn power_off(&self) -> Result<()> {
+        Ok(self.client.power_off(within(deadlines::POWER_OFF), &Empty::default()).await.map(drop)?)
+    }
+
+    /// A process's stream.
+    pub async fn stream(&self, id: &str, exec: &str, stream: Stream) -> Result<UnixStream> {
+        let header = Header { id: id.to_owned(), exec_id: exec.to_owned(), stream };
+        let what = format!("connecting {stream:?} of process {id} {exec}");
+        let mut connection =
+            dial_within(&self.socket, STDIO_PORT).await.map_err(|error| error.context(&what))?;
+        match timeout(deadlines::DIAL, attach(&mut connection, &header)).await {
+            Ok(Ok(Answer::Attached)) => Ok(connection),
+            Ok(Ok(answer)) => Err(Error::unknown(format!("{what}: the agent says {answer:?}"))),
+            Ok(Err(error)) => Err(error).attempt(what),
+            Err(_) => Err(Error::deadline(format!("{what}: no answer within {:?}", deadlines::DIAL))),
+        }
+    }
+}
+
+async fn dial_within(socket: &std::path::Path, port: u32) -> Result<UnixStream> {
+    match timeout(deadlines::DIAL, dial::dial(socket, port)).await {
+        Ok(stream) => stream.attempt("reaching the agent of the machine"),
+        Err(_) => Err(Error::deadline(format!(
+            "the agent of the machine was not reached within {:?}",
+            deadlines::DIAL
+        ))),
+    }
+}

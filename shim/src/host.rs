@@ -1,0 +1,94 @@
+//! The host, as planning asks about it.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
+use runtime_spec::host::{Files, Found, Owner};
+
+/// Of the file system in which namespaces are files; see `magic(7)`.
+const NSFS: FsType = FsType(0x6e73_6673);
+/// Kinds of namespaces, as `/proc/1/ns` names them.
+const NAMESPACES: [&str; 8] = ["net", "pid", "ipc", "uts", "mnt", "user", "cgroup", "time"];
+
+/// The files of this host.
+pub struct HostFiles;
+
+impl Files for HostFiles {
+    fn look(&self, path: &Path) -> Found {
+        let Ok(metadata) = fs::metadata(path) else { return Found::Missing };
+        let kind = metadata.file_type();
+        let number = metadata.rdev();
+        let (major, minor) = (
+            i64::from(nix::sys::stat::major(number) as u32),
+            i64::from(nix::sys::stat::minor(number) as u32),
+        );
+        if statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS) {
+            let is = |name: &str| {
+                fs::metadata(format!("/proc/1/ns/{name}"))
+                    .is_ok_and(|first| (first.dev(), first.ino()) == (metadata.dev(), metadata.ino()))
+            };
+            Found::Namespace { initial: NAMESPACES.iter().any(|name| is(name)) }
+        } else if kind.is_dir() {
+            Found::Directory
+        } else if kind.is_file() {
+            Found::File
+        } else if kind.is_socket() {
+            Found::Socket(Owner { uid: metadata.uid(), gid: metadata.gid(), mode: metadata.mode() & 0o7777 })
+        } else if kind.is_fifo() {
+            Found::Fifo
+        } else if kind.is_char_device() {
+            Found::Character { major, minor }
+        } else if kind.is_block_device() {
+            Found::Block { major, minor }
+        } else {
+            Found::Missing
+        }
+    }
+
+    fn tmpfs_size(&self, path: &Path) -> Option<u64> {
+        let found = statfs(path).ok().filter(|found| found.filesystem_type() == TMPFS_MAGIC)?;
+        let above = fs::metadata(path.parent()?).ok()?;
+        let mounted = fs::metadata(path).ok()?.dev() != above.dev();
+        mounted.then(|| found.blocks().saturating_mul(u64::try_from(found.block_size()).unwrap_or(4096)))
+    }
+}
+
+/// Processors that are online.
+pub fn cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
+/// Bytes of memory.
+pub fn memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|total| total.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.unwrap_or(1 << 20) * 1024
+}
+
+/// Its name.
+pub fn name() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_there_is() {
+        for (path, found) in [
+            ("/", Found::Directory),
+            ("/proc/self/exe", Found::File),
+            ("/dev/null", Found::Character { major: 1, minor: 3 }),
+            ("/none", Found::Missing),
+        ] {
+            assert_eq!(HostFiles.look(Path::new(path)), found, "{path}");
+        }
+        assert!(matches!(HostFiles.look(Path::new("/proc/self/ns/net")), Found::Namespace { .. }));
+        assert!(memory() > 1 << 20 && cpus() > 0);
+        assert_eq!(HostFiles.tmpfs_size(Path::new("/")), None);
+    }
+}

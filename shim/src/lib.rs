@@ -1,0 +1,37 @@
+//! containerd's runtime `io.containerd.supermachine.v2`: each container, or pod, in a machine of its own.
+//!
+//! [`cli`] is the program: `start` answers containerd in the dialect that it understands ([`bootstrap`]) and leaves
+//! a daemon behind, which serves containerd's Task API.
+//!
+//! From the wire down: `rpc` is the adapter to ttrpc, `service` has a method for each call, [`ledger`] knows what
+//! every process is doing and emits the events, which [`publisher`] sends. A container is made of what [`share`]
+//! mounts, a [`cgroup`], a process that stands for it ([`holder`]), a [`machine`] and what its [`guest`] does; [`stdio`]
+//! carries its streams. All of that is in a [`journal`], by which it is undone.
+
+pub mod args;
+pub mod bootstrap;
+pub mod cgroup;
+pub mod cleanup;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod deadlines;
+pub mod error;
+pub mod events;
+pub mod guest;
+pub mod holder;
+pub mod hooks;
+pub mod host;
+pub mod info;
+pub mod journal;
+pub mod ledger;
+pub mod logger;
+pub mod machine;
+pub mod paths;
+pub mod process;
+pub mod publisher;
+pub mod rpc;
+pub mod service;
+pub mod share;
+pub mod stdio;
+pub mod time;

@@ -1,0 +1,336 @@
+//! `Create`: from a bundle to a container whose process waits to be started.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use log::info;
+use oci_spec::runtime::ContainerState;
+use runtime_spec::host::{Host, Pod, Task};
+use runtime_spec::plan::{Network, Plan};
+use runtime_spec::{Kind, Request, RootfsMount};
+
+use super::{Container, Shim, blocking, lock};
+use crate::config::Options;
+use crate::error::{Attempt, Error, Result};
+use crate::holder::{self, Holder};
+use crate::hooks::Run;
+use crate::host::HostFiles;
+use crate::journal::{Journal, Made};
+use crate::ledger::{self, Io};
+use crate::machine::{Machine, Recipe};
+use crate::stdio::{Opened, Streams};
+use crate::{cgroup, config, host, share};
+
+/// What a container is made from.
+pub type NewContainer = CreateTaskRequest;
+
+/// What there is of a container that is being made; what it takes to undo it.
+pub(super) struct Parts {
+    id: String,
+    pub(super) journal: Arc<Journal>,
+    holder: Option<Holder>,
+    cgroup: Option<PathBuf>,
+    machine: Option<Arc<Machine>>,
+    /// Of a machine that was made for this container.
+    pub(super) machine_journal: Option<Arc<Journal>>,
+    streams: Option<Streams>,
+}
+
+impl Shim {
+    /// `Create`. Returns the task's number. What has failed has left nothing.
+    pub async fn create(self: &Arc<Self>, request: NewContainer) -> Result<u32> {
+        let id = request.id.clone();
+        self.ledger.reserve(&id)?;
+        let created = self.make(request).await;
+        if created.is_err() {
+            self.ledger.forget(&id);
+        }
+        created
+    }
+
+    async fn make(self: &Arc<Self>, request: NewContainer) -> Result<u32> {
+        if !request.checkpoint.is_empty() {
+            return Err(Error::precondition("containers cannot be restored from checkpoints yet"));
+        }
+        let plan = self.plan(&request)?;
+        let io = Io {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let mut parts = self.begin(&plan.id)?;
+        let made = match self.assemble(&plan, &io, &mut parts).await {
+            Ok(pid) => {
+                let made = ledger::Made { bundle: request.bundle, rootfs: request.rootfs, io, pid };
+                Ok(made)
+            }
+            Err(error) => Err(error),
+        };
+        let registered = made.and_then(|made| {
+            let pid = made.pid;
+            self.register(&plan, &mut parts)?;
+            self.ledger.made(&plan.id, made)?;
+            Ok(pid)
+        });
+        if registered.is_err() {
+            lock(&self.containers).remove(&plan.id);
+            self.undo(parts).await;
+        }
+        registered
+    }
+
+    fn plan(&self, request: &NewContainer) -> Result<Plan> {
+        let bundle = PathBuf::from(&request.bundle);
+        let config = config::of(&Options::of(&request.options)?)?;
+        let path = bundle.join("config.json");
+        let json = fs::read(&path).attempt(format_args!("reading {}", path.display()))?;
+        let (spec, notes) = runtime_spec::read::spec(&json)?;
+        let rootfs: Vec<_> = request
+            .rootfs
+            .iter()
+            .map(|mount| RootfsMount {
+                typ: mount.type_.clone(),
+                source: mount.source.clone(),
+                target: mount.target.clone(),
+                options: mount.options.clone(),
+            })
+            .collect();
+        let pod = self.pod();
+        let hostname = host::name();
+        let plan = runtime_spec::plan(&Request {
+            id: &request.id,
+            namespace: self.paths.namespace(),
+            bundle: &bundle,
+            share: &self.paths.tree(),
+            spec: &spec,
+            rootfs: &rootfs,
+            terminal: request.terminal,
+            ordinal: self.ordinal.fetch_add(1, Ordering::Relaxed),
+            config: &config,
+            host: Host { cpus: host::cpus(), memory: host::memory(), hostname: &hostname, files: &HostFiles },
+            pod: pod.as_ref(),
+        })?;
+        for note in notes.iter().chain(&plan.notes) {
+            info!("{}: {}: {}", plan.id, note.path, note.text);
+        }
+        if let (Kind::Member { pod }, None) = (&plan.kind, &plan.machine)
+            && self.machine().is_none()
+        {
+            return Err(Error::precondition(format!(
+                "the machine of pod {pod} is not there; create the pod first"
+            )));
+        }
+        if !plan.blocks.is_empty() && plan.machine.is_none() {
+            return Err(Error::precondition(
+                "a machine that runs takes no more disks; use a snapshotter that mounts",
+            ));
+        }
+        Ok(plan)
+    }
+
+    /// The pod whose machine runs.
+    fn pod(&self) -> Option<Pod> {
+        self.machine()?;
+        let containers: Vec<_> = lock(&self.containers).keys().cloned().collect();
+        let task = |container: String| {
+            let pid = self.ledger.view(&container, "").ok()?.pid;
+            Some(Task { container, pid })
+        };
+        let tasks = containers.into_iter().filter_map(task).collect();
+        Some(Pod { id: self.paths.group().to_owned(), tasks, netns: None })
+    }
+
+    fn begin(&self, id: &str) -> Result<Parts> {
+        let directory = self.directory(id);
+        let journal = Journal::create(&directory).attempt(format_args!("making {}", directory.display()))?;
+        fs::write(directory.join("group"), self.paths.group()).attempt("writing the group")?;
+        Ok(Parts {
+            id: id.to_owned(),
+            journal: Arc::new(journal),
+            holder: None,
+            cgroup: None,
+            machine: None,
+            machine_journal: None,
+            streams: None,
+        })
+    }
+
+    /// Makes everything. Returns the task's number.
+    async fn assemble(self: &Arc<Self>, plan: &Plan, io: &Io, parts: &mut Parts) -> Result<u32> {
+        let begun = std::time::Instant::now();
+        let opened = Opened::open(io, &plan.logger).await?;
+        // Before whoever is in it, as it is removed after them.
+        parts.cgroup = cgroup::make(&parts.journal, &plan.cgroup)?;
+        let holder = self.stand(plan, parts)?;
+        let pid = holder.process().pid;
+        let network = holder.network().attempt("looking at the network namespace")?;
+        parts.holder = Some(holder);
+        if let Some(path) = &parts.cgroup {
+            cgroup::enter(path, pid).attempt(format_args!("entering the cgroup {}", path.display()))?;
+        }
+        self.mount(plan, parts).await?;
+        // Hooks look at the network namespace; the machine boots meanwhile.
+        let hooks = run_hooks(plan, parts, pid);
+        let (machine, hooked) = tokio::join!(self.machine_for(plan, parts, network), hooks);
+        parts.machine = Some(machine?);
+        hooked?;
+        let machine = parts.machine.clone().ok_or_else(|| Error::unknown("there is no machine"))?;
+        let guest = &machine.guest;
+        let booted = begun.elapsed();
+        let json = serde_json::to_vec(&plan.guest).map_err(Error::unknown)?;
+        let joined = async {
+            guest.create(&plan.id, json, opened.announce(io.terminal)).await?;
+            opened.join(guest, &plan.id, "").await
+        };
+        parts.streams = Some(joined.await.map_err(|error| machine.explain(error))?);
+        info!("container {}: machine after {booted:?}, made after {:?}", plan.id, begun.elapsed());
+        Ok(pid)
+    }
+
+    /// Starts the process that stands for the container.
+    fn stand(&self, plan: &Plan, parts: &Parts) -> Result<Holder> {
+        let network = match &plan.network {
+            Network::Namespace(path) => {
+                let file = fs::File::open(path).attempt(format_args!("opening {}", path.display()))?;
+                holder::Network::Of(OwnedFd::from(file))
+            }
+            Network::New | Network::Isolated => holder::Network::New,
+            Network::Pod => {
+                let sandbox = self.container(self.paths.group())?;
+                let network = lock(&sandbox.holder).as_ref().map(Holder::network);
+                let network = network.ok_or_else(|| Error::precondition("the pod's sandbox is gone"))?;
+                holder::Network::Of(network.attempt("looking at the pod's network namespace")?)
+            }
+        };
+        let holder = Holder::start(network).attempt("starting the process that stands for the container")?;
+        parts.journal.note(Made::Process(holder.process())).attempt("writing the journal")?;
+        Ok(holder)
+    }
+
+    async fn mount(&self, plan: &Plan, parts: &mut Parts) -> Result<()> {
+        let machine_journal = if let Some(machine) = self.machine() {
+            machine.journal.clone()
+        } else {
+            let directory = self.paths.machine();
+            let made = Journal::create(&directory).attempt(format_args!("making {}", directory.display()))?;
+            let made = Arc::new(made);
+            parts.machine_journal = Some(made.clone());
+            made
+        };
+        let new = parts.machine_journal.is_some();
+        let (journal, tree) = (parts.journal.clone(), self.paths.tree());
+        let (id, wanted) = (plan.id.clone(), plan.share.clone());
+        let mounting = move || {
+            if new {
+                share::make_tree(&machine_journal, &tree)?;
+            }
+            share::mount_all(&journal, &tree, &id, &wanted)
+        };
+        blocking("mounting", mounting).await
+    }
+
+    /// The machine that runs, or a new one.
+    async fn machine_for(
+        self: &Arc<Self>,
+        plan: &Plan,
+        parts: &Parts,
+        network: OwnedFd,
+    ) -> Result<Arc<Machine>> {
+        let (Some(machine), Some(journal)) = (&plan.machine, &parts.machine_journal) else {
+            let running = self.machine().ok_or_else(|| Error::precondition("the machine is gone"))?;
+            running.forward(&plan.sockets)?;
+            return Ok(running);
+        };
+        let recipe = Recipe {
+            paths: &self.paths,
+            machine,
+            blocks: &plan.blocks,
+            network,
+            cgroup: parts.cgroup.as_deref(),
+            oom_score_adj: plan.monitor.oom_score_adj,
+        };
+        let machine = Arc::new(Machine::boot(journal.clone(), recipe).await?);
+        machine.forward(&plan.sockets)?;
+        Ok(machine)
+    }
+
+    fn register(self: &Arc<Self>, plan: &Plan, parts: &mut Parts) -> Result<()> {
+        let machine = parts.machine.clone().ok_or_else(|| Error::unknown("there is no machine"))?;
+        let state = |pid| plan.state(ContainerState::Running, pid);
+        let pid = parts.holder.as_ref().map_or(0, |holder| holder.process().pid);
+        let poststart = (!plan.hooks.poststart.is_empty()).then(|| Run {
+            hooks: plan.hooks.poststart.clone(),
+            state: state(pid.cast_signed()),
+            bundle: plan.bundle.clone(),
+        });
+        let streams = parts.streams.take().map(|streams| (String::new(), Arc::new(streams)));
+        let container = Container {
+            id: plan.id.clone(),
+            guest: machine.guest.clone(),
+            spec: plan.guest.spec.clone(),
+            environment: plan.logger.clone(),
+            poststart,
+            cgroup: parts.cgroup.take(),
+            streams: Mutex::new(HashMap::from_iter(streams)),
+            journal: Some(parts.journal.clone()),
+            holder: Mutex::new(parts.holder.take()),
+        };
+        self.insert(container);
+        if parts.machine_journal.is_some() {
+            *lock(&self.machine) = Some(machine.clone());
+            self.watch(machine);
+        }
+        Ok(())
+    }
+
+    /// A container that is there from now on.
+    pub(super) fn insert(&self, container: Container) {
+        lock(&self.containers).insert(container.id.clone(), Arc::new(container));
+    }
+
+    /// Undoes what there is of a container that could not be made.
+    async fn undo(&self, parts: Parts) {
+        let Parts { id, journal, holder, machine, machine_journal, streams, .. } = parts;
+        drop(streams);
+        if machine_journal.is_some() {
+            lock(&self.machine).take();
+            if let Some(machine) = &machine {
+                machine.stop().await;
+            }
+        } else if let Some(machine) = &machine {
+            // What the agent did not make it does not know.
+            let _ = machine.guest.delete(&id, "").await;
+        }
+        drop(holder);
+        let undone = self.teardown(journal, machine_journal).await;
+        if let Err(error) = undone {
+            log::warn!("undoing container {id}: {error}");
+        }
+    }
+}
+
+/// Those that run before a container starts, with what follows it noted before.
+async fn run_hooks(plan: &Plan, parts: &Parts, pid: u32) -> Result<()> {
+    let hooks = &plan.hooks;
+    let run = |hooks: &[oci_spec::runtime::Hook], status| Run {
+        hooks: hooks.to_vec(),
+        state: plan.state(status, pid.cast_signed()),
+        bundle: plan.bundle.clone(),
+    };
+    if !hooks.poststop.is_empty() {
+        let poststop = run(&hooks.poststop, ContainerState::Stopped);
+        parts.journal.note(Made::Poststop(poststop)).attempt("writing the journal")?;
+    }
+    let first = [hooks.prestart.as_slice(), hooks.create_runtime.as_slice()].concat();
+    if first.is_empty() {
+        return Ok(());
+    }
+    let first = run(&first, ContainerState::Creating);
+    blocking("running hooks", move || first.all().map_err(Error::unknown)).await
+}

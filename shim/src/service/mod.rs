@@ -1,0 +1,336 @@
+//! What a shim does, a method for each call of containerd's, without the transport.
+//!
+//! Here is what a client asks of tasks that are there; `create` makes them, `remove` takes them away, `watch` hears
+//! from the machine.
+
+mod create;
+mod remove;
+mod watch;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use containerd_shim_protos::api::{
+    ExecProcessRequest, PidsResponse, ProcessInfo, StateResponse, Status, UpdateTaskRequest,
+};
+use containerd_shim_protos::shim::oci::ProcessDetails;
+use log::{info, warn};
+use oci_spec::runtime::Spec;
+use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
+use tokio::sync::watch as channel;
+
+use crate::cgroup;
+use crate::error::{Attempt, Error, Result};
+use crate::guest::Guest;
+use crate::holder::Holder;
+use crate::hooks::Run;
+use crate::journal::Journal;
+use crate::ledger::{Exit, Io, Ledger, Phase, View};
+use crate::machine::Machine;
+use crate::paths::Paths;
+use crate::stdio::{Opened, Streams};
+use crate::time::timestamp;
+
+pub use create::NewContainer;
+
+/// A shim: the containers of one machine.
+pub struct Shim {
+    paths: Paths,
+    ledger: Ledger,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+    machine: Mutex<Option<Arc<Machine>>>,
+    /// How many containers there have been.
+    ordinal: AtomicU32,
+    leave: channel::Sender<bool>,
+}
+
+/// A container that is there.
+pub struct Container {
+    id: String,
+    /// The agent of its machine.
+    guest: Guest,
+    /// What its execs take from it.
+    spec: Spec,
+    /// For its logging processes.
+    environment: Vec<(String, String)>,
+    poststart: Option<Run>,
+    cgroup: Option<PathBuf>,
+    streams: Mutex<HashMap<String, Arc<Streams>>>,
+    journal: Option<Arc<Journal>>,
+    holder: Mutex<Option<Holder>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Container {
+    fn streams(&self, exec: &str) -> Option<Arc<Streams>> {
+        lock(&self.streams).get(exec).cloned()
+    }
+}
+
+impl Shim {
+    /// Without containers. `leave` becomes true when the shim shall end.
+    pub fn new(paths: Paths, ledger: Ledger, leave: channel::Sender<bool>) -> Self {
+        Self {
+            paths,
+            ledger,
+            containers: Mutex::default(),
+            machine: Mutex::default(),
+            ordinal: AtomicU32::new(0),
+            leave,
+        }
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>> {
+        lock(&self.containers)
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::not_found(format!("no such container {id}: not found")))
+    }
+
+    fn machine(&self) -> Option<Arc<Machine>> {
+        lock(&self.machine).clone()
+    }
+
+    /// `State`
+    pub fn state(&self, id: &str, exec: &str) -> Result<StateResponse> {
+        let View { phase, pid, exit, io, bundle } = self.ledger.view(id, exec)?;
+        let status = match phase {
+            Phase::Making | Phase::Created | Phase::Starting => Status::CREATED,
+            Phase::Running => Status::RUNNING,
+            Phase::Paused => Status::PAUSED,
+            Phase::Exited | Phase::Deleting => Status::STOPPED,
+        };
+        let exit = exit.unwrap_or_default();
+        Ok(StateResponse {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            bundle,
+            pid,
+            status: status.into(),
+            stdin: io.stdin,
+            stdout: io.stdout,
+            stderr: io.stderr,
+            terminal: io.terminal,
+            exit_status: exit.status,
+            exited_at: timestamp(exit.at),
+            ..StateResponse::default()
+        })
+    }
+
+    /// `Start`. Returns the process's number.
+    pub async fn start(&self, id: &str, exec: &str) -> Result<u32> {
+        self.ledger.starting(id, exec)?;
+        let started = async {
+            let container = self.container(id)?;
+            let pid = container.guest.start(id, exec).await?;
+            Ok::<_, Error>((container, pid))
+        };
+        let (container, pid) = started.await.inspect_err(|_| self.ledger.not_started(id, exec))?;
+        let pid = self.ledger.started(id, exec, pid)?;
+        if exec.is_empty()
+            && let Some(run) = container.poststart.clone()
+        {
+            let _ = tokio::task::spawn_blocking(move || run.all_despite_errors()).await;
+        }
+        Ok(pid)
+    }
+
+    /// `Pids`: at once, also when the guest is busy. The first is the task's own; others have the guest's numbers.
+    pub async fn pids(&self, id: &str) -> Result<PidsResponse> {
+        let view = self.ledger.view(id, "")?;
+        let execs = self.ledger.execs(id)?;
+        let mut processes = vec![ProcessInfo { pid: view.pid, ..ProcessInfo::default() }];
+        let mut known = Vec::new();
+        if view.phase == Phase::Running
+            && let Ok(container) = self.container(id)
+        {
+            match container.guest.glance_at_pids(id).await {
+                Ok(answer) => known.extend(answer.pids.into_iter().map(|pid| (pid.pid, pid.exec_id))),
+                Err(error) => info!("asking for the processes of {id}: {error}"),
+            }
+        }
+        let first = known.iter().map(|(pid, _)| *pid).min();
+        known.retain(|(pid, exec)| Some(*pid) != first || !exec.is_empty());
+        if first.is_none() {
+            known.extend(execs.into_iter().filter(|(_, pid)| *pid != 0).map(|(exec, pid)| (pid, exec)));
+        }
+        for (pid, exec_id) in known {
+            processes.push(ProcessInfo { pid, info: details(exec_id)?, ..ProcessInfo::default() });
+        }
+        Ok(PidsResponse { processes, ..PidsResponse::default() })
+    }
+
+    /// `Pause` (`true`) and `Resume`.
+    pub async fn pause(&self, id: &str, pause: bool) -> Result<()> {
+        self.ledger.may_pause(id, pause)?;
+        let container = self.container(id)?;
+        if pause {
+            container.guest.pause(id).await?;
+        } else {
+            container.guest.resume(id).await?;
+        }
+        self.ledger.paused(id, pause)
+    }
+
+    /// `Kill`
+    pub async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
+        let finished = || Error::not_found("process already finished: not found");
+        match self.ledger.view(id, exec)?.phase {
+            Phase::Exited | Phase::Deleting => return Err(finished()),
+            Phase::Created if !exec.is_empty() => {
+                return Err(Error::precondition("process not created"));
+            }
+            _ => {}
+        }
+        let container = self.container(id)?;
+        let exec = if all { "" } else { exec };
+        match container.guest.signal(id, exec, signal, all).await {
+            Err(error) if error.code == ttrpc::Code::NOT_FOUND => Err(finished()),
+            // Its exits are on their way.
+            Err(_) if self.machine().is_some_and(|machine| machine.is_over()) => Err(finished()),
+            other => other,
+        }
+    }
+
+    /// `Exec`
+    pub async fn exec(&self, request: ExecProcessRequest) -> Result<()> {
+        let (id, exec) = (request.id, request.exec_id);
+        let container = self.container(&id)?;
+        if self.ledger.view(&id, &exec).is_ok() {
+            return Err(Error::already_exists(format!("id {exec} already exists in container {id}")));
+        }
+        let (process, notes) = runtime_spec::read::process(&request.spec.value)?;
+        let (process, more) = runtime_spec::exec(&process, &container.spec, request.terminal)?;
+        for note in notes.iter().chain(&more) {
+            info!("{id} {exec}: {}: {}", note.path, note.text);
+        }
+        let process = serde_json::to_vec(&process).map_err(Error::unknown)?;
+        let io = Io {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+        };
+        let opened = Opened::open(&io, &container.environment).await?;
+        container.guest.exec(&id, &exec, process, opened.announce(io.terminal)).await?;
+        let joined = async {
+            let streams = opened.join(&container.guest, &id, &exec).await?;
+            self.ledger.exec_added(&id, &exec, io)?;
+            Ok(streams)
+        };
+        match joined.await {
+            Ok(streams) => {
+                lock(&container.streams).insert(exec, Arc::new(streams));
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(error) = container.guest.delete(&id, &exec).await {
+                    warn!("removing exec {exec} of {id}, which failed: {error}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// `ResizePty`
+    pub async fn resize_pty(&self, id: &str, exec: &str, width: u32, height: u32) -> Result<()> {
+        self.ledger.view(id, exec)?;
+        self.container(id)?.guest.resize_pty(id, exec, width, height).await
+    }
+
+    /// `CloseIO`
+    pub fn close_io(&self, id: &str, exec: &str, stdin: bool) -> Result<()> {
+        self.ledger.view(id, exec)?;
+        if stdin && let Some(streams) = self.container(id)?.streams(exec) {
+            streams.close_input();
+        }
+        Ok(())
+    }
+
+    /// `Update`
+    pub async fn update(&self, request: UpdateTaskRequest) -> Result<()> {
+        let id = request.id;
+        self.ledger.view(&id, "")?;
+        let container = self.container(&id)?;
+        let (resources, notes) = runtime_spec::read::resources(&request.resources.value)?;
+        let update = runtime_spec::update(&resources)?;
+        for note in notes.iter().chain(&update.notes) {
+            info!("{id}: {}: {}", note.path, note.text);
+        }
+        let guest = serde_json::to_vec(&update.guest).map_err(Error::unknown)?;
+        container.guest.update(&id, guest).await?;
+        if let Some(path) = &container.cgroup {
+            cgroup::limit(path, &update.host);
+        }
+        Ok(())
+    }
+
+    /// `Wait`. There may be many.
+    pub async fn wait(&self, id: &str, exec: &str) -> Result<Exit> {
+        let mut waiter = self.ledger.waiter(id, exec)?;
+        let exit = waiter.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);
+        // Without one the container was not made after all.
+        exit.ok_or_else(|| Error::not_found(format!("no such container {id}: not found")))
+    }
+
+    /// `Stats`
+    pub async fn stats(&self, id: &str) -> Result<Any> {
+        self.ledger.view(id, "")?;
+        let stats = self.container(id)?.guest.stats(id).await?;
+        Ok(Any { type_url: stats.type_url, value: stats.value, ..Any::default() })
+    }
+
+    /// `Connect`. Returns the task's number.
+    pub fn connect(&self, id: &str) -> Result<u32> {
+        Ok(self.ledger.view(id, "")?.pid)
+    }
+
+    /// `Shutdown`: nothing, as long as there are containers.
+    pub fn shutdown(&self) {
+        if self.ledger.is_empty() {
+            self.leave.send_replace(true);
+        }
+    }
+
+    /// No more events come: what is published so far is all.
+    pub fn close(&self) {
+        self.ledger.close();
+    }
+
+    /// The directory in which a container's things are noted.
+    fn directory(&self, id: &str) -> PathBuf {
+        self.paths.task(id)
+    }
+}
+
+fn details(exec_id: String) -> Result<MessageField<Any>> {
+    if exec_id.is_empty() {
+        return Ok(MessageField::none());
+    }
+    let details = ProcessDetails { exec_id, ..ProcessDetails::default() };
+    let value = details.write_to_bytes().map_err(Error::unknown)?;
+    Ok(MessageField::some(Any {
+        type_url: "containerd.runc.v1.ProcessDetails".into(),
+        value,
+        ..Any::default()
+    }))
+}
+
+/// Runs what blocks.
+async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    run: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(run).await.map_err(std::io::Error::other).attempt(what)?
+}
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,325 @@
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use agent_api::stdio::Stream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{sleep, timeout};
+use ttrpc::Code;
+use ttrpc::r#async::Server;
+
+use super::fake::FakeAgent;
+use super::*;
+use crate::events::Event;
+use crate::ledger::Made;
+
+const PID: u32 = 4711;
+
+struct Bed {
+    shim: Arc<Shim>,
+    agent: FakeAgent,
+    events: UnboundedReceiver<Event>,
+    directory: PathBuf,
+    _server: Server,
+    leaving: channel::Receiver<bool>,
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl Bed {
+    /// A container `c` that was made, with all its streams on FIFOs.
+    async fn new(name: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("service-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory).unwrap();
+        let agent = FakeAgent::default();
+        let (socket, server) = agent.serve(&directory).await;
+        let (emit, events) = unbounded_channel();
+        let (leave, leaving) = channel::channel(false);
+        let paths = Paths::new(&directory, "ns", "c");
+        let shim = Arc::new(Shim::new(paths, Ledger::new(emit), leave));
+        let guest = Guest::connect(socket).await.unwrap();
+        let io = fifos(&directory, "init");
+        shim.ledger.reserve("c").unwrap();
+        let opened = Opened::open(&io, &[]).await.unwrap();
+        let streams = opened.join(&guest, "c", "").await.unwrap();
+        let made = Made { bundle: "/b".into(), io, pid: PID, ..Made::default() };
+        shim.ledger.made("c", made).unwrap();
+        let hearing = shim.clone();
+        let heard = guest.clone();
+        tokio::spawn(async move { hearing.hear(&heard).await });
+        shim.insert(Container {
+            id: "c".into(),
+            guest,
+            spec: Spec::default(),
+            environment: Vec::new(),
+            poststart: None,
+            cgroup: None,
+            streams: Mutex::new(HashMap::from([(String::new(), Arc::new(streams))])),
+            journal: None,
+            holder: Mutex::default(),
+        });
+        Self { shim, agent, events, directory, _server: server, leaving }
+    }
+
+    async fn topics(&mut self, count: usize) -> Vec<String> {
+        let mut topics = Vec::new();
+        while topics.len() < count {
+            let event = timeout(Duration::from_secs(20), self.events.recv()).await.unwrap().unwrap();
+            topics.push(event.topic().trim_start_matches("/tasks/").to_owned());
+        }
+        topics
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    async fn exec(&self, exec: &str) -> Result<()> {
+        let io = fifos(&self.directory, exec);
+        let process = serde_json::json!({ "cwd": "/", "args": ["true"], "user": { "uid": 0, "gid": 0 } });
+        let spec = Any { value: serde_json::to_vec(&process).unwrap(), ..Any::default() };
+        self.shim
+            .exec(ExecProcessRequest {
+                id: "c".into(),
+                exec_id: exec.into(),
+                stdin: io.stdin,
+                stdout: io.stdout,
+                stderr: io.stderr,
+                spec: Some(spec).into(),
+                ..ExecProcessRequest::default()
+            })
+            .await
+    }
+}
+
+fn fifos(directory: &Path, name: &str) -> Io {
+    let fifo = |stream: &str| {
+        let path = directory.join(format!("{name}-{stream}"));
+        let _ = nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU);
+        path.display().to_string()
+    };
+    Io { stdin: fifo("in"), stdout: fifo("out"), stderr: fifo("err"), terminal: false }
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T>) -> Code {
+    result.unwrap_err().code
+}
+
+fn reader(path: &Path) -> File {
+    OpenOptions::new().read(true).open(path).unwrap()
+}
+
+/// A number's bytes, again and again: whoever loses or swaps one is found out.
+fn pattern(length: usize) -> Vec<u8> {
+    (0u32..).flat_map(u32::to_le_bytes).take(length).collect()
+}
+
+#[tokio::test]
+async fn a_life() {
+    let mut bed = Bed::new("life").await;
+    let shim = bed.shim.clone();
+    assert_eq!(shim.state("c", "").unwrap().status, Status::CREATED.into());
+    let waiters: Vec<_> = (0..3)
+        .map(|_| {
+            let shim = shim.clone();
+            tokio::spawn(async move { shim.wait("c", "").await })
+        })
+        .collect();
+    assert_eq!(shim.start("c", "").await.unwrap(), PID);
+    assert_eq!(code(shim.start("c", "").await), Code::FAILED_PRECONDITION);
+    assert_eq!(code(shim.delete("c", "").await), Code::FAILED_PRECONDITION);
+    shim.resize_pty("c", "", 80, 25).await.unwrap();
+    shim.pause("c", true).await.unwrap();
+    assert_eq!(shim.state("c", "").unwrap().status, Status::PAUSED.into());
+    shim.pause("c", false).await.unwrap();
+    shim.kill("c", "", 15, true).await.unwrap();
+    assert_eq!(shim.stats("c").await.unwrap().type_url, "io.containerd.cgroups.v2.Metrics");
+    bed.agent.oom("c");
+    bed.agent.exit("c", "", 137);
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        drop(bed.agent.stream("c", "", stream).await);
+    }
+    for waiter in waiters {
+        assert_eq!(waiter.await.unwrap().unwrap(), Exit { status: 137, at: 5 });
+    }
+    assert_eq!(code(shim.kill("c", "", 9, false).await), Code::NOT_FOUND);
+    let state = shim.state("c", "").unwrap();
+    assert_eq!((state.status, state.exit_status, state.pid), (Status::STOPPED.into(), 137, PID));
+    shim.shutdown();
+    assert!(!*bed.leaving.borrow());
+    let deleted = shim.delete("c", "").await.unwrap();
+    assert_eq!((deleted.pid, deleted.exit_status, deleted.exited_at.nanos), (PID, 137, 5));
+    for result in [
+        shim.delete("c", "").await.map(drop),
+        shim.connect("c").map(drop),
+        shim.wait("c", "").await.map(drop),
+    ] {
+        assert_eq!(code(result), Code::NOT_FOUND);
+    }
+    shim.shutdown();
+    assert!(*bed.leaving.borrow());
+    assert_eq!(bed.topics(7).await, ["create", "start", "paused", "resumed", "oom", "exit", "delete"]);
+    let calls = ["start ", "resize 80 25", "pause", "resume", "signal \"\" 15 true", "delete "];
+    assert_eq!(bed.agent.calls(), calls);
+}
+
+#[tokio::test]
+async fn execs() {
+    let mut bed = Bed::new("execs").await;
+    let shim = bed.shim.clone();
+    shim.start("c", "").await.unwrap();
+    bed.exec("e").await.unwrap();
+    assert_eq!(code(bed.exec("e").await), Code::ALREADY_EXISTS);
+    assert_eq!(code(shim.kill("c", "e", 9, false).await), Code::FAILED_PRECONDITION);
+    assert_eq!(code(shim.start("c", "none").await), Code::NOT_FOUND);
+    let missing = Error::unknown("exec: \"x\": executable file not found in $PATH");
+    bed.agent.fail_start(missing.clone());
+    assert_eq!(shim.start("c", "e").await, Err(missing));
+    assert_eq!(shim.start("c", "e").await.unwrap(), 101);
+    assert_eq!(code(shim.delete("c", "e").await), Code::FAILED_PRECONDITION);
+    bed.agent.exit("c", "", 0);
+    drop(bed.agent.stream("c", "", Stream::Stdout).await);
+    drop(bed.agent.stream("c", "", Stream::Stderr).await);
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(
+        shim.state("c", "").unwrap().status,
+        Status::RUNNING.into(),
+        "the container's own exit is last"
+    );
+    bed.agent.exit("c", "e", 3);
+    drop(bed.agent.stream("c", "e", Stream::Stdout).await);
+    drop(bed.agent.stream("c", "e", Stream::Stderr).await);
+    assert_eq!(shim.wait("c", "e").await.unwrap().status, 3);
+    assert_eq!(shim.wait("c", "").await.unwrap().status, 0);
+    let deleted = shim.delete("c", "e").await.unwrap();
+    assert_eq!((deleted.pid, deleted.exit_status), (101, 3));
+    assert_eq!(code(shim.delete("c", "e").await), Code::NOT_FOUND);
+    assert_eq!(code(bed.exec("late").await), Code::FAILED_PRECONDITION);
+    shim.delete("c", "").await.unwrap();
+    assert_eq!(
+        bed.topics(7).await,
+        ["create", "start", "exec-added", "exec-started", "exit", "exit", "delete"]
+    );
+}
+
+/// Much output, a reader who is slow, and an exit that comes before it is read: not a byte is lost or out of place,
+/// and the exit is told after them.
+#[tokio::test]
+async fn output_is_complete_when_the_exit_is_told() {
+    const LENGTH: usize = 5 << 20;
+    let mut bed = Bed::new("output").await;
+    bed.shim.start("c", "").await.unwrap();
+    let mut stdout = bed.agent.stream("c", "", Stream::Stdout).await;
+    drop(bed.agent.stream("c", "", Stream::Stderr).await);
+    bed.agent.exit("c", "", 0);
+    let path = bed.path("init-out");
+    let reading = tokio::task::spawn_blocking(move || {
+        let (mut file, mut all, mut chunk) = (reader(&path), Vec::<u8>::new(), vec![0u8; 60_000]);
+        loop {
+            match file.read(&mut chunk).unwrap() {
+                0 => return all,
+                length => all.extend(&chunk[..length]),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    stdout.write_all(&pattern(LENGTH)).await.unwrap();
+    assert_eq!(bed.topics(2).await, ["create", "start"]);
+    assert!(bed.events.try_recv().is_err(), "the exit is not told before all is read");
+    drop(stdout);
+    assert_eq!(bed.topics(1).await, ["exit"]);
+    let all = timeout(Duration::from_secs(20), reading).await.unwrap().unwrap();
+    assert!(all == pattern(LENGTH), "{} of {LENGTH} bytes, or others", all.len());
+}
+
+/// A reader who goes away and comes back misses nothing that was not read before.
+#[tokio::test]
+async fn clients_detach_and_attach() {
+    let bed = Bed::new("attach").await;
+    bed.shim.start("c", "").await.unwrap();
+    let mut stdout = bed.agent.stream("c", "", Stream::Stdout).await;
+    let path = bed.path("init-out");
+    for round in 0..3u8 {
+        stdout.write_all(&[round; 100]).await.unwrap();
+        let path = path.clone();
+        let read = move || {
+            let mut chunk = [0; 100];
+            reader(&path).read_exact(&mut chunk).unwrap();
+            chunk
+        };
+        assert_eq!(tokio::task::spawn_blocking(read).await.unwrap(), [round; 100]);
+    }
+}
+
+#[tokio::test]
+async fn only_close_io_is_the_end_of_input() {
+    let bed = Bed::new("input").await;
+    bed.shim.start("c", "").await.unwrap();
+    let mut stdin = bed.agent.stream("c", "", Stream::Stdin).await;
+    let open =
+        || OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(bed.path("init-in")).unwrap();
+    for text in ["one", "two"] {
+        open().write_all(text.as_bytes()).unwrap();
+        let mut got = [0; 3];
+        stdin.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, text.as_bytes());
+        // The client has gone, which is no end.
+        let more = timeout(Duration::from_millis(50), stdin.read(&mut got)).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+    let mut client = open();
+    client.write_all(b"rest").unwrap();
+    bed.shim.close_io("c", "", true).unwrap();
+    drop(client);
+    let mut rest = Vec::new();
+    timeout(Duration::from_secs(5), stdin.read_to_end(&mut rest)).await.unwrap().unwrap();
+    assert_eq!(rest, b"rest");
+}
+
+#[tokio::test]
+async fn pids_come_at_once() {
+    let bed = Bed::new("pids").await;
+    bed.shim.start("c", "").await.unwrap();
+    let numbers =
+        |answer: PidsResponse| answer.processes.iter().map(|process| process.pid).collect::<Vec<_>>();
+    let answer = bed.shim.pids("c").await.unwrap();
+    assert_eq!(answer.processes[1].info.type_url, "containerd.runc.v1.ProcessDetails");
+    assert_eq!(numbers(answer), [PID, 105, 106]);
+    bed.agent.busy();
+    let answer = timeout(Duration::from_secs(2), bed.shim.pids("c")).await.unwrap().unwrap();
+    assert_eq!(numbers(answer), [PID]);
+    assert_eq!(code(bed.shim.pids("other").await), Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn limits_are_changed_in_the_guest() {
+    let bed = Bed::new("update").await;
+    let value = br#"{"memory":{"limit":1048576}}"#.to_vec();
+    let resources = Some(Any { value, ..Any::default() }).into();
+    let request = UpdateTaskRequest { id: "c".into(), resources, ..UpdateTaskRequest::default() };
+    bed.shim.update(request).await.unwrap();
+    let calls = bed.agent.calls();
+    assert!(calls[0].starts_with("update") && calls[0].contains("1048576"), "{calls:?}");
+    let resources = Some(Any { value: b"{".to_vec(), ..Any::default() }).into();
+    let request = UpdateTaskRequest { id: "c".into(), resources, ..UpdateTaskRequest::default() };
+    assert_eq!(code(bed.shim.update(request).await), Code::INVALID_ARGUMENT);
+}
+
+/// A grandchild that holds the stream for ever does not keep the exit back for ever.
+#[tokio::test]
+async fn a_stream_that_nobody_ends_keeps_no_exit_back() {
+    let mut bed = Bed::new("grandchild").await;
+    bed.shim.start("c", "").await.unwrap();
+    let mut stdout = bed.agent.stream("c", "", Stream::Stdout).await;
+    stdout.write_all(b"daemon").await.unwrap();
+    bed.agent.exit("c", "", 0);
+    assert_eq!(bed.topics(3).await, ["create", "start", "exit"]);
+}

@@ -1,0 +1,100 @@
+//! What the machine tells: exits, memory that ran out, and its own end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_api::agent::Event;
+use agent_api::agent::event::What;
+use log::{debug, info, warn};
+use tokio::time::sleep;
+
+use super::Shim;
+use crate::guest::Guest;
+use crate::ledger::Exit;
+use crate::machine::Machine;
+use crate::{deadlines, time};
+
+/// Of a process whose machine is gone: as if it had been killed.
+const KILLED: u32 = 128 + 9;
+
+impl Shim {
+    /// Hears from a machine, until it is over.
+    pub(super) fn watch(self: &Arc<Self>, machine: Arc<Machine>) {
+        let shim = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = shim.hear(&machine.guest) => {}
+                how = machine.ended() => info!("the machine has ended: {how}"),
+            }
+            shim.over().await;
+        });
+    }
+
+    /// Hears from an agent. No event is lost when a call fails: the next asks for those after the last one heard.
+    pub(super) async fn hear(self: &Arc<Self>, guest: &Guest) {
+        let mut last = 0;
+        loop {
+            match guest.events(last).await {
+                Ok(events) => {
+                    for event in events {
+                        last = last.max(event.sequence);
+                        self.heard(event);
+                    }
+                }
+                Err(error) => {
+                    // If it is the machine, whoever waits for its end ends this.
+                    debug!("asking for events: {error}");
+                    sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+
+    fn heard(self: &Arc<Self>, event: Event) {
+        let (id, exec) = (event.id, event.exec_id);
+        match event.what {
+            Some(What::Oom(_)) => self.ledger.oom(&id),
+            Some(What::Exit(exit)) => {
+                let exit = Exit { status: exit.status, at: exit.exited_at };
+                let shim = self.clone();
+                tokio::spawn(async move { shim.exited(&id, &exec, exit).await });
+            }
+            _ => {}
+        }
+    }
+
+    /// A process has exited: told when what it wrote is where its client reads it.
+    async fn exited(&self, id: &str, exec: &str, exit: Exit) {
+        let streams = self.container(id).ok().and_then(|container| container.streams(exec));
+        if let Some(streams) = streams {
+            streams.drain().await;
+        }
+        self.ledger.exited(id, exec, exit);
+        if exec.is_empty() {
+            self.last_exits(id).await;
+        }
+    }
+
+    /// With a container's own process all others of it end. Should the guest not tell, the shim does.
+    async fn last_exits(&self, id: &str) {
+        if self.ledger.overdue(id).is_empty() {
+            return;
+        }
+        sleep(deadlines::LAST_EXITS + deadlines::DRAIN).await;
+        for exec in self.ledger.overdue(id) {
+            warn!("the exit of {exec} in {id} is overdue");
+            self.ledger.exited(id, &exec, Exit { status: KILLED, at: time::now() });
+        }
+    }
+
+    /// Nothing runs in a machine that is over.
+    async fn over(&self) {
+        for (id, exec) in self.ledger.live() {
+            let streams = self.container(&id).ok().and_then(|container| container.streams(&exec));
+            if let Some(streams) = streams {
+                streams.drain().await;
+            }
+            self.ledger.exited(&id, &exec, Exit { status: KILLED, at: time::now() });
+        }
+    }
+}

@@ -1,0 +1,63 @@
+use super::*;
+
+#[test]
+fn where_streams_lead() {
+    for (uri, expected) in [
+        ("", Some(Place::Nowhere)),
+        ("/run/fifo", Some(Place::Path("/run/fifo"))),
+        ("fifo:///run/fifo", Some(Place::Path("/run/fifo"))),
+        ("file:///log", Some(Place::File("/log"))),
+        ("binary:///b?a=b", Some(Place::Program { uri: "/b?a=b", acknowledged: false })),
+        ("binary-v2:///b", Some(Place::Program { uri: "/b", acknowledged: true })),
+        ("ttrpc+unix:///s?stream_id=x", None),
+        ("pipe://x", None),
+    ] {
+        assert_eq!(place(uri).ok(), expected, "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn files_are_appended_to() {
+    let directory = std::env::temp_dir().join(format!("stdio-file-{}", std::process::id()));
+    let path = directory.join("made/log");
+    let uri = format!("file://{}", path.display());
+    let io = Io { stdout: uri.clone(), stderr: uri, ..Io::default() };
+    for round in 1..3 {
+        let opened = Opened::open(&io, &[]).await.unwrap();
+        for (_, mut sink) in opened.outputs {
+            let (_, done) = sink.write(b"line\n and more".to_vec(), 5).await;
+            done.unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "line\n".repeat(2 * round));
+    }
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+#[tokio::test]
+async fn logging_processes() {
+    let directory = std::env::temp_dir().join(format!("stdio-logger-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let script = directory.join("logger");
+    let text = "#!/bin/sh\necho ready >&5; exec 5>&-\n(cat <&3; cat <&4; echo $CONTAINER_ID $2) > $1\n";
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let out = directory.join("out");
+    let environment = [("CONTAINER_ID".to_owned(), "c1".to_owned())];
+    for scheme in ["binary", "binary-v2"] {
+        let uri = format!("{scheme}://{}?{}=value", script.display(), out.display());
+        let io = Io { stdout: uri.clone(), stderr: uri, ..Io::default() };
+        let opened = Opened::open(&io, &environment).await.unwrap();
+        for (stream, mut sink) in opened.outputs {
+            let (_, done) = sink.write(format!("{stream:?}\n").into_bytes(), 7).await;
+            done.unwrap();
+        }
+        opened.logger.unwrap().end().await;
+        assert_eq!(std::fs::read_to_string(&out).unwrap(), "Stdout\nStderr\nc1 value\n");
+    }
+    let io = Io { stdout: "binary-v2:///bin/true".into(), ..Io::default() };
+    let error = Opened::open(&io, &[]).await.err().unwrap();
+    assert!(error.text.contains("/bin/true"), "{error}");
+    let io = Io { stdout: "binary:///none".into(), ..Io::default() };
+    assert!(Opened::open(&io, &[]).await.err().unwrap().text.contains("/none"));
+    std::fs::remove_dir_all(&directory).unwrap();
+}
