@@ -51,6 +51,11 @@ pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, Box<dyn Failure>> {
         fs::create_dir_all(ROOT)?;
         bootstrap::dialect_of(&args.publish_binary, &Path::new(ROOT).join("containerd-version"))
     };
+    let address = format!("unix://{}", path.display());
+    if dialect == Dialect::Plain {
+        leave_address(Path::new("."), &address)?;
+    }
+    // Last, as a daemon whose start fails after it would be nobody's.
     if let Socket::Ours(listener) = bootstrap::listen(&path)? {
         let ttrpc =
             params.map(|params| params.containerd_ttrpc_address).filter(|address| !address.is_empty());
@@ -60,10 +65,6 @@ pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, Box<dyn Failure>> {
             let _ = fs::remove_file(&path);
             return Err(error.into());
         }
-    }
-    let address = format!("unix://{}", path.display());
-    if dialect == Dialect::Plain {
-        leave_address(Path::new("."), &address)?;
     }
     Ok(bootstrap::answer(dialect, &address))
 }
@@ -119,9 +120,13 @@ fn launch(args: &Args, group: &str, ttrpc: &str, path: &Path, listener: &UnixLis
             if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
         });
     }
-    let child = command.spawn()?;
-    let process = Process::of(child.id())?;
-    fs::write(directory.join("daemon"), serde_json::to_vec(&process)?)
+    let mut child = command.spawn()?;
+    let note = |process: Process| fs::write(directory.join("daemon"), serde_json::to_vec(&process)?);
+    Process::of(child.id()).and_then(note).inspect_err(|_| {
+        // Nobody would find it.
+        let _ = child.kill();
+        let _ = child.wait();
+    })
 }
 
 /// `serve`: is the shim, until it is told to leave.

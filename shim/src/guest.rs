@@ -153,8 +153,9 @@ impl Guest {
         Ok(self.client.stats(within(deadlines::AGENT_CALL), &container(id)).await?)
     }
 
-    /// What has happened after the event of that number. Waits for something to happen.
-    pub async fn events(&self, after: u64) -> Result<Vec<Event>> {
+    /// What has happened after the event of that number. Waits for something to happen. Statuses and `Others`,
+    /// which a missed deadline is, are of the call; any other error is of the connection, which does not come back.
+    pub async fn events(&self, after: u64) -> ttrpc::Result<Vec<Event>> {
         let timeout_ms = deadlines::AGENT_EVENTS.as_millis() as u32;
         let request = EventsRequest { after, timeout_ms, ..EventsRequest::default() };
         let time = deadlines::AGENT_EVENTS + deadlines::AGENT_CALL;

@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use testbed::in_a_row;
 
 use crate::apt::Apt;
 use crate::cache::{Cache, digest, file_name, remove_tree};
@@ -30,8 +31,6 @@ const GUEST_MODULES: [&str; 11] = [
     "ext4",
 ];
 
-/// An archive begins at a multiple of so many bytes.
-const ALIGNMENT: usize = 4;
 /// What fetching and unpacking a kernel takes.
 const ROOM: u64 = 1 << 30;
 
@@ -70,25 +69,19 @@ pub fn write(root: &Path, arch: Arch, version: &str, dir: &Path) -> Result<()> {
 /// Writes kernel and initrd as the product's package has them, for a machine without the package.
 pub fn write_installed(cache: &Cache, arch: Arch, rebuild: bool, to: &Path) -> Result<()> {
     let payload = Payload::build(arch)?;
-    let name = format!(
-        "{}-{}",
-        arch.name(),
-        digest([include_str!("guest.rs"), include_str!("kernel.rs")].map(str::as_bytes))
-    );
+    let recipe = [include_str!("guest.rs"), include_str!("apt.rs"), include_str!("kernel.rs")];
+    let name = format!("{}-{}", arch.name(), digest(recipe.map(str::as_bytes)));
     let made = cache.entry("guest", &name, ROOM, rebuild, |dir| fetch(cache, arch, dir))?;
     cache.prune("guest", &name)?;
     fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
     fs::copy(made.join(kernel(arch)), to.join(kernel(arch)))?;
-    let mut initrd = Vec::new();
-    for part in [payload.packed_agent(), made.join("modules.cpio")] {
-        initrd.extend(fs::read(&part).with_context(|| format!("reading {}", part.display()))?);
-        initrd.resize(initrd.len().next_multiple_of(ALIGNMENT), 0);
-    }
+    let initrd = in_a_row([payload.packed_agent(), made.join("modules.cpio")])?;
     Ok(fs::write(to.join("supermachine.cpio"), initrd)?)
 }
 
 fn fetch(cache: &Cache, arch: Arch, dir: &Path) -> Result<()> {
-    let apt = Apt::open(cache.path(&format!("apt-{}", arch.debian())), arch)?;
+    // Not the image's, which may be built meanwhile.
+    let apt = Apt::open(cache.path(&format!("apt-guest-{}", arch.debian())), arch)?;
     let root = dir.join("root");
     for path in apt.closure(&[&package(arch)])? {
         if file_name(&path).starts_with("linux-image") {

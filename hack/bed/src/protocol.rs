@@ -1,12 +1,17 @@
-//! What the tool on this side and the init inside the emulated host say to each other.
+//! What the tool on this side and the init inside the emulated host say to each other; and what both do with
+//! archives.
 //!
 //! One TCP connection carries one request. It travels as frames: a kind byte, a big-endian length
 //! and that many bytes. Commands stream their input and output in such frames; TCP is the flow
 //! control. Closing the connection ends the command.
 
+mod archives;
+
 use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
+
+pub use archives::in_a_row;
 
 /// The port on which the emulated host listens, inside.
 pub const PORT: u16 = 1024;

@@ -157,6 +157,7 @@ impl<'a, W: World> Session<'a, W> {
             rounds,
             seconds: 0.0,
             control: test.is_control(),
+            beds_failed: 0,
         };
         let mut logs = Vec::new();
         for number in 1..=rounds {
@@ -171,6 +172,8 @@ impl<'a, W: World> Session<'a, W> {
             if let (Outcome::Failed(reason), Some(why)) = (&ended.outcome, &ended.bed_failed) {
                 println!("bed   {}: {why}; once more, after: {}", test.name, first_line(reason));
                 self.beds_failed += 1;
+                record.beds_failed += 1;
+                self.keep(&format!("{}.bed", test.name), number, &ended.logs)?;
                 ended = round.run(&self.surroundings, &self.world.logs())?;
             }
             self.keep(test.name, number, &ended.logs)?;

@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -16,7 +17,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::child::{LOOK, SETTLE};
 use crate::logs::{LogSources, Watch};
-use crate::lost_guests::Lookout;
+use crate::lost_guests::{self, Lookout};
 use crate::process;
 use crate::test::Outcome;
 
@@ -40,6 +41,8 @@ pub(super) struct Surroundings<'a> {
     arguments: &'a [OsString],
     signals: SignalFd,
     pid: i32,
+    /// See [`lost_guests::place`].
+    runs_guests: Option<Range<u64>>,
 }
 
 impl<'a> Surroundings<'a> {
@@ -57,6 +60,7 @@ impl<'a> Surroundings<'a> {
             arguments,
             signals: SignalFd::with_flags(&wanted, flags).context("opening a signalfd")?,
             pid: i32::try_from(std::process::id()).context("a process id that is no pid_t")?,
+            runs_guests: lost_guests::place(),
         })
     }
 
@@ -95,7 +99,7 @@ impl Round {
         let scratch = self.directory.join("scratch");
         fs::create_dir_all(&scratch).with_context(|| format!("creating {}", scratch.display()))?;
         let mut watch = Watch::begin(&sources.clone().with_files_in(&scratch));
-        let mut lookout = Lookout::begin();
+        let mut lookout = surroundings.runs_guests.clone().map(Lookout::begin);
         let child = self.start(surroundings)?;
         let ended = self.attend(surroundings, child, || {
             watch.look_now_and_then();

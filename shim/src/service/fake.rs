@@ -17,6 +17,7 @@ use agent_api::{Agent, RPC_PORT, create_agent};
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
 use tokio::time::sleep;
 use ttrpc::r#async::{Server, TtrpcContext};
 
@@ -31,6 +32,7 @@ struct State {
     streams: HashMap<Key, UnixStream>,
     fail_start: Option<Error>,
     busy: bool,
+    hung_up: Arc<Notify>,
 }
 
 #[derive(Clone, Default)]
@@ -64,7 +66,11 @@ impl FakeAgent {
         stream.write_all(b"OK 1\n").await.unwrap();
         if line == format!("CONNECT {RPC_PORT}\n").as_bytes() {
             let mut rpc = UnixStream::connect(rpc).await.unwrap();
-            let _ = tokio::io::copy_bidirectional(&mut stream, &mut rpc).await;
+            let hung_up = self.0.lock().unwrap().hung_up.clone();
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut stream, &mut rpc) => {}
+                () = hung_up.notified() => {}
+            }
             return;
         }
         let Header { id, exec_id, stream: which } = Header::read(&mut stream).await.unwrap().unwrap();
@@ -103,6 +109,11 @@ impl FakeAgent {
 
     pub(super) fn busy(&self) {
         self.0.lock().unwrap().busy = true;
+    }
+
+    /// The connection to it is lost.
+    pub(super) fn hang_up(&self) {
+        self.0.lock().unwrap().hung_up.notify_one();
     }
 
     pub(super) fn calls(&self) -> Vec<String> {

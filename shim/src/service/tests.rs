@@ -313,6 +313,19 @@ async fn limits_are_changed_in_the_guest() {
     assert_eq!(code(bed.shim.update(request).await), Code::INVALID_ARGUMENT);
 }
 
+#[tokio::test]
+async fn whoever_hears_from_an_agent_is_told_when_the_connection_is_lost_and_not_when_a_call_fails() {
+    let bed = Bed::new("lost").await;
+    let guest = bed.shim.container("c").unwrap().guest.clone();
+    let heard = bed.shim.hear(&guest);
+    tokio::pin!(heard);
+    bed.agent.busy();
+    assert!(timeout(Duration::from_millis(500), &mut heard).await.is_err(), "a busy agent is not a lost one");
+    bed.agent.hang_up();
+    let error = timeout(Duration::from_secs(5), heard).await.unwrap();
+    assert_eq!(error.code, Code::UNAVAILABLE, "{error}");
+}
+
 /// A grandchild that holds the stream for ever does not keep the exit back for ever.
 #[tokio::test]
 async fn a_stream_that_nobody_ends_keeps_no_exit_back() {

@@ -6,9 +6,10 @@ use std::time::Duration;
 use agent_api::agent::Event;
 use agent_api::agent::event::What;
 use log::{debug, info, warn};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Shim;
+use crate::error::Error;
 use crate::guest::Guest;
 use crate::ledger::Exit;
 use crate::machine::Machine;
@@ -23,15 +24,22 @@ impl Shim {
         let shim = self.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = shim.hear(&machine.guest) => {}
+                error = shim.hear(&machine.guest) => {
+                    // Of a machine that turns itself off the connection goes first.
+                    if timeout(deadlines::POWER_OFF, machine.ended()).await.is_err() {
+                        warn!("the machine is turned off, since nobody can speak with it: {}", machine.explain(error));
+                        machine.stop().await;
+                    }
+                }
                 how = machine.ended() => info!("the machine has ended: {how}"),
             }
             shim.over().await;
         });
     }
 
-    /// Hears from an agent. No event is lost when a call fails: the next asks for those after the last one heard.
-    pub(super) async fn hear(self: &Arc<Self>, guest: &Guest) {
+    /// Hears from an agent, until the connection is lost. No event is when a call fails: the next asks for those after
+    /// the last one heard.
+    pub(super) async fn hear(self: &Arc<Self>, guest: &Guest) -> Error {
         let mut last = 0;
         loop {
             match guest.events(last).await {
@@ -41,11 +49,12 @@ impl Shim {
                         self.heard(event);
                     }
                 }
-                Err(error) => {
-                    // If it is the machine, whoever waits for its end ends this.
+                // A guest that is busy answers late, and then again.
+                Err(error @ (ttrpc::Error::RpcStatus(_) | ttrpc::Error::Others(_))) => {
                     debug!("asking for events: {error}");
                     sleep(Duration::from_millis(200)).await;
                 }
+                Err(lost) => return lost.into(),
             }
         }
     }

@@ -12,7 +12,7 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
 use crate::command::PATH;
-use testbed::Prepare;
+use testbed::{Prepare, in_a_row};
 
 /// What the working tree built, shared by the tool; copied to where a package would put it.
 const PAYLOAD_TAG: &str = "payload";
@@ -38,12 +38,7 @@ pub fn prepare(how: &Prepare) -> Result<()> {
 
 /// The product's initrd: the agent, which the working tree built, and the modules, which are this host's.
 fn assemble_initrd() -> Result<()> {
-    let mut initrd = Vec::new();
-    for part in ["agent.cpio", "modules.cpio"] {
-        initrd.extend(fs::read(Path::new(GUEST).join(part)).with_context(|| format!("reading {part}"))?);
-        // An archive begins at a multiple of four bytes.
-        initrd.resize(initrd.len().next_multiple_of(4), 0);
-    }
+    let initrd = in_a_row(["agent.cpio", "modules.cpio"].map(|part| Path::new(GUEST).join(part)))?;
     fs::write(Path::new(GUEST).join("supermachine.cpio"), initrd)?;
     Ok(())
 }

@@ -100,8 +100,7 @@ impl Pace {
             return;
         }
         let now = Instant::now();
-        let took = state.last.map_or(LEAST, |last| now.saturating_duration_since(last));
-        state.due = Some(now + took.clamp(LEAST, MOST));
+        state.due = Some(now + time_for(state.last.map(|last| now.saturating_duration_since(last))));
         self.0.changed.notify_one();
     }
 
@@ -125,6 +124,11 @@ impl Pace {
             (false, _) => others,
         }
     }
+}
+
+/// How long it takes to send what was written in that time since the guest was last interrupted, if it was.
+fn time_for(written: Option<Duration>) -> Duration {
+    written.unwrap_or(LEAST).clamp(LEAST, MOST)
 }
 
 impl Drop for Pace {
@@ -168,20 +172,16 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_took_longer_for_comes_later() {
-        let (pace, _) = pace();
-        pace.now();
-        thread::sleep(Duration::from_millis(1));
-        let before = Instant::now();
-        pace.later();
-        let due = pace.0.lock().due;
-        // None: it came already, on a machine that is busy with something else.
-        assert!(due.is_none_or(|due| due >= before + Duration::from_millis(1)));
-        thread::sleep(4 * MOST);
-        let before = Instant::now();
-        pace.later();
-        let due = pace.0.lock().due;
-        assert!(due.is_none_or(|due| due <= Instant::now() + MOST && due >= before + LEAST));
+    fn sending_takes_as_long_as_writing_within_bounds() {
+        let micros = Duration::from_micros;
+        for (written, expected) in [
+            (None, LEAST),
+            (Some(micros(1)), LEAST),
+            (Some(micros(700)), micros(700)),
+            (Some(Duration::from_secs(3)), MOST),
+        ] {
+            assert_eq!(time_for(written), expected, "{written:?}");
+        }
     }
 
     #[test]
