@@ -1,6 +1,7 @@
 //! Running the table: which tests, how often, what is printed and kept.
 
 mod child;
+mod journal;
 mod round;
 
 use std::env;
@@ -18,6 +19,7 @@ use crate::cli::{Options, World, list, usage};
 use crate::command::{printable, tail};
 use crate::record::{Record, Tally, Verdict};
 use crate::test::{Outcome, Test};
+use journal::{Journal, TOO_OFTEN};
 use round::{Interrupted, Round, Surroundings};
 
 /// Of each log attached to a failing test, this many lines are printed. `--logs` keeps all.
@@ -74,6 +76,7 @@ struct Session<'a, W> {
     world: &'a W,
     surroundings: Surroundings<'a>,
     directory: Directory,
+    journal: Option<Journal>,
     tally: Tally,
     broken_controls: Vec<&'static str>,
     /// Rounds that were run once more, because the host under them failed.
@@ -104,7 +107,9 @@ impl<'a, W: World> Session<'a, W> {
         let path = env::temp_dir().join(format!("integration-{}", std::process::id()));
         fs::create_dir_all(&path)
             .with_context(|| format!("creating {}; is the temporary directory writable?", path.display()))?;
+        let journal = options.results.as_deref().filter(|_| options.go_on).map(Journal::open).transpose()?;
         Ok(Self {
+            journal,
             options,
             world,
             surroundings: Surroundings::prepare(arguments)?,
@@ -118,6 +123,11 @@ impl<'a, W: World> Session<'a, W> {
     fn run(mut self, tests: &[&Test<W>]) -> Result<ExitCode> {
         let width = tests.iter().map(|test| test.name.len()).max().unwrap_or(0);
         for test in tests {
+            if let Some(earlier) = self.journal.as_ref().and_then(|journal| journal.ended(test.name)) {
+                self.tally.count(earlier.verdict);
+                println!("done  {:<width$}  {}, before the host ended", test.name, earlier.verdict);
+                continue;
+            }
             match self.test(test) {
                 Ok(report) => self.tell(test, &report, width)?,
                 Err(stopped) => {
@@ -137,7 +147,7 @@ impl<'a, W: World> Session<'a, W> {
         }
         if self.beds_failed > 0 {
             println!(
-                "\nThe emulated host lost a guest in {} rounds above (\"bed\"), which were run once more.",
+                "\nThe emulated host failed in {} rounds above (\"bed\"), which were run once more.",
                 self.beds_failed
             );
         }
@@ -160,7 +170,23 @@ impl<'a, W: World> Session<'a, W> {
             beds_failed: 0,
         };
         let mut logs = Vec::new();
-        for number in 1..=rounds {
+        let earlier = self.journal.as_ref().map(|journal| journal.progress(test.name)).unwrap_or_default();
+        if earlier.cut_off > 0 {
+            let round = earlier.passed + 1;
+            println!("bed   {}: the host ended under it in round {round} of {rounds}", test.name);
+            record.rounds_passed = earlier.passed;
+            self.beds_failed += 1;
+            record.beds_failed += 1;
+        }
+        if earlier.cut_off >= TOO_OFTEN {
+            let reason = format!("its host ended under it, {} times in the same round", earlier.cut_off);
+            (record.verdict, record.reason) = (Verdict::Failed, Some(reason));
+            return Ok(Report { record, logs });
+        }
+        for number in earlier.passed + 1..=rounds {
+            if let Some(journal) = &self.journal {
+                journal.begin(test.name, number)?;
+            }
             let round = Round {
                 name: test.name,
                 number,
