@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The boot of a machine, from its monitor's start until its agent serves.
-pub const BOOT: Duration = Duration::from_secs(60);
+pub const BOOT: Duration = Duration::from_secs(120);
 /// The monitor's greeting on its control socket.
 pub const MONITOR_HELLO: Duration = Duration::from_secs(20);
 /// A connection to the agent, once it serves.

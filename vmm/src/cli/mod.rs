@@ -33,7 +33,8 @@ Options of run:
   --memory SIZE      guest RAM, like 512M or 2G (256M)
   --memory-max SIZE  guest RAM to which the machine can grow while it runs
   --cpus N           processors (1)
-  --console WHERE    stdio, pty, none, file:PATH or unix:PATH (stdio); Ctrl-] on a terminal stops
+  --console WHERE    stdio, pty, none, file:PATH or unix:PATH (stdio); Ctrl-] on a terminal stops; a file
+                     keeps the last MiB
   --marker TEXT      say when a line of the console has this in it, again for more
   --control PATH|fd:N
                      serve a control socket there, or for whoever holds the other end of N, to whom

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use std::{fs, thread};
 use anyhow::anyhow;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
-use vmm::console::{Marker, feed};
+use vmm::console::{Marker, Tail, feed};
 use vmm::control::{Options as ControlOptions, Server};
 use vmm::devices::virtio::Device;
 use vmm::devices::virtio::balloon::Balloon;
@@ -31,6 +32,9 @@ use super::terminal::{Keys, Pty, Raw};
 
 /// The guest's context id, which nobody but the guest sees.
 const GUEST_CID: u64 = 3;
+
+/// So large a console's file becomes: a guest fills no disk of the host's.
+const CONSOLE_FILE: usize = 1 << 20;
 
 /// Exit codes by which a caller tells how the guest ended.
 const RESET: u8 = 3;
@@ -122,13 +126,13 @@ fn open(console: &Console) -> anyhow::Result<(Sink, Option<Source>)> {
         }
         Console::None => (Box::new(io::sink()), None),
         Console::File(path) => {
-            let file = fs::File::create(path).map_err(|error| {
+            let file = console_file(path).map_err(|error| {
                 anyhow!(
                     "cannot create the console's file {}: {error}; give a path in a directory that is there",
                     path.display()
                 )
             })?;
-            (Box::new(file), None)
+            (file, None)
         }
         Console::Unix(path) => {
             let stream = UnixStream::connect(path).map_err(|error| {
@@ -143,6 +147,14 @@ fn open(console: &Console) -> anyhow::Result<(Sink, Option<Source>)> {
             (Box::new(stream), Some(Box::new(source)))
         }
     })
+}
+
+/// A device or a pipe takes all of it and keeps nothing.
+fn console_file(path: &Path) -> io::Result<Sink> {
+    if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+        return Ok(Box::new(fs::OpenOptions::new().write(true).open(path)?));
+    }
+    Ok(Box::new(Tail::create(path, CONSOLE_FILE)?))
 }
 
 /// A source, and what must stay open beside it.

@@ -9,7 +9,9 @@ mod input;
 mod lines;
 mod output;
 mod pipe;
+mod tail;
 
 pub use input::{InputGate, InputPort, feed};
 pub use lines::{LineScanner, MAX_LINE, Marker};
 pub use output::{BACKLOG, OnMarker, Output, OutputStats};
+pub use tail::Tail;
