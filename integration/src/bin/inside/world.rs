@@ -13,7 +13,7 @@ use lexopt::ValueExt;
 pub const RUNC: &str = "io.containerd.runc.v2";
 
 /// For one call to containerd. Emulated, a task's creation takes seconds.
-const CALL: Duration = Duration::from_mins(1);
+const CALL: Duration = Duration::from_mins(3);
 
 pub struct Inside {
     pub address: PathBuf,
