@@ -24,6 +24,7 @@ Usage:
   supermachine console [-f] ID          what the console of a container's machine showed
   supermachine logs [-f] ID             what a container's shim logged
   supermachine timeline [--svg FILE] ID where the time went when it was created
+  supermachine config                   a configuration file with every key, to begin with
   supermachine version
 
 Options:
@@ -96,6 +97,7 @@ fn run(call: &Call) -> Result<ExitCode, Failure> {
             follow::print(&entry.log(), call.follow)?;
         }
         "timeline" => timeline::show(&entry()?, call.json, call.svg.as_deref())?,
+        "config" => print(&runtime_spec::config::default_file()),
         "version" => print(&format!("supermachine {VERSION}\n")),
         "help" => print(USAGE),
         "" => return Err(format!("say what to do\n{USAGE}").into()),
