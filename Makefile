@@ -1,6 +1,6 @@
 # Each target calls a script in hack/, which says more with --help or in its first lines.
 
-.PHONY: help run test test-unit test-e2e audit bench bench-boot soak setup build lint shell clean
+.PHONY: help install deb run test test-unit test-e2e audit bench bench-boot soak setup build lint shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -31,6 +31,12 @@ soak: setup ## the long counts, part by part, written to docs/soak.md
 
 build: setup ## build the product for this machine
 	@hack/build "$$(uname -m)"
+
+install: setup ## build and install on this machine (DESTDIR=DIR: below there)
+	@hack/install "$(DESTDIR)"
+
+deb: setup ## a Debian package in target/deb
+	@hack/deb
 
 lint: setup ## format and lints only
 	@hack/test format lint

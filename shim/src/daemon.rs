@@ -28,7 +28,7 @@ use crate::paths::{Paths, ROOT};
 use crate::process::Process;
 use crate::publisher::publish;
 use crate::service::Shim;
-use crate::{logger, rpc};
+use crate::{logger, rpc, time};
 
 /// The listening socket, as the daemon inherits it.
 const LISTENER: i32 = 3;
@@ -131,13 +131,15 @@ fn launch(args: &Args, group: &str, ttrpc: &str, path: &Path, listener: &UnixLis
 
 /// `serve`: is the shim, until it is told to leave.
 pub fn serve(args: &Args) -> Result<(), Box<dyn Failure>> {
-    logger::start(Path::new("log"), &args.id, args.debug);
+    let born = time::now();
+    let directory = Paths::new(Path::new(ROOT), &args.namespace, &args.id).shim();
+    logger::start(Path::new("log"), &directory.join("log"), &args.id, args.debug);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(Duration::from_secs(1))
         .thread_stack_size(256 << 10)
         .build()?;
-    let served = runtime.block_on(serving(args));
+    let served = runtime.block_on(serving(args, born));
     if let Err(error) = &served {
         log::error!("{error}");
     }
@@ -146,7 +148,7 @@ pub fn serve(args: &Args) -> Result<(), Box<dyn Failure>> {
     served
 }
 
-async fn serving(args: &Args) -> Result<(), Box<dyn Failure>> {
+async fn serving(args: &Args, born: i64) -> Result<(), Box<dyn Failure>> {
     ignore_signals()?;
     // SAFETY: `start` has put the listener there for this process, which has opened nothing of that number.
     let listener = unsafe { UnixListener::from_raw_fd(LISTENER) };
@@ -157,7 +159,7 @@ async fn serving(args: &Args) -> Result<(), Box<dyn Failure>> {
     let (emit, events) = mpsc::unbounded_channel();
     let publishing = tokio::spawn(publish(args.ttrpc.clone(), args.namespace.clone(), events));
     let (leave, mut leaving) = watch::channel(false);
-    let shim = Arc::new(Shim::new(paths, Ledger::new(emit), leave));
+    let shim = Arc::new(Shim::new(paths, Ledger::new(emit), leave).born_at(born));
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let mut server = Server::new().add_listener(listener.into()).register_service(rpc::services(&shim));
     server.start().await?;

@@ -6,7 +6,10 @@
 //! From the wire down: `rpc` is the adapter to ttrpc, `service` has a method for each call, [`ledger`] knows what
 //! every process is doing and emits the events, which [`publisher`] sends. A container is made of what [`share`]
 //! mounts, a [`cgroup`], a process that stands for it ([`holder`]), a [`machine`] and what its [`guest`] does; [`stdio`]
-//! carries its streams. All of that is in a [`journal`], by which it is undone.
+//! carries its streams. All of that is in a [`journal`], by which it is undone, with a [`timeline`] beside it.
+//!
+//! `supermachine`, the operator's command, reads what all shims of the host have left in their directories
+//! ([`inventory`]).
 
 pub mod args;
 pub mod bootstrap;
@@ -23,6 +26,7 @@ pub mod holder;
 pub mod hooks;
 pub mod host;
 pub mod info;
+pub mod inventory;
 pub mod journal;
 pub mod ledger;
 pub mod logger;
@@ -35,3 +39,4 @@ pub mod service;
 pub mod share;
 pub mod stdio;
 pub mod time;
+pub mod timeline;

@@ -1,19 +1,26 @@
-//! The log: lines as containerd writes them, to the FIFO `log` in the bundle.
+//! The log: lines as containerd writes them, to the FIFO `log` in the bundle, and to a file of the shim's own.
 //!
-//! containerd reads it while it lives. Nothing may wait for that, so what the FIFO does not take is dropped.
+//! containerd reads the FIFO while it lives. Nothing may wait for that, so what the FIFO does not take is dropped. The file
+//! is for operators; its older half goes when it is full.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use log::{LevelFilter, Log, Metadata, Record};
+use vmm::console::Tail;
 
 use crate::time::rfc3339;
 
+/// So large the shim's own file may become.
+const KEPT: usize = 256 * 1024;
+
 struct Lines {
-    to: File,
+    to: Option<File>,
+    kept: Mutex<Option<Tail>>,
     id: String,
     level: LevelFilter,
 }
@@ -31,7 +38,13 @@ impl Log for Lines {
             let level = if level == "warn" { "warning" } else { &level };
             let text = line(SystemTime::now(), level, &self.id, &record.args().to_string());
             // One write a line, so that lines of several writers do not mix.
-            let _ = (&self.to).write(text.as_bytes());
+            if let Some(mut to) = self.to.as_ref() {
+                let _ = to.write(text.as_bytes());
+            }
+            // A full disk costs the log, and nothing else.
+            if let Some(kept) = &mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner) {
+                let _ = kept.write_all(text.as_bytes());
+            }
         }
     }
 
@@ -45,12 +58,12 @@ fn line(time: SystemTime, level: &str, id: &str, message: &str) -> String {
     )
 }
 
-/// Logs to the FIFO at `path` from now on. Without one, nothing is logged.
-pub fn start(path: &Path, id: &str, debug: bool) {
+/// Logs to the FIFO at `fifo` and the file at `kept` from now on, to those of them that can be opened.
+pub fn start(fifo: &Path, kept: &Path, id: &str, debug: bool) {
     let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let Ok(to) = OpenOptions::new().write(true).custom_flags(flags).open(path) else { return };
+    let to = OpenOptions::new().write(true).custom_flags(flags).open(fifo).ok();
     let level = if debug { LevelFilter::Debug } else { LevelFilter::Info };
-    let lines = Lines { to, id: id.to_owned(), level };
+    let lines = Lines { to, kept: Mutex::new(Tail::create(kept, KEPT).ok()), id: id.to_owned(), level };
     if log::set_boxed_logger(Box::new(lines)).is_ok() {
         log::set_max_level(level);
     }

@@ -33,6 +33,7 @@ use crate::journal::{Journal, Made};
 use crate::paths::Paths;
 use crate::process::Process;
 use crate::time;
+use crate::timeline::Timeline;
 
 /// Where the guest's kernel and initrd are installed.
 const INSTALLED: &str = "/usr/share/supermachine/guest";
@@ -60,6 +61,8 @@ pub struct Recipe<'a> {
     pub cgroup: Option<&'a Path>,
     /// How gladly the kernel kills it.
     pub oom_score_adj: Option<i32>,
+    /// Where the phases of the boot are written.
+    pub timeline: &'a Timeline,
 }
 
 /// A machine whose agent serves.
@@ -80,6 +83,7 @@ impl Machine {
     /// Boots one. What it takes is written into `journal` first.
     pub async fn boot(journal: Arc<Journal>, recipe: Recipe<'_>) -> Result<Self> {
         let begun = std::time::Instant::now();
+        let starts = recipe.timeline.phase("monitor");
         let paths = recipe.paths.clone();
         let ready = prepare(&paths)?;
         let (ours, theirs) = StdStream::pair().attempt("making a control socket")?;
@@ -112,7 +116,11 @@ impl Machine {
         let monitor_up = control(ours);
         let guest = async {
             let control = monitor_up.await?;
+            drop(starts);
+            let kernel = recipe.timeline.phase("kernel");
             ready.accept().await.attempt("waiting for the agent of the machine")?;
+            drop(kernel);
+            let _agent = recipe.timeline.phase("agent");
             let guest = Guest::connect(paths.vsock().join("vsock")).await?;
             guest.configure(&first_configuration()).await?;
             Ok::<_, Error>((control, guest))
@@ -234,8 +242,16 @@ fn guest_file(configured: Option<&PathBuf>, name: &str) -> Result<PathBuf> {
     )))
 }
 
+/// Kernel and initrd as configured: what they are, and where or why not.
+pub fn guest_files(
+    kernel: Option<&PathBuf>,
+    initrd: Option<&PathBuf>,
+) -> [(&'static str, Result<PathBuf>); 2] {
+    [("kernel", guest_file(kernel, KERNEL)), ("initrd", guest_file(initrd, INITRD))]
+}
+
 /// The monitor that came with this shim.
-fn monitor() -> PathBuf {
+pub fn monitor() -> PathBuf {
     const NAME: &str = "supermachine-vmm";
     let beside = std::env::current_exe().ok().map(|own| own.with_file_name(NAME));
     beside.filter(|path| path.is_file()).unwrap_or_else(|| Path::new("/usr/bin").join(NAME))

@@ -4,8 +4,10 @@
 //! /run/supermachine/
 //!   tasks/NAMESPACE/ID/        journal    what was made for the container
 //!                              group      the id of the container whose shim serves it
+//!                              timeline   the phases of its creation
 //!   shims/NAMESPACE/GROUP/     daemon     the shim's process
 //!                              address    the shim's socket
+//!                              log        what it logged, the last of it
 //!   machines/HASH/             journal    what was made for the machine
 //!                              tree/      what the machine shares
 //!                              vsock/     sockets: sun_path is short, hence the hash

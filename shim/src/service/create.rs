@@ -24,6 +24,8 @@ use crate::journal::{Journal, Made};
 use crate::ledger::{self, Io};
 use crate::machine::{Machine, Recipe};
 use crate::stdio::{Opened, Streams};
+use crate::time;
+use crate::timeline::Timeline;
 use crate::{cgroup, config, host, share};
 
 /// What a container is made from.
@@ -54,6 +56,7 @@ impl Shim {
     }
 
     async fn make(self: &Arc<Self>, request: NewContainer) -> Result<u32> {
+        let begun = time::now();
         if !request.checkpoint.is_empty() {
             return Err(Error::precondition("containers cannot be restored from checkpoints yet"));
         }
@@ -65,7 +68,12 @@ impl Shim {
             terminal: request.terminal,
         };
         let mut parts = self.begin(&plan.id)?;
-        let made = match self.assemble(&plan, &io, &mut parts).await {
+        let timeline = Timeline::of(&self.directory(&plan.id));
+        if let Some(born) = self.born.take() {
+            drop(timeline.phase_since(born, "shim"));
+        }
+        let _all = timeline.phase_since(begun, "create");
+        let made = match self.assemble(&plan, &io, &mut parts, &timeline).await {
             Ok(pid) => {
                 let made = ledger::Made { bundle: request.bundle, rootfs: request.rootfs, io, pid };
                 Ok(made)
@@ -162,8 +170,15 @@ impl Shim {
     }
 
     /// Makes everything. Returns the task's number.
-    async fn assemble(self: &Arc<Self>, plan: &Plan, io: &Io, parts: &mut Parts) -> Result<u32> {
+    async fn assemble(
+        self: &Arc<Self>,
+        plan: &Plan,
+        io: &Io,
+        parts: &mut Parts,
+        timeline: &Timeline,
+    ) -> Result<u32> {
         let begun = std::time::Instant::now();
+        let files = timeline.phase("streams, process, mounts");
         let opened = Opened::open(io, &plan.logger).await?;
         // Before whoever is in it, as it is removed after them.
         parts.cgroup = cgroup::make(&parts.journal, &plan.cgroup)?;
@@ -175,14 +190,16 @@ impl Shim {
             cgroup::enter(path, pid).attempt(format_args!("entering the cgroup {}", path.display()))?;
         }
         self.mount(plan, parts).await?;
+        drop(files);
         // Hooks look at the network namespace; the machine boots meanwhile.
-        let hooks = run_hooks(plan, parts, pid);
-        let (machine, hooked) = tokio::join!(self.machine_for(plan, parts, network), hooks);
+        let hooks = run_hooks(plan, parts, pid, timeline);
+        let (machine, hooked) = tokio::join!(self.machine_for(plan, parts, network, timeline), hooks);
         parts.machine = Some(machine?);
         hooked?;
         let machine = parts.machine.clone().ok_or_else(|| Error::unknown("there is no machine"))?;
         let guest = &machine.guest;
         let booted = begun.elapsed();
+        let _container = timeline.phase("container");
         let json = serde_json::to_vec(&plan.guest).map_err(Error::unknown)?;
         let joined = async {
             guest.create(&plan.id, json, opened.announce(io.terminal)).await?;
@@ -241,6 +258,7 @@ impl Shim {
         plan: &Plan,
         parts: &Parts,
         network: OwnedFd,
+        timeline: &Timeline,
     ) -> Result<Arc<Machine>> {
         let (Some(machine), Some(journal)) = (&plan.machine, &parts.machine_journal) else {
             let running = self.machine().ok_or_else(|| Error::precondition("the machine is gone"))?;
@@ -254,6 +272,7 @@ impl Shim {
             network,
             cgroup: parts.cgroup.as_deref(),
             oom_score_adj: plan.monitor.oom_score_adj,
+            timeline,
         };
         let machine = Arc::new(Machine::boot(journal.clone(), recipe).await?);
         machine.forward(&plan.sockets)?;
@@ -316,7 +335,7 @@ impl Shim {
 }
 
 /// Those that run before a container starts, with what follows it noted before.
-async fn run_hooks(plan: &Plan, parts: &Parts, pid: u32) -> Result<()> {
+async fn run_hooks(plan: &Plan, parts: &Parts, pid: u32, timeline: &Timeline) -> Result<()> {
     let hooks = &plan.hooks;
     let run = |hooks: &[oci_spec::runtime::Hook], status| Run {
         hooks: hooks.to_vec(),
@@ -331,6 +350,7 @@ async fn run_hooks(plan: &Plan, parts: &Parts, pid: u32) -> Result<()> {
     if first.is_empty() {
         return Ok(());
     }
+    let _hooks = timeline.phase("hooks");
     let first = run(&first, ContainerState::Creating);
     blocking("running hooks", move || first.all().map_err(Error::unknown)).await
 }

@@ -33,6 +33,7 @@ use crate::machine::Machine;
 use crate::paths::Paths;
 use crate::stdio::{Opened, Streams};
 use crate::time::timestamp;
+use crate::timeline::Timeline;
 
 pub use create::NewContainer;
 
@@ -45,6 +46,17 @@ pub struct Shim {
     /// How many containers there have been.
     ordinal: AtomicU32,
     leave: channel::Sender<bool>,
+    /// When the shim was started, until its first container has noted it.
+    born: Born,
+}
+
+/// A moment that one may take.
+struct Born(Mutex<Option<i64>>);
+
+impl Born {
+    fn take(&self) -> Option<i64> {
+        lock(&self.0).take()
+    }
 }
 
 /// A container that is there.
@@ -83,7 +95,15 @@ impl Shim {
             machine: Mutex::default(),
             ordinal: AtomicU32::new(0),
             leave,
+            born: Born(Mutex::new(None)),
         }
+    }
+
+    /// It was started at this time, in nanoseconds since the epoch.
+    #[must_use]
+    pub fn born_at(self, time: i64) -> Self {
+        lock(&self.born.0).replace(time);
+        self
     }
 
     fn container(&self, id: &str) -> Result<Arc<Container>> {
@@ -126,6 +146,8 @@ impl Shim {
     /// `Start`. Returns the process's number.
     pub async fn start(&self, id: &str, exec: &str) -> Result<u32> {
         self.ledger.starting(id, exec)?;
+        let timeline = Timeline::of(&self.directory(id));
+        let _start = exec.is_empty().then(|| timeline.phase("start"));
         let started = async {
             let container = self.container(id)?;
             let pid = container.guest.start(id, exec).await?;

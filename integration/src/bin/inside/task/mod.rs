@@ -4,6 +4,7 @@ mod ended;
 mod events;
 mod execs;
 mod limits;
+mod operator;
 mod pod;
 mod streams;
 
@@ -55,7 +56,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         test("task.input", "what ctr reads reaches a container", input),
         test("task.no-program", "a program that is not there is named as runc names it", no_program),
     ];
-    [own, execs::tests(), streams::tests(), limits::tests(), pod::tests(), ended::tests()]
+    [own, execs::tests(), streams::tests(), limits::tests(), operator::tests(), pod::tests(), ended::tests()]
         .into_iter()
         .flatten()
         .collect()
