@@ -105,6 +105,11 @@ impl Api {
 }
 
 impl Container<'_> {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Its id, to be adopted through another connection; nobody removes it until then.
     pub fn hand_over(self) -> String {
         let id = self.id.clone();

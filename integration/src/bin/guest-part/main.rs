@@ -9,6 +9,7 @@ mod posix;
 mod random;
 mod scribble;
 mod tcp;
+mod unix;
 mod vsock;
 
 use std::fs;
@@ -21,6 +22,7 @@ use integration::{boot_time, tree};
 const USAGE: &str = "\
 usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part call PORT SEED LENGTH       send a pattern to a vsock port of the host
+       guest-part call-unix PATH SEED LENGTH  send a pattern to a unix socket
        guest-part serve-tcp PORT              answer streams on a TCP port
        guest-part tree make|check DIR COUNT SEED
        guest-part posix table DIR [PREFIX]    try what file system calls do, each case in a directory below DIR
@@ -56,6 +58,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["serve", port] => vsock::serve(number(port)?),
         ["serve-tcp", port] => tcp::serve(number(port)?),
         ["call", port, seed, length] => vsock::call(number(port)?, number(seed)?, number(length)?),
+        ["call-unix", path, seed, length] => unix::call(path, number(seed)?, number(length)?),
         ["tree", "make", dir, count, seed] => tree::make(&PathBuf::from(dir), number(count)?, number(seed)?),
         ["tree", "check", dir, count, seed] => {
             tree::check(&PathBuf::from(dir), number(count)?, number(seed)?)

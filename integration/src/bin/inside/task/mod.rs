@@ -1,12 +1,18 @@
 //! A container of ours does what the same container does with runc, in the same run: whatever differs is a finding.
 
+mod broken;
+mod bursts;
+mod cycles;
 mod ended;
 mod events;
 mod execs;
+mod files;
 mod limits;
+mod midway;
 mod operator;
 mod pod;
 mod streams;
+mod wrong;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,20 +29,21 @@ use crate::world::{Inside, RUNC};
 /// The runtime under test.
 const OURS: &str = "io.containerd.supermachine.v2";
 
-/// A script, and what it is for.
+/// A script, and what it is for. Each is a container; what can be said in one is.
 const SCRIPTS: &[(&str, &str)] = &[
-    ("codes", "exit 42"),
-    ("streams", "echo out; echo err >&2; exit 3"),
-    ("much", "head -c 8000000 /dev/zero | tr '\\0' x | md5sum; seq 1 200000"),
-    ("place", "pwd; id; echo $PATH; umask; ulimit -n; hostname | wc -c"),
-    ("rights", "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status"),
     (
-        "files",
-        "ls -d /bin /proc /dev/null /dev/shm /sys; echo a > /tmp-file; cat /tmp-file; ls -l /dev/fd/ | wc -l",
+        "all",
+        "exec 2>&1
+        pwd; id; echo $PATH; umask; ulimit -n; hostname | wc -c
+        grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status
+        ls -d /bin /proc /dev/null /dev/shm /sys; echo a > /tmp-file; cat /tmp-file; ls -l /dev/fd/ | wc -l
+        head -c 8000000 /dev/zero | tr '\\0' x | md5sum; seq 1 200000
+        (sleep 0.2; echo late) & echo early; wait
+        exit 42",
     ),
+    ("streams", "echo out; echo err >&2; exit 3"),
     ("first", "echo $$; cat /proc/1/comm; kill -0 1"),
     ("killed", "kill -9 $$"),
-    ("children", "(sleep 0.2; echo late) & echo early; wait"),
 ];
 
 /// From a container's start to its end or its first words.
@@ -56,10 +63,24 @@ pub fn tests() -> Vec<Test<Inside>> {
         test("task.input", "what ctr reads reaches a container", input),
         test("task.no-program", "a program that is not there is named as runc names it", no_program),
     ];
-    [own, execs::tests(), streams::tests(), limits::tests(), operator::tests(), pod::tests(), ended::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        own,
+        execs::tests(),
+        streams::tests(),
+        bursts::tests(),
+        files::tests(),
+        limits::tests(),
+        wrong::tests(),
+        broken::tests(),
+        operator::tests(),
+        pod::tests(),
+        ended::tests(),
+        midway::tests(),
+        cycles::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// An id for one of several containers of a test.

@@ -1,0 +1,175 @@
+//! What cannot be done: the client is told why, and nothing is left of the attempt.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::{Ctx, Outcome, Test};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::{Value, json};
+
+use super::{A_WHILE, OURS, Piped, test};
+use crate::world::{Inside, RUNC};
+
+pub fn tests() -> Vec<Test<Inside>> {
+    vec![
+        test("task.broken", "a configuration that cannot be is refused, and says which part of it", broken),
+        test("task.no-space", "where there is no space for a container its client is told", no_space),
+        test(
+            "task.unread",
+            "a process whose output nobody reads stands still, and is killed and deleted as any other",
+            unread,
+        ),
+        test("task.vanished", "a container whose files go away ends as any other", vanished),
+    ]
+}
+
+type Edit = fn(&mut Value);
+
+/// What is wrong, and the words of the refusal.
+const BROKEN: &[(Edit, &[&str])] = &[
+    (|spec| spec["process"]["args"] = json!([]), &["process.args"]),
+    (|spec| spec["process"]["cwd"] = json!("relative"), &["process.cwd"]),
+    (
+        |spec| spec["linux"]["namespaces"] = json!([{ "type": "mount" }, { "type": "nonsense" }]),
+        &["namespaces"],
+    ),
+    (
+        |spec| spec["mounts"] = json!([{ "destination": "/x", "type": "nfs", "source": "server:/" }]),
+        &["mounts[0]"],
+    ),
+    (
+        |spec| spec["mounts"] = json!([{ "destination": "/x", "type": "bind", "source": "/is/not/there" }]),
+        &["mounts[0].source", "/is/not/there"],
+    ),
+    (
+        |spec| {
+            spec["linux"]["namespaces"] =
+                json!([{ "type": "mount" }, { "type": "network", "path": "/proc/1/ns/net" }]);
+        },
+        &["network"],
+    ),
+    (|spec| spec["hooks"] = json!({ "createRuntime": [{ "path": "/bin/false" }] }), &["/bin/false", "hook"]),
+    (|spec| spec["linux"]["sysctl"] = json!({ "kernel.nonsense": "1" }), &["kernel.nonsense"]),
+];
+
+fn broken(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    let api = ctx.world.api()?;
+    for (edit, words) in BROKEN {
+        let refused = match Piped::new(ctx, &api, OURS, &["true"], edit) {
+            Ok(task) => task.container.start().err(),
+            Err(error) => Some(error),
+        };
+        let text = refused.map_or_else(|| "nothing".to_owned(), |error| format!("{error:#}"));
+        ctx.note(&text);
+        for word in *words {
+            ensure!(text.contains(word), "{word:?} is missing in {text:?}");
+        }
+        ensure!(!text.contains("Unimplemented"), "{text}");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// A tmpfs over a directory of the shim's, which is too small.
+struct Small<'a>(&'a Path);
+
+impl<'a> Small<'a> {
+    fn mount(at: &'a Path, data: &str) -> Result<Self> {
+        fs::create_dir_all(at)?;
+        mount(Some("small"), at, Some("tmpfs"), MsFlags::empty(), Some(data))
+            .with_context(|| format!("mounting a small tmpfs at {}", at.display()))?;
+        Ok(Self(at))
+    }
+}
+
+impl Drop for Small<'_> {
+    fn drop(&mut self) {
+        // Whatever is still in use there is a leak, and found as one.
+        if let Err(error) = umount2(self.0, MntFlags::MNT_DETACH) {
+            eprintln!("# unmounting {}: {error}", self.0.display());
+        }
+    }
+}
+
+fn no_space(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    let api = ctx.world.api()?;
+    let state = Path::new("/run/supermachine");
+    let existed = state.exists();
+    // From nothing at all to almost enough.
+    for inodes in [2, 4, 8, 12, 16, 20, 24] {
+        let small = Small::mount(state, &format!("nr_inodes={inodes},size=1m"))?;
+        let refused = match Piped::new(ctx, &api, OURS, &["true"], |_| {}) {
+            Ok(task) => {
+                task.container.start()?;
+                let code = task.container.wait(A_WHILE)?;
+                task.end(code)?;
+                format!("nothing: {code}")
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        ctx.note(format!("{inodes}: {refused}"));
+        let left: Vec<_> = fs::read_dir(state)?.flatten().map(|entry| entry.path()).collect();
+        drop(small);
+        ensure!(
+            refused.contains("No space left on device") || refused == "nothing: 0",
+            "with {inodes} files it says {refused:?}"
+        );
+        ensure!(left.is_empty(), "with {inodes} files there is left {left:?}");
+        ensure!(inodes > 8 || refused != "nothing: 0", "it did with {inodes} files");
+    }
+    if !existed {
+        let _ = fs::remove_dir(state);
+    }
+    Ok(Outcome::Passed)
+}
+
+fn unread(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    let api = ctx.world.api()?;
+    for runtime in [RUNC, OURS] {
+        let script = "echo ready >&2; seq 1 10000000";
+        let mut task = Piped::new(ctx, &api, runtime, &["sh", "-c", script], |_| {})?;
+        task.container.start()?;
+        task.stderr.read_until("ready", A_WHILE)?;
+        let arguments = ["task", "exec", "--exec-id", "other", &task.id, "echo", "still here"];
+        std::thread::sleep(Duration::from_secs(2));
+        let other = ctx.world.ctr().with(ctx.cmd("ctr"), arguments).ok()?;
+        ensure!(other.out() == "still here\n", "{runtime}: another process says {:?}", other.out());
+        task.container.kill(9)?;
+        let code = task.container.wait(A_WHILE)?;
+        ensure!(code == 137, "{runtime}: exit code {code}");
+        // Only now, so that nothing is read before it is deleted.
+        let deleted = task.container.delete_task()?;
+        ensure!(deleted == 137, "{runtime}: Delete says {deleted}");
+        let output = task.stdout.read_to_end(A_WHILE)?;
+        let text = String::from_utf8_lossy(&output);
+        ensure!(text.starts_with("1\n2\n3\n"), "{runtime}: it begins with {:?}", super::head(&text));
+        task.container.delete()?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn vanished(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    let api = ctx.world.api()?;
+    let home = ctx.path("home");
+    fs::create_dir_all(home.join("below"))?;
+    fs::write(home.join("below/file"), "there\n")?;
+    let edit = |spec: &mut Value| {
+        spec["mounts"].as_array_mut().into_iter().for_each(|list| {
+            list.push(
+                json!({ "type": "bind", "source": home, "destination": "/home", "options": ["rbind"] }),
+            );
+        });
+    };
+    let script = "cat /home/below/file; read line; cat /home/below/file; touch /home/x; echo $?; exit 6";
+    let mut task = Piped::new(ctx, &api, OURS, &["sh", "-c", script], edit)?;
+    task.container.start()?;
+    task.stdout.read_until("there\n", A_WHILE)?;
+    fs::remove_dir_all(&home)?;
+    task.stdin.write(b"go on\n")?;
+    let code = task.container.wait(A_WHILE)?;
+    let errors = String::from_utf8_lossy(&task.stderr.read_to_end(A_WHILE)?).into_owned();
+    ensure!(code == 6 && errors.contains("No such file or directory"), "{code} {errors:?}");
+    task.end(code)?;
+    Ok(Outcome::Passed)
+}
