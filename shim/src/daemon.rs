@@ -132,6 +132,8 @@ fn launch(args: &Args, group: &str, ttrpc: &str, path: &Path, listener: &UnixLis
 /// `serve`: is the shim, until it is told to leave.
 pub fn serve(args: &Args) -> Result<(), Box<dyn Failure>> {
     let born = time::now();
+    // What is started by /proc/self/exe is "exe" in lists of processes.
+    let _ = nix::sys::prctl::set_name(c"containerd-shim-supermachine-v2");
     let directory = Paths::new(Path::new(ROOT), &args.namespace, &args.id).shim();
     logger::start(Path::new("log"), &directory.join("log"), &args.id, args.debug);
     let runtime = tokio::runtime::Builder::new_current_thread()

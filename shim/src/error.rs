@@ -68,6 +68,10 @@ impl From<ttrpc::Error> for Error {
             ttrpc::Error::LocalClosed | ttrpc::Error::RemoteClosed | ttrpc::Error::Eof => {
                 Self::unavailable("the machine is gone: ttrpc: closed")
             }
+            // A missed deadline is nothing else to ttrpc.
+            ttrpc::Error::Others(text) => {
+                Self::deadline(format!("the agent of the machine did not answer: {text}"))
+            }
             other => Self::unavailable(format!("the agent of the machine cannot be reached: {other}")),
         }
     }
@@ -124,5 +128,7 @@ mod tests {
         let theirs = ttrpc::Error::from(Error::not_found("process already finished: not found"));
         assert_eq!(Error::from(theirs), Error::not_found("process already finished: not found"));
         assert_eq!(Error::from(ttrpc::Error::RemoteClosed).code, Code::UNAVAILABLE);
+        let late = ttrpc::Error::Others("Request deadline elapsed".into());
+        assert_eq!(Error::from(late).code, Code::DEADLINE_EXCEEDED);
     }
 }

@@ -74,5 +74,6 @@ impl Drop for Holder {
 
 /// Is that process.
 pub fn hold() {
+    let _ = nix::sys::prctl::set_name(c"supermachine-task");
     let _ = io::copy(&mut io::stdin(), &mut io::sink());
 }

@@ -7,6 +7,7 @@ mod ended;
 mod events;
 mod execs;
 mod files;
+mod hooks;
 mod limits;
 mod midway;
 mod operator;
@@ -69,6 +70,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         streams::tests(),
         bursts::tests(),
         files::tests(),
+        hooks::tests(),
         limits::tests(),
         wrong::tests(),
         broken::tests(),
