@@ -54,7 +54,7 @@ fn steps(
     let created = Instant::now();
     container.start()?;
     let started = Instant::now();
-    let first = said.join()?;
+    let (first, _stdout) = said.join()?;
 
     let exec = exec(bench, container, id)?;
     let phases = if side == Side::Ours { timeline(id)? } else { Vec::new() };
@@ -85,19 +85,20 @@ fn exec(bench: &Bench, container: &Container<'_>, id: &str) -> Result<f64> {
     let begun = Instant::now();
     let exec = container.exec("beside", &["echo", "up"], &stdio)?;
     exec.start()?;
-    let first = said.join()?;
+    let (first, _stdout) = said.join()?;
     let code = exec.wait(STEP)?;
     exec.delete()?;
     ensure!(code == 0, "the process beside it ended with {code}");
     Ok(first.duration_since(begun).as_secs_f64())
 }
 
-/// The moment of the first words of a stream.
-struct Said(JoinHandle<Result<Instant>>);
+/// The first words of a stream.
+struct Said(JoinHandle<Result<(Instant, Output)>>);
 
 impl Said {
-    /// Waits for it. Whoever does not, because something failed before, leaves it alone.
-    fn join(self) -> Result<Instant> {
+    /// Waits for them: when they came, and the stream, whose end nobody shall see before it is over. Whoever does not
+    /// wait, because something failed before, leaves the thread alone.
+    fn join(self) -> Result<(Instant, Output)> {
         self.0.join().map_err(|_| anyhow!("a reader broke"))?
     }
 }
@@ -107,7 +108,10 @@ fn streams(bench: &Bench, name: &str) -> Result<(Stdio, Said, Output)> {
     let mut stdout = Output::create(bench.path(&format!("{name}-stdout")))?;
     let stderr = Output::create(bench.path(&format!("{name}-stderr")))?;
     let stdio = Stdio { stdin: None, stdout: stdout.path().to_owned(), stderr: stderr.path().to_owned() };
-    let reading = thread::spawn(move || stdout.read_until(WORD, STEP + STEP).map(|_| Instant::now()));
+    let reading = thread::spawn(move || {
+        stdout.read_until(WORD, STEP + STEP)?;
+        Ok((Instant::now(), stdout))
+    });
     Ok((stdio, Said(reading), stderr))
 }
 
