@@ -1,9 +1,9 @@
 # Each target calls a script in hack/, which says more with --help or in its first lines.
 
-.PHONY: help install deb run test test-unit test-e2e audit bench bench-boot soak setup build lint shell clean
+.PHONY: help install deb run test test-unit test-e2e audit bench bench-boot bench-container soak setup build lint shell clean
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 17
 
 run: setup ## run a container, and show whose kernel it sees
 	@hack/run
@@ -25,6 +25,9 @@ bench: setup ## benchmarks side by side with their peers, as tables and charts i
 
 bench-boot: setup ## only boot to init, compared with QEMU
 	@hack/bench boot
+
+bench-container: setup ## only the steps of a container's life, compared with runc and crun
+	@hack/bench container
 
 soak: setup ## the long counts, part by part, written to docs/soak.md
 	@hack/soak

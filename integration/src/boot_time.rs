@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::Cmd;
 use crate::guest::Initrd;
+use crate::process;
 
 /// What [`init`] says.
 const INIT: &str = "init is here";
@@ -147,7 +148,7 @@ fn boot(command: Cmd, ours: bool) -> Result<Sample> {
     if !ours {
         return Ok(Sample { seconds, own_mib: None, phases: None });
     }
-    let own_mib = Some(own_memory(running.pid())?);
+    let own_mib = Some(process::memory(running.pid(), MIB << 20)?.own_mib());
     running.until_stdout_has(READY, ONE)?;
     let ready = begun.elapsed().as_secs_f64();
     let said = String::from_utf8_lossy(&running.stderr_so_far()).into_owned();
@@ -182,27 +183,6 @@ fn phases(said: &str, started: f64, first_words: f64, ready: f64) -> Option<Phas
     })
 }
 
-/// PSS of everything but the guest's RAM, which is the mapping of that size.
-fn own_memory(pid: i32) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).context("reading the monitor's smaps")?;
-    let kib = u32::try_from(own_kib(&text, MIB * 1024)).context("a monitor of 4 TiB")?;
-    Ok(f64::from(kib) / 1024.0)
-}
-
-/// The sum of `Pss` in the text of an smaps over the mappings that are smaller than `ram` KiB.
-fn own_kib(smaps: &str, ram: u64) -> u64 {
-    let (mut total, mut size) = (0, 0);
-    for line in smaps.lines() {
-        let kib = |rest: &str| rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
-        if let Some(rest) = line.strip_prefix("Size:") {
-            size = kib(rest);
-        } else if let Some(rest) = line.strip_prefix("Pss:") {
-            total += if size < ram { kib(rest) } else { 0 };
-        }
-    }
-    total
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,13 +196,5 @@ mod tests {
         assert!(near(found.process, 0.02) && near(found.prepare, 0.001), "{found:?}");
         assert!(near(found.kernel, 1.0 - 0.02 - 0.008) && near(found.init, 0.25), "{found:?}");
         assert!(phases("nothing", 0.0, 1.0, 1.0).is_none());
-    }
-
-    #[test]
-    fn guest_ram_is_not_the_monitors_own() {
-        let smaps = "7f-80 rw-p 0 0:0 0\nSize:  131072 kB\nPss:  70000 kB\nPss_Dirty: 5 kB\n\
-                     55-56 r-xp 0 0:0 0 /usr/bin/x\nSize: 2000 kB\nPss: 1500 kB\n\
-                     7a-7b rw-p 0 0:0 0\nSize: 64 kB\nPss: 12 kB\n";
-        assert_eq!(own_kib(smaps, 131_072), 1512);
     }
 }

@@ -13,6 +13,7 @@ pub mod bed;
 pub mod boot_time;
 mod cli;
 pub mod command;
+pub mod container_time;
 pub mod containerd;
 pub mod fifo;
 pub mod guest;

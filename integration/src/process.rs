@@ -92,6 +92,51 @@ fn ticks(stat: &str) -> u64 {
     [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<u64>().ok()).sum()
 }
 
+/// What a process takes of the host's memory, its share of what it shares with others (PSS), in KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it.
+    pub all: u64,
+    /// Of that, what is in large mappings: of a monitor, the RAM of its guest.
+    pub large: u64,
+}
+
+impl Memory {
+    /// All but what is in large mappings, in MiB.
+    pub fn own_mib(self) -> f64 {
+        mib(self.all - self.large)
+    }
+
+    /// All of it, in MiB.
+    pub fn all_mib(self) -> f64 {
+        mib(self.all)
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "nobody has 2^52 KiB")]
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
+
+/// The memory of the process `pid`. A mapping is large from `large` bytes on.
+pub fn memory(pid: i32, large: u64) -> std::io::Result<Memory> {
+    Ok(sum(&fs::read_to_string(format!("/proc/{pid}/smaps"))?, large / 1024))
+}
+
+fn sum(smaps: &str, large: u64) -> Memory {
+    let (mut memory, mut size) = (Memory::default(), 0);
+    for line in smaps.lines() {
+        let kib = |rest: &str| rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
+        if let Some(rest) = line.strip_prefix("Size:") {
+            size = kib(rest);
+        } else if let Some(rest) = line.strip_prefix("Pss:") {
+            memory.all += kib(rest);
+            memory.large += if size < large { 0 } else { kib(rest) };
+        }
+    }
+    memory
+}
+
 fn parse(stat: &str, arguments: &[u8]) -> Option<Process> {
     // The name is in parentheses and may itself contain any of them.
     let (pid, rest) = stat.split_once(" (")?;
@@ -165,6 +210,17 @@ mod tests {
         for broken in ["", "42", "42 (x)", "42 (x) S", "x (y) S 1"] {
             assert_eq!(parse(broken, b""), None, "{broken:?}");
         }
+    }
+
+    #[test]
+    fn guest_ram_is_not_the_monitors_own() {
+        let smaps = "7f-80 rw-p 0 0:0 0\nSize:  131072 kB\nPss:  70000 kB\nPss_Dirty: 5 kB\n\
+                     55-56 r-xp 0 0:0 0 /usr/bin/x\nSize: 2000 kB\nPss: 1500 kB\n\
+                     7a-7b rw-p 0 0:0 0\nSize: 64 kB\nPss: 12 kB\n";
+        let found = sum(smaps, 131_072);
+        assert_eq!(found, Memory { all: 71_512, large: 70_000 });
+        assert!((found.own_mib() - 1512.0 / 1024.0).abs() < 1e-9);
+        assert!(memory(i32::try_from(std::process::id()).unwrap(), u64::MAX).unwrap().all > 0);
     }
 
     #[test]

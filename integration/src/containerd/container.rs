@@ -11,6 +11,8 @@ use containerd_client::services::v1::{
 };
 use containerd_client::tonic::Code;
 use containerd_client::types::Mount;
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::shim::oci::Options;
 use prost_types::Any;
 use serde_json::Value;
 
@@ -45,8 +47,8 @@ pub struct Stdio {
 /// A container of a test. Dropping it removes whatever is left of it, so that a test which fails half way
 /// leaves nothing for the next.
 pub struct Container<'a> {
-    api: &'a Api,
-    id: String,
+    pub(super) api: &'a Api,
+    pub(super) id: String,
     rootfs: Vec<Mount>,
     terminal: bool,
     has_task: bool,
@@ -64,6 +66,23 @@ impl Api {
         new: &NewContainer<'_>,
         edit: impl FnOnce(&mut Value),
     ) -> Result<Container<'_>> {
+        self.register(new, None, edit)
+    }
+
+    /// The same as [`Api::create`], for a runtime whose shim is runc's: it shall call `binary` in runc's place.
+    pub fn create_through(&self, new: &NewContainer<'_>, binary: &str) -> Result<Container<'_>> {
+        let options = Options { binary_name: binary.into(), ..Options::default() };
+        let value = options.write_to_bytes().context("writing the runtime's options")?;
+        let options = Any { type_url: "containerd.runc.v1.Options".into(), value };
+        self.register(new, Some(options), |_| {})
+    }
+
+    fn register(
+        &self,
+        new: &NewContainer<'_>,
+        options: Option<Any>,
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Container<'_>> {
         let parent = self.top_layer(new.image)?;
         let rootfs = self.prepare_snapshot(new.id, &parent)?;
         let mut spec = spec(new.id, self.namespace(), new.process, false);
@@ -74,7 +93,7 @@ impl Api {
         let record = Record {
             id: new.id.into(),
             image: new.image.into(),
-            runtime: Some(Runtime { name: new.runtime.into(), options: None }),
+            runtime: Some(Runtime { name: new.runtime.into(), options }),
             spec: Some(Any {
                 type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
                 value: serde_json::to_vec(&spec).context("writing the container's configuration")?,
@@ -228,6 +247,6 @@ impl Drop for Container<'_> {
     }
 }
 
-fn text(path: &Path) -> String {
+pub(super) fn text(path: &Path) -> String {
     path.display().to_string()
 }

@@ -3,9 +3,14 @@
 mod api;
 mod container;
 mod ctr;
+mod exec;
 mod image;
+mod shim;
 mod spec;
 
 pub use api::{Api, Version};
 pub use container::{Container, NewContainer, Stdio};
 pub use ctr::Ctr;
+pub use exec::Exec;
+pub use shim::shim_of;
+pub use spec::spec;

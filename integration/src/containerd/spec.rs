@@ -2,30 +2,11 @@
 
 use serde_json::{Value, json};
 
-/// A configuration that runs `process` as root, in namespaces of its own, with nothing but busybox around.
-pub(super) fn spec(id: &str, namespace: &str, process: &[&str], terminal: bool) -> Value {
-    let capabilities = [
-        "CAP_CHOWN",
-        "CAP_DAC_OVERRIDE",
-        "CAP_FOWNER",
-        "CAP_KILL",
-        "CAP_NET_BIND_SERVICE",
-        "CAP_SETGID",
-        "CAP_SETUID",
-    ];
+/// A configuration that runs `arguments` as root, in namespaces of its own, with nothing but busybox around.
+pub fn spec(id: &str, namespace: &str, arguments: &[&str], terminal: bool) -> Value {
     json!({
         "ociVersion": "1.0.2",
-        "process": {
-            "terminal": terminal,
-            "user": {"uid": 0, "gid": 0},
-            "args": process,
-            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-            "cwd": "/",
-            "capabilities": {
-                "bounding": capabilities, "effective": capabilities, "permitted": capabilities
-            },
-            "noNewPrivileges": true
-        },
+        "process": process(arguments, terminal),
         "root": {"path": "rootfs"},
         "hostname": "integration",
         "mounts": [
@@ -41,6 +22,28 @@ pub(super) fn spec(id: &str, namespace: &str, process: &[&str], terminal: bool) 
                 {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}
             ]
         }
+    })
+}
+
+/// The same for a process beside the container's own.
+pub(super) fn process(arguments: &[&str], terminal: bool) -> Value {
+    let capabilities = [
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_KILL",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SETGID",
+        "CAP_SETUID",
+    ];
+    json!({
+        "terminal": terminal,
+        "user": {"uid": 0, "gid": 0},
+        "args": arguments,
+        "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        "cwd": "/",
+        "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+        "noNewPrivileges": true
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod bed;
 mod boot;
+mod container;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,15 +11,16 @@ use anyhow::{Context, Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 
 const USAGE: &str = "\
-usage: bench bed|boot [OPTION]...
+usage: bench bed|boot|container [OPTION]...
 
   bed                       restoring the emulated host, compared with booting it
   boot                      a machine of ours to its init, compared with QEMU's, in that host
+  container                 the steps of a container's life, compared with runc and crun, in that host
 
   --runs N                  samples of each side (10)
   --arch ARCH[,ARCH]        x86_64, aarch64 (this machine's)
   --testbed PROGRAM         the tool that runs emulated hosts (hack/testbed)
-  --share DIR               DIR/ARCH/guest-part is the tests' program for that host (target/bench)
+  --share DIR               DIR/ARCH has guest-part and container-time for that host (target/bench)
   --output DIR              where the results go (target/bench)";
 
 /// What all benchmarks take.
@@ -77,6 +79,7 @@ fn run() -> Result<()> {
         let report = match name.as_str() {
             "bed" => bed::measure(&options)?,
             "boot" => boot::measure(&options)?,
+            "container" => container::measure(&options)?,
             other => bail!("there is no benchmark {other}\n{USAGE}"),
         };
         let path = options.output.join(format!("{name}.json"));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::command::Running;
-use integration::containerd::{Api, Ctr};
+use integration::containerd::{Api, Ctr, shim_of};
 use integration::process::{self, Process};
 use integration::wait::{Attempt, until};
 use integration::{Ctx, Outcome, Test};
@@ -35,13 +35,6 @@ pub fn tests() -> Vec<Test<Inside>> {
             restart,
         ),
     ]
-}
-
-pub fn shim_of(id: &str) -> Result<Process> {
-    let of_it = |process: &Process| {
-        process.arguments.contains("containerd-shim-") && process.arguments.contains(&format!("-id {id} "))
-    };
-    process::all().into_iter().find(of_it).with_context(|| format!("there is no shim of {id}"))
 }
 
 pub fn kill_hard(process: &Process) -> Result<()> {

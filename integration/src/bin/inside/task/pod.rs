@@ -1,12 +1,12 @@
 //! Containers of a pod: one machine, one shim, and names of their own.
 
 use anyhow::{Result, ensure};
-use integration::containerd::Api;
+use integration::containerd::{Api, shim_of};
 use integration::wait::{Attempt, until};
 use integration::{Ctx, Outcome, Test};
 use serde_json::{Value, json};
 
-use super::ended::{kill_hard, shim_of};
+use super::ended::kill_hard;
 use super::{A_WHILE, OURS, Piped, test};
 use crate::world::{Inside, RUNC};
 
