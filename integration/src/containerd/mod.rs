@@ -8,4 +8,5 @@ mod spec;
 
 pub use api::{Api, Version};
 pub use container::{Container, NewContainer, Stdio};
+pub use containerd_client::types::Mount;
 pub use ctr::Ctr;

@@ -1,5 +1,6 @@
 //! A container of ours does what the same container does with runc, in the same run: whatever differs is a finding.
 
+mod disks;
 mod ended;
 mod events;
 mod execs;
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration::containerd::{Api, Container, NewContainer, Stdio};
+use integration::containerd::{Api, Container, Mount, NewContainer, Stdio};
 use integration::fifo::{Input, Output};
 use integration::{Ctx, Outcome, Rounds, Test};
 use serde_json::Value;
@@ -56,10 +57,19 @@ pub fn tests() -> Vec<Test<Inside>> {
         test("task.input", "what ctr reads reaches a container", input),
         test("task.no-program", "a program that is not there is named as runc names it", no_program),
     ];
-    [own, execs::tests(), streams::tests(), limits::tests(), operator::tests(), pod::tests(), ended::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        own,
+        execs::tests(),
+        streams::tests(),
+        limits::tests(),
+        operator::tests(),
+        pod::tests(),
+        disks::tests(),
+        ended::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// An id for one of several containers of a test.
@@ -98,12 +108,28 @@ impl<'a> Piped<'a> {
         process: &[&str],
         edit: impl FnOnce(&mut Value),
     ) -> Result<Self> {
+        Self::on(ctx, api, runtime, id, process, None, edit)
+    }
+
+    /// With these mounts for its root, in the place of those of a snapshot.
+    fn on(
+        ctx: &Ctx<'_, Inside>,
+        api: &'a Api,
+        runtime: &str,
+        id: String,
+        process: &[&str],
+        root: Option<Vec<Mount>>,
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Self> {
         let mut terminal = false;
         let new = NewContainer { id: &id, image: &ctx.world.image, runtime, process };
         let mut container = api.create_with(&new, |spec| {
             edit(spec);
             terminal = spec["process"]["terminal"] == true;
         })?;
+        if let Some(root) = root {
+            container.set_root(root);
+        }
         let path = |name: &str| ctx.path(&format!("{id}-{name}"));
         let stdin = Input::create(path("stdin"))?;
         let stdout = Output::create(path("stdout"))?;
