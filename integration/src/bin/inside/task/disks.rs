@@ -154,7 +154,7 @@ fn mounted(ctx: &Ctx<'_, Inside>, api: &Api, runtime: &str, tree: &Path) -> Resu
     let directory = ctx.path(&format!("images {}", if runtime == OURS { "ours" } else { "runc" }));
     fs::create_dir(&directory)?;
     // Names that the monitor could take for its options.
-    let [rw, ro, fixed] = ["rw, a=b:ro", "ro:rw", "erofs:serial=x"].map(|name| directory.join(name));
+    let [rw, ro, fixed] = ["rw, a b:ro", "ro:rw", "erofs:serial=x"].map(|name| directory.join(name));
     ext4(ctx, &rw, tree)?;
     ext4(ctx, &ro, tree)?;
     erofs(ctx, &fixed, tree)?;
