@@ -263,3 +263,25 @@ impl Device for Block {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_a_disk() {
+        let directory = std::env::temp_dir().join(format!("vmm-disks-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let (image, fifo) = (directory.join("image"), directory.join("fifo"));
+        File::create(&image).unwrap().set_len(4096).unwrap();
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let disk = Block::open(&image, false).unwrap();
+        assert_eq!((disk.len, disk.unit, disk.id.as_str()), (4096, 512, "image"));
+        assert!(matches!(Block::open(&image, true).unwrap_err(), Error::Busy { .. }));
+        assert_eq!(disk.named("c0b0").id, "c0b0");
+        for path in [fifo.as_path(), &directory, Path::new("/dev/null"), Path::new("/none")] {
+            assert!(matches!(Block::open(path, true).unwrap_err(), Error::Open { .. }), "{}", path.display());
+        }
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}
