@@ -121,7 +121,11 @@ impl Block {
         let failed = |source| Error::Open { path: path.to_owned(), source };
         let kind = fs::metadata(path).map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            return Err(failed(io::Error::other("it is neither a regular file nor a block device")));
+            let (wrong, why) = match kind.is_dir() {
+                true => (io::ErrorKind::IsADirectory, "it is a directory"),
+                false => (io::ErrorKind::InvalidInput, "it is neither a file nor a block device"),
+            };
+            return Err(failed(io::Error::new(wrong, why)));
         }
         let mut options = OpenOptions::new();
         options.read(true).write(!read_only);
