@@ -11,7 +11,6 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use agent_api::READY_PORT;
 use agent_api::agent::ConfigureRequest;
@@ -111,7 +110,7 @@ impl Machine {
         tokio::spawn(async move {
             let status = child.wait().await;
             // Its last words.
-            let _ = timeout(Duration::from_secs(1), listening).await;
+            let _ = timeout(deadlines::LAST_WORDS / 2, listening).await;
             let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
             tell.send_replace(Some(how));
         });
@@ -135,7 +134,11 @@ impl Machine {
         };
         let (control, guest) = match booted {
             Ok(booted) => booted,
-            Err(error) => return Err(explain(error, &paths, &ended, &said)),
+            Err(error) => {
+                // Its socket may close before it has been heard out, and it ends with the socket.
+                let _ = timeout(deadlines::LAST_WORDS, over.wait_for(Option::is_some)).await;
+                return Err(explain(error, &paths, &ended, &said));
+            }
         };
         info!("machine of monitor {pid} booted in {:?}", begun.elapsed());
         Ok(Self { guest, journal, paths, monitor, ended, said, _control: control })
