@@ -121,9 +121,10 @@ impl Block {
         let failed = |source| Error::Open { path: path.to_owned(), source };
         let kind = fs::metadata(path).map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            let (wrong, why) = match kind.is_dir() {
-                true => (io::ErrorKind::IsADirectory, "it is a directory"),
-                false => (io::ErrorKind::InvalidInput, "it is neither a file nor a block device"),
+            let (wrong, why) = if kind.is_dir() {
+                (io::ErrorKind::IsADirectory, "it is a directory")
+            } else {
+                (io::ErrorKind::InvalidInput, "it is neither a file nor a block device")
             };
             return Err(failed(io::Error::new(wrong, why)));
         }
