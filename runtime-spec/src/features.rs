@@ -219,4 +219,28 @@ mod tests {
             case.plan();
         }
     }
+
+    /// Of all that containerd's mount manager can do to a mount, and of all that snapshotters yield.
+    #[test]
+    fn nothing_else_is_taken_raw() {
+        let allowed = annotations()[ALLOW_MOUNTS].clone();
+        let allowed: Vec<_> = allowed.split(',').collect();
+        let plan = |typ: &str, source: &str| {
+            let mut case = Case::new();
+            let mount =
+                crate::RootfsMount { typ: typ.to_owned(), source: source.to_owned(), ..Default::default() };
+            case.rootfs = vec![mount];
+            case.try_plan()
+        };
+        for transform in ["format", "mkdir", "mkfs", "loop", "idmap", "dmverity", "verity"] {
+            let taken = plan(&format!("{transform}/overlay"), "overlay").is_ok();
+            assert_eq!(taken, allowed.contains(&format!("{transform}/*").as_str()), "{transform}");
+        }
+        for typ in
+            ["bind", "btrfs", "dmverity", "erofs", "ext4", "loop", "mkfs", "overlay", "squashfs", "xfs"]
+        {
+            let on_disk = plan(typ, "/image.erofs").is_ok_and(|plan| !plan.blocks.is_empty());
+            assert_eq!(on_disk, allowed.contains(&typ), "{typ}");
+        }
+    }
 }

@@ -43,3 +43,5 @@ pub const HOOK: Duration = Duration::from_secs(120);
 pub const CGROUP: Duration = Duration::from_secs(2);
 /// What a `start` asks of another shim, or of the containerd binary.
 pub const ASK: Duration = Duration::from_secs(5);
+/// For what a monitor that fails has to say, and its end.
+pub const LAST_WORDS: Duration = Duration::from_secs(2);

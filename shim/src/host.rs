@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 use runtime_spec::host::{Files, Found, Owner};
+
+use crate::error::{Error, Result};
 
 /// Of the file system in which namespaces are files; see `magic(7)`.
 const NSFS: FsType = FsType(0x6e73_6673);
@@ -55,6 +57,23 @@ impl Files for HostFiles {
     }
 }
 
+/// The node of a disk of these numbers: the kernel's own, whatever other nodes there are.
+pub fn disk(major: i64, minor: i64) -> Result<PathBuf> {
+    let none = |why: &str| {
+        Error::precondition(format!(
+            "the host's disk {major}:{minor}: {why}; give one that lsblk shows, or leave it out"
+        ))
+    };
+    let told = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"))
+        .map_err(|_| none("the kernel has no such disk"))?;
+    let name = told.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+    let path = Path::new("/dev").join(name.ok_or_else(|| none("the kernel has no name for it"))?);
+    match HostFiles.look(&path) {
+        Found::Block { major: found, minor: too } if (found, too) == (major, minor) => Ok(path),
+        _ => Err(none(&format!("{} is something else", path.display()))),
+    }
+}
+
 /// Processors that are online.
 pub fn cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
@@ -90,5 +109,21 @@ mod tests {
         assert!(matches!(HostFiles.look(Path::new("/proc/self/ns/net")), Found::Namespace { .. }));
         assert!(memory() > 1 << 20 && cpus() > 0);
         assert_eq!(HostFiles.tmpfs_size(Path::new("/")), None);
+    }
+
+    #[test]
+    fn disks_have_their_own_nodes() {
+        for entry in fs::read_dir("/sys/dev/block").into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let (major, minor) = name.to_str().unwrap().split_once(':').unwrap();
+            let (major, minor) = (major.parse().unwrap(), minor.parse().unwrap());
+            // Where there are nodes at all.
+            if let Ok(path) = disk(major, minor) {
+                assert_eq!(HostFiles.look(&path), Found::Block { major, minor });
+            }
+        }
+        for (major, minor) in [(4095, 1_048_575), (-1, 0)] {
+            assert!(disk(major, minor).unwrap_err().text.contains("no such disk"));
+        }
     }
 }

@@ -30,6 +30,7 @@ pub mod inventory;
 pub mod journal;
 pub mod ledger;
 pub mod logger;
+pub mod loops;
 pub mod machine;
 pub mod paths;
 pub mod process;

@@ -4,13 +4,13 @@
 //! when the shim does, however that ends.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use agent_api::READY_PORT;
 use agent_api::agent::ConfigureRequest;
@@ -29,6 +29,7 @@ use vmm::control::Client as Control;
 use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::guest::Guest;
+use crate::host;
 use crate::journal::{Journal, Made};
 use crate::paths::Paths;
 use crate::process::Process;
@@ -109,7 +110,7 @@ impl Machine {
         tokio::spawn(async move {
             let status = child.wait().await;
             // Its last words.
-            let _ = timeout(Duration::from_secs(1), listening).await;
+            let _ = timeout(deadlines::LAST_WORDS / 2, listening).await;
             let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
             tell.send_replace(Some(how));
         });
@@ -133,7 +134,11 @@ impl Machine {
         };
         let (control, guest) = match booted {
             Ok(booted) => booted,
-            Err(error) => return Err(explain(error, &paths, &ended, &said)),
+            Err(error) => {
+                // Its socket may close before it has been heard out, and it ends with the socket.
+                let _ = timeout(deadlines::LAST_WORDS, over.wait_for(Option::is_some)).await;
+                return Err(explain(error, &paths, &ended, &said));
+            }
         };
         info!("machine of monitor {pid} booted in {:?}", begun.elapsed());
         Ok(Self { guest, journal, paths, monitor, ended, said, _control: control })
@@ -267,13 +272,13 @@ fn spawn(recipe: &Recipe<'_>, control: &StdStream) -> Result<Child> {
     if let Some(cgroup) = recipe.cgroup {
         command.arg("--cgroup").arg(cgroup);
     }
-    let mut share = std::ffi::OsString::from(format!("{SHARE_TAG}="));
+    let mut share = OsString::from(format!("{SHARE_TAG}="));
     share.push(paths.tree());
     command.arg("--share").arg(share).arg("--vsock").arg(paths.vsock());
     command.arg("--kernel").arg(guest_file(recipe.machine.kernel.as_ref(), KERNEL)?);
     command.arg("--initrd").arg(guest_file(recipe.machine.initrd.as_ref(), INITRD)?);
     command.arg("--memory").arg(size.memory.to_string()).arg("--cpus").arg(size.cpus.to_string());
-    let mut console = std::ffi::OsString::from("file:");
+    let mut console = OsString::from("file:");
     console.push(paths.machine().join("console"));
     command.arg("--console").arg(console).arg("--append").arg("quiet");
     for block in recipe.blocks {
@@ -304,14 +309,14 @@ fn above(fd: &impl std::os::fd::AsFd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-fn block_argument(block: &Block) -> Result<std::ffi::OsString> {
-    let BlockSource::Path(path) = &block.source else {
-        return Err(Error::precondition("block devices by number are not passed to machines; name a path"));
+/// With all options, so that none is looked for in the path.
+fn block_argument(block: &Block) -> Result<OsString> {
+    let path = match &block.source {
+        BlockSource::Path(path) => path.clone(),
+        BlockSource::Device { major, minor } => host::disk(*major, *minor)?,
     };
-    let mut argument = path.clone().into_os_string();
-    if block.readonly {
-        argument.push(":ro");
-    }
+    let mut argument = path.into_os_string();
+    argument.push(format!(":serial={}:{}", block.serial, if block.readonly { "ro" } else { "rw" }));
     Ok(argument)
 }
 
@@ -365,4 +370,22 @@ fn explain(
         }
     }
     Error { code: error.code, text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_whatever_their_paths() {
+        for (path, readonly, argument) in [
+            ("/a.img", false, "/a.img:serial=c0b1:rw"),
+            ("/a.img", true, "/a.img:serial=c0b1:ro"),
+            ("/a b:ro", false, "/a b:ro:serial=c0b1:rw"),
+        ] {
+            let source = BlockSource::Path(path.into());
+            let block = Block { serial: "c0b1".to_owned(), source, readonly };
+            assert_eq!(block_argument(&block).unwrap(), argument);
+        }
+    }
 }

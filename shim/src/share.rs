@@ -18,6 +18,7 @@ use runtime_spec::plan::{Access, Bind, Directory, Mount, Share, Source};
 
 use crate::error::{Attempt, Error, Result};
 use crate::journal::{Journal, Made};
+use crate::loops;
 
 /// The longest text of options that the kernel reads: a page, with its nul.
 const LONGEST_OPTIONS: usize = 4095;
@@ -69,11 +70,6 @@ fn mount_one(wanted: &Mount) -> Result<()> {
     }
     let (flags, data) = flags_and_data(&wanted.options);
     let what = format!("mounting {} of type {} on {}", source.display(), wanted.typ, wanted.target.display());
-    if data.split(',').any(|option| option == "loop") {
-        return Err(Error::precondition(format!(
-            "{what}: images are not attached to loop devices; use a snapshotter that mounts them, or one whose images go to the machine as disks"
-        )));
-    }
     if wanted.typ == "bind" || flags.contains(MsFlags::MS_BIND) {
         let readonly = flags.contains(MsFlags::MS_RDONLY);
         let wanted = Bind {
@@ -86,7 +82,33 @@ fn mount_one(wanted: &Mount) -> Result<()> {
         };
         return bind(&wanted, &wanted.place).attempt(what);
     }
+    if fs::metadata(source).is_ok_and(|found| found.is_file()) {
+        return image(&wanted.typ, source, &wanted.target, flags, &data).attempt(what);
+    }
     plain(&wanted.typ, source, &wanted.target, flags, &data).attempt(what)
+}
+
+/// An image in a file, on a loop device; erofs needs none where the kernel can do without.
+fn image(typ: &str, source: &Path, target: &Path, flags: MsFlags, data: &str) -> io::Result<()> {
+    let mut options: Vec<_> = data.split(',').filter(|option| *option != "loop").map(str::to_owned).collect();
+    let flags = if typ == "erofs" { flags | MsFlags::MS_RDONLY } else { flags };
+    if typ == "erofs" {
+        match plain(typ, source, target, flags, &options.join(",")) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTBLK) => {}
+            done => return done,
+        }
+    }
+    let readonly = flags.contains(MsFlags::MS_RDONLY);
+    let main = loops::attach(source, readonly)?;
+    let mut more = Vec::new();
+    for option in &mut options {
+        if let Some(path) = option.strip_prefix("device=") {
+            let device = loops::attach(Path::new(path), true)?;
+            *option = format!("device={}", device.path.display());
+            more.push(device);
+        }
+    }
+    plain(typ, &main.path, target, flags, &options.join(","))
 }
 
 fn make_wanted(directory: &Directory) -> io::Result<()> {

@@ -221,7 +221,8 @@ impl Entry {
         let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
         step("bind", &self.source, mount(Some(&self.source), &inside, none, bind, none))?;
         let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
-        if !metadata.file_type().is_char_device() {
+        let kind = metadata.file_type();
+        if !kind.is_char_device() && !kind.is_block_device() {
             attributes |= libc::MOUNT_ATTR_NODEV;
         }
         if self.access == Access::ReadOnly {

@@ -136,6 +136,11 @@ impl Container<'_> {
         id
     }
 
+    /// Gives it these mounts for its root file system, in the place of those of its snapshot.
+    pub fn set_root(&mut self, rootfs: Vec<Mount>) {
+        self.rootfs = rootfs;
+    }
+
     /// Creates its task and returns the pid that containerd gives for it.
     pub fn create_task(&mut self, stdio: &Stdio) -> Result<u32> {
         let request = self.api.within(CreateTaskRequest {

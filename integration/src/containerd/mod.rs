@@ -10,6 +10,7 @@ mod spec;
 
 pub use api::{Api, Version};
 pub use container::{Container, NewContainer, Stdio};
+pub use containerd_client::types::Mount;
 pub use ctr::Ctr;
 pub use exec::Exec;
 pub use shim::shim_of;

@@ -4,7 +4,8 @@
 //!
 //! - **In the guest**, when all of it is images (erofs, ext4) and what is made of them by reference
 //!   (`{{ mount 0 }}`). The images are disks of the machine, and its kernel mounts them and the overlay.
-//! - **On the host** otherwise: the shim mounts it to a place in the shared tree.
+//! - **On the host** otherwise: the shim mounts it to a place in the shared tree. So it is too where the machine cannot
+//!   have these disks: because it runs already, as that of a pod does, or because they are too many.
 //!
 //! Without any mounts the root is the directory that the spec names, bound like on the second way.
 
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use crate::devices::next_serial;
 use crate::error::{Error, Result, at, invalid, missing, unsupported};
 use crate::host::Found;
+use crate::kind::Kind;
 use crate::plan::{Block, BlockSource, Directory, Mount, Plan, Source};
 use crate::planner::Context;
 use crate::{layout, mounts};
@@ -26,9 +28,14 @@ pub(crate) const HOST_TYPES: &[&str] = &["bind", "overlay", "btrfs", "zfs", "xfs
 /// What containerd's mount manager would do to a mount, and we do: it hands them over raw if told so.
 pub(crate) const TRANSFORMS: &[&str] = &["mkdir", "format"];
 
+/// More disks than these are left to the host: each takes one of a machine's interrupts, of which x86_64 has 18.
+const MOST_DISKS: usize = 12;
+
 /// Options that are for the mount manager, of which this one is done here.
 const CONTAINERD: &str = "X-containerd.";
 const MKDIR: &str = "X-containerd.mkdir.";
+/// Where another image of an erofs is.
+const DEVICE: &str = "device=";
 
 /// A mount of `CreateTaskRequest.rootfs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,6 +60,12 @@ struct Part<'a> {
 impl Part<'_> {
     fn is_image(&self) -> bool {
         IMAGES.contains(&self.typ)
+    }
+
+    /// As how many disks the guest would have it.
+    fn disks(&self) -> usize {
+        let more = self.given.options.iter().filter(|option| option.starts_with(DEVICE)).count();
+        if self.is_image() { 1 + more } else { 0 }
     }
 
     /// Whether everything that it is made of is another mount of the list.
@@ -86,7 +99,8 @@ pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
     } else {
         let mounts = request.rootfs.iter().enumerate();
         let parts = mounts.map(|(index, given)| part(index, given)).collect::<Result<Vec<_>>>()?;
-        let in_guest = parts.iter().any(Part::is_image)
+        let in_guest = !matches!(context.kind, Kind::Member { .. })
+            && (1..=MOST_DISKS).contains(&parts.iter().map(Part::disks).sum())
             && parts.iter().all(|part| part.is_image() || part.refers_only());
         if in_guest { of_images(context, plan, &parts)? } else { on_host(context, plan, &parts)? }
     };
@@ -152,7 +166,7 @@ fn of_images(context: &Context<'_>, plan: &mut Plan, parts: &[Part<'_>]) -> Resu
             let mut devices = Vec::new();
             let mut rest = Vec::new();
             for option in options {
-                match option.strip_prefix("device=") {
+                match option.strip_prefix(DEVICE) {
                     Some(path) => devices.push(disk(context, plan, part, "device", Path::new(path), true)?),
                     None if option == "loop" || (option == "rw" && readonly) => {}
                     None => rest.push(option),
@@ -282,7 +296,7 @@ fn check(part: &Part<'_>, options: &[String]) -> Result<()> {
     let known = |option: &String| {
         mounts::options::KNOWN.contains(&option.as_str())
             || mounts::filesystems::takes(part.typ, option)
-            || option.starts_with("device=")
+            || option.starts_with(DEVICE)
     };
     let unknown = |option: &String| option.starts_with(CONTAINERD) || (part.is_image() && !known(option));
     if let Some(option) = options.iter().find(|option| unknown(option)) {

@@ -180,6 +180,40 @@ fn images_under_a_directory_of_the_host_are_composed_there() {
     assert_eq!(plan.share.rootfs[1].options[2], "lowerdir=/share/c1/layers/0");
 }
 
+/// A machine that runs takes no more disks, and one that is made not any number of them.
+#[test]
+fn images_that_the_machine_cannot_have_are_composed_on_the_host() {
+    let compose = |layers: usize| {
+        let mut list = vec![mount("ext4", "/rw.img", &["loop"])];
+        list.extend((0..layers).map(|_| mount("erofs", "/image.erofs", &["ro", "loop"])));
+        let lower = format!("lowerdir={{{{ overlay 1 {layers} }}}}");
+        let upper = ["workdir={{ mount 0 }}/work", "upperdir={{ mount 0 }}/upper", lower.as_str()];
+        list.push(mount("format/overlay", "overlay", &upper));
+        list
+    };
+    for (layers, member, at) in [
+        (1, false, COMPOSED),
+        (MOST_DISKS - 1, false, COMPOSED),
+        (MOST_DISKS, false, SHARED),
+        (1, true, SHARED),
+    ] {
+        let mut case = case(&compose(layers));
+        if member {
+            case.spec["annotations"] = json!({ "io.containerd.runc.v2.group": "pod" });
+            let namespaces = case.spec["linux"]["namespaces"].as_array_mut().unwrap();
+            namespaces.retain(|namespace| namespace["type"] != "network");
+            namespaces.push(json!({ "type": "network", "path": "/run/netns/a" }));
+            let netns = Some("/run/netns/a".into());
+            case.pod = Some(crate::host::Pod { id: "pod".to_owned(), tasks: Vec::new(), netns });
+        }
+        let plan = case.plan();
+        let on_host = at == SHARED;
+        assert_eq!((root(&plan), plan.blocks.is_empty()), (at, on_host), "{layers} {member}");
+        let mounted = if on_host { plan.share.rootfs.len() } else { plan.guest.mounts.len() };
+        assert_eq!(mounted, layers + 2);
+    }
+}
+
 #[test]
 fn lists_that_make_no_root() {
     for (list, path) in [

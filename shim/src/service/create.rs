@@ -136,7 +136,7 @@ impl Shim {
         }
         if !plan.blocks.is_empty() && plan.machine.is_none() {
             return Err(Error::precondition(
-                "a machine that runs takes no more disks; use a snapshotter that mounts",
+                "a machine that runs takes no more disks; mount them on the host and bind them",
             ));
         }
         Ok(plan)

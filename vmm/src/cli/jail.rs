@@ -146,11 +146,11 @@ mod linux {
         if let Some(initrd) = &mut options.initrd {
             place(initrd, "/boot/initrd".into(), ReadOnly);
         }
-        for (index, (path, read_only)) in options.blocks.iter_mut().enumerate() {
-            // The guest is told its name.
-            let name = path.file_name().unwrap_or("disk".as_ref()).to_owned();
-            let access = if *read_only { ReadOnly } else { ReadWrite };
-            place(path, Path::new(&format!("/disk/{index}")).join(name), access);
+        for (index, disk) in options.disks.iter_mut().enumerate() {
+            // Without a serial number the guest is told its name.
+            let name = disk.path.file_name().unwrap_or("disk".as_ref()).to_owned();
+            let access = if disk.read_only { ReadOnly } else { ReadWrite };
+            place(&mut disk.path, Path::new(&format!("/disk/{index}")).join(name), access);
         }
         for (index, share) in options.shares.iter_mut().enumerate() {
             let access = if share.read_only { ReadOnly } else { ReadWrite };
@@ -224,7 +224,7 @@ mod linux {
                 ]
             );
             assert_eq!(options.control, Some(Control::Path("/control/sock".into())));
-            assert_eq!(options.blocks[0].0, Path::new("/disk/0/a.img"));
+            assert_eq!(options.disks[0].path, Path::new("/disk/0/a.img"));
             assert_eq!(options.shares[0].directory, Path::new("/share/0"));
         }
 

@@ -47,7 +47,10 @@ Options of run:
   --share TAG=DIR[:ro][:cache=WHAT]
                      a directory, for the guest to mount by its tag (type virtiofs); it remembers
                      what it has read for a moment (auto), as long as it likes (always) or never
-  --block FILE[:ro]  a disk with this raw image, again for more disks
+  --block FILE[:ro|:rw][:serial=ID]
+                     a disk with this raw image or block device, again for more disks; the guest sees
+                     its serial number, without one its name. A FILE whose own name ends like that is
+                     given with both behind it
   --tap NAME[:N][,rx=SIZE][,tx=SIZE]
                      a network device on this tap, with N queues (1), again for more; rx and tx limit
                      the bytes a second to and from the guest. Instead of a name: fd:N+N... for the

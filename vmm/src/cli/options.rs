@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 use log::LevelFilter;
+use vmm::devices::virtio::block::SERIAL_MAX;
 use vmm::devices::virtio::fs::Cache;
 use vmm::hypervisor::PsciBy;
 
@@ -40,7 +41,7 @@ pub(super) struct Options {
     pub(super) log: LevelFilter,
     pub(super) psci: PsciBy,
     pub(super) vsock: Option<PathBuf>,
-    pub(super) blocks: Vec<(PathBuf, bool)>,
+    pub(super) disks: Vec<Disk>,
     pub(super) shares: Vec<Share>,
     pub(super) taps: Vec<net::Port>,
 }
@@ -88,6 +89,45 @@ impl Share {
     }
 }
 
+/// A disk with a raw image, or with a disk of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Disk {
+    pub(super) path: PathBuf,
+    pub(super) read_only: bool,
+    pub(super) serial: Option<String>,
+}
+
+impl Disk {
+    /// Options are taken from the end, each of them once: whoever gives both can have any name before them, also one
+    /// that looks like an option.
+    fn parse(text: &str) -> Result<Self, String> {
+        let (mut rest, mut read_only, mut serial) = (text, None, None);
+        while let Some((before, option)) = rest.rsplit_once(':') {
+            match (option, option.strip_prefix("serial=")) {
+                ("ro" | "rw", _) if read_only.is_none() => read_only = Some(option == "ro"),
+                (_, Some(given)) if serial.is_none() => serial = Some(self::serial(given)?),
+                _ => break,
+            }
+            rest = before;
+        }
+        if rest.is_empty() {
+            return Err(format!("{text} is no disk: give FILE, and behind it :ro or :serial=ID"));
+        }
+        Ok(Self { path: rest.into(), read_only: read_only.unwrap_or(false), serial })
+    }
+}
+
+/// What fits the answer to a driver's question, and needs no quotes in a guest's files.
+fn serial(text: &str) -> Result<String, String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if text.is_empty() || text.len() > SERIAL_MAX || !text.bytes().all(good) {
+        return Err(format!(
+            "{text:?} is no serial number: give 1 to {SERIAL_MAX} letters, digits, dots, dashes or underscores"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
 /// Where the serial port leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Console {
@@ -108,14 +148,6 @@ impl Console {
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
             _ => Err(format!("{text} is no console: give stdio, pty, none, file:PATH or unix:PATH")),
         }
-    }
-}
-
-/// A path, and whether `:ro` behind it says to leave it as it is.
-fn read_only(text: &str) -> (PathBuf, bool) {
-    match text.strip_suffix(":ro") {
-        Some(path) => (path.into(), true),
-        None => (text.into(), false),
     }
 }
 
@@ -149,7 +181,7 @@ fn psci_by(text: &str) -> Result<PsciBy, String> {
 pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut kernel, mut initrd, mut append) = (None, None, String::new());
     let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
-    let (mut vsock, mut blocks, mut shares) = (None, Vec::new(), Vec::new());
+    let (mut vsock, mut disks, mut shares) = (None, Vec::new(), Vec::new());
     let (mut taps, mut memory_max) = (Vec::new(), None);
     let (mut markers, mut control, mut paused) = (Vec::new(), None, false);
     let (mut psci, mut log) = (PsciBy::default(), LevelFilter::Warn);
@@ -171,7 +203,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("log") => log = lines::level(&args.value()?.string()?)?,
             Long("psci") => psci = psci_by(&args.value()?.string()?)?,
             Long("paused") => paused = true,
-            Long("block") => blocks.push(read_only(&args.value()?.string()?)),
+            Long("block") => disks.push(Disk::parse(&args.value()?.string()?)?),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
             Long("tap") => taps.push(net::Port::parse(&args.value()?.string()?)?),
             Long("vsock") => vsock = Some(args.value()?.into()),
@@ -202,7 +234,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
         log,
         psci,
         vsock,
-        blocks,
+        disks,
         shares,
         taps,
     })
@@ -254,6 +286,33 @@ mod tests {
             ("x=", None),
         ] {
             assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn disks() {
+        let disk = |path: &str, read_only, serial: Option<&str>| {
+            Some(Disk { path: path.into(), read_only, serial: serial.map(str::to_owned) })
+        };
+        for (text, expected) in [
+            ("/a.img", disk("/a.img", false, None)),
+            ("/a.img:ro", disk("/a.img", true, None)),
+            ("/a.img:rw", disk("/a.img", false, None)),
+            ("/a.img:serial=c0b0", disk("/a.img", false, Some("c0b0"))),
+            ("/a.img:serial=c0b0:ro", disk("/a.img", true, Some("c0b0"))),
+            ("/a.img:ro:serial=c0b0", disk("/a.img", true, Some("c0b0"))),
+            ("/a:b=c, d\n:e", disk("/a:b=c, d\n:e", false, None)),
+            ("/a:ro:serial=x:serial=c0b0:rw", disk("/a:ro:serial=x", false, Some("c0b0"))),
+            ("/a:serial=x:ro:ro:serial=c0b0", disk("/a:serial=x:ro", true, Some("c0b0"))),
+            ("/a:serial=12345678901234567890", disk("/a", false, Some("12345678901234567890"))),
+            ("/a:serial=123456789012345678901", None),
+            ("/a:serial=", None),
+            ("/a:serial=a b", None),
+            ("", None),
+            (":ro", None),
+            (":serial=c0b0:rw", None),
+        ] {
+            assert_eq!(Disk::parse(text).ok(), expected, "{text:?}");
         }
     }
 

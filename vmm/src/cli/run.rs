@@ -183,8 +183,12 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
         })?;
         devices.push((SlotId::new("vsock"), Box::new(vsock)));
     }
-    for (index, (path, read_only)) in options.blocks.iter().enumerate() {
-        let block = Block::open(path, *read_only)?;
+    for (index, disk) in options.disks.iter().enumerate() {
+        let block = Block::open(&disk.path, disk.read_only)?;
+        let block = match &disk.serial {
+            Some(serial) => block.named(serial),
+            None => block,
+        };
         devices.push((SlotId::new(format!("block.{index}")), Box::new(block)));
     }
     for share in &options.shares {

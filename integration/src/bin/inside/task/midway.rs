@@ -7,12 +7,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use integration::containerd::{Api, Container};
+use integration::containerd::{Api, Container, shim_of};
 use integration::wait::{Attempt, until};
 use integration::{Ctx, Outcome, Rounds, Test, pattern, process};
 use serde_json::json;
 
-use super::ended::{kill_hard, shim_of};
+use super::ended::kill_hard;
 use super::events::Events;
 use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::Inside;

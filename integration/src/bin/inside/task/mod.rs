@@ -3,6 +3,7 @@
 mod broken;
 mod bursts;
 mod cycles;
+mod disks;
 mod ended;
 mod events;
 mod execs;
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration::containerd::{Api, Container, NewContainer, Stdio};
+use integration::containerd::{Api, Container, Mount, NewContainer, Stdio};
 use integration::fifo::{Input, Output};
 use integration::{Ctx, Outcome, Rounds, Test};
 use serde_json::Value;
@@ -76,6 +77,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         broken::tests(),
         operator::tests(),
         pod::tests(),
+        disks::tests(),
         ended::tests(),
         midway::tests(),
         cycles::tests(),
@@ -121,12 +123,28 @@ impl<'a> Piped<'a> {
         process: &[&str],
         edit: impl FnOnce(&mut Value),
     ) -> Result<Self> {
+        Self::on(ctx, api, runtime, id, process, None, edit)
+    }
+
+    /// With these mounts for its root, in the place of those of a snapshot.
+    fn on(
+        ctx: &Ctx<'_, Inside>,
+        api: &'a Api,
+        runtime: &str,
+        id: String,
+        process: &[&str],
+        root: Option<Vec<Mount>>,
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Self> {
         let mut terminal = false;
         let new = NewContainer { id: &id, image: &ctx.world.image, runtime, process };
         let mut container = api.create_with(&new, |spec| {
             edit(spec);
             terminal = spec["process"]["terminal"] == true;
         })?;
+        if let Some(root) = root {
+            container.set_root(root);
+        }
         let path = |name: &str| ctx.path(&format!("{id}-{name}"));
         let stdin = Input::create(path("stdin"))?;
         let stdout = Output::create(path("stdout"))?;

@@ -33,7 +33,7 @@ const SAYS: &str =
     "cat /proc/sys/kernel/random/boot_id; hostname; readlink /proc/self/ns/net /proc/self/ns/ipc";
 
 /// A sandbox that sleeps, and what it has to say.
-fn sandbox<'a>(ctx: &Ctx<'_, Inside>, api: &'a Api, runtime: &str) -> Result<(Piped<'a>, String)> {
+pub fn sandbox<'a>(ctx: &Ctx<'_, Inside>, api: &'a Api, runtime: &str) -> Result<(Piped<'a>, String)> {
     let script = format!("{SAYS}; echo ready; exec sleep 1000");
     // Its id is part of what it is made from.
     let id = ctx.id(if runtime == OURS { "pod-ours" } else { "pod-runc" });
@@ -46,6 +46,20 @@ fn sandbox<'a>(ctx: &Ctx<'_, Inside>, api: &'a Api, runtime: &str) -> Result<(Pi
     Ok((task, String::from_utf8_lossy(&said).replace("ready\n", "")))
 }
 
+/// Makes a container one of the pod's.
+pub fn join(spec: &mut Value, sandbox: &Piped<'_>) {
+    annotate(spec, "container", &sandbox.id);
+    if let Some(spec) = spec.as_object_mut() {
+        spec.remove("hostname");
+    }
+    let pods =
+        |kind: &str| json!({ "type": kind, "path": format!("/proc/{}/ns/{}", sandbox.pid, &kind[..3]) });
+    spec["linux"]["namespaces"] = json!([
+        { "type": "pid" }, { "type": "mount" },
+        { "type": "network", "path": format!("/proc/{}/ns/net", sandbox.pid) }, pods("ipc"), pods("uts")
+    ]);
+}
+
 fn member<'a>(
     ctx: &Ctx<'_, Inside>,
     api: &'a Api,
@@ -53,18 +67,7 @@ fn member<'a>(
     sandbox: &Piped<'_>,
     script: &str,
 ) -> Result<Piped<'a>> {
-    let task = Piped::new(ctx, api, runtime, &["sh", "-c", script], |spec| {
-        annotate(spec, "container", &sandbox.id);
-        if let Some(spec) = spec.as_object_mut() {
-            spec.remove("hostname");
-        }
-        let pods =
-            |kind: &str| json!({ "type": kind, "path": format!("/proc/{}/ns/{}", sandbox.pid, &kind[..3]) });
-        spec["linux"]["namespaces"] = json!([
-            { "type": "pid" }, { "type": "mount" },
-            { "type": "network", "path": format!("/proc/{}/ns/net", sandbox.pid) }, pods("ipc"), pods("uts")
-        ]);
-    })?;
+    let task = Piped::new(ctx, api, runtime, &["sh", "-c", script], |spec| join(spec, sandbox))?;
     ensure!(task.pid != sandbox.pid, "{runtime}: the pod's containers have the same pid");
     Ok(task)
 }

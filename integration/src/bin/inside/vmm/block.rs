@@ -39,7 +39,7 @@ fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         .options(["--cpus", "2"])
         .share("host", Path::new("/"), true)
         .block(&disk, false)
-        .block(&fixed, true);
+        .options(["--block".to_owned(), format!("{}:serial=nr-20_bytes.12345678:ro", fixed.display())]);
     let guest = up(ctx, machine, &initrd(ctx)?)?;
     // The host's own tools, with the guest's devices.
     guest.sh(
@@ -47,9 +47,11 @@ fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
          mount -t sysfs sysfs /h/sys; mount -t tmpfs tmpfs /h/tmp",
         A_MOMENT,
     )?;
-    for (device, expected) in [("vda", size), ("vdb", 4 * MIB)] {
+    for (device, expected, serial) in [("vda", size, "disk"), ("vdb", 4 * MIB, "nr-20_bytes.12345678")] {
         let found = guest.sh(&format!("cat /sys/block/{device}/size"), A_MOMENT)?;
         ensure!(found.trim() == (expected / 512).to_string(), "{device} has {found} sectors");
+        let found = guest.sh(&format!("cat /sys/block/{device}/serial"), A_MOMENT)?;
+        ensure!(found.trim() == serial, "{device} has the serial number {found:?}");
     }
     fio(ctx, &guest, size)?;
     discard_and_zero(&guest, &disk)?;

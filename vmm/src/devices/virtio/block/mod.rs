@@ -1,4 +1,4 @@
-//! The block device, section 5.2, on a raw image file.
+//! The block device, section 5.2, on a raw image file or a block device of the host.
 //!
 //! `request` says what a request does to the image, and does it; `uring` leaves the common ones to the
 //! kernel, many at a time.
@@ -8,8 +8,9 @@ mod request;
 #[cfg(target_os = "linux")]
 mod uring;
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +22,9 @@ pub use counters::Counts;
 use request::{Disk, SECTOR};
 #[cfg(target_os = "linux")]
 use uring::Uring;
+
+/// Bytes of the longest serial number.
+pub const SERIAL_MAX: usize = request::ID;
 
 const KIND: u32 = 2;
 const QUEUES: [u16; 1] = [256];
@@ -52,6 +56,16 @@ pub enum Error {
         /// Its length.
         len: u64,
     },
+    /// The host has it.
+    #[error(
+        "the disk {} is mounted on the host, or part of another disk there: take it off there, or give it \
+         read-only (:ro)",
+        path.display()
+    )]
+    Mounted {
+        /// Its path.
+        path: PathBuf,
+    },
     /// Somebody else has it.
     #[error(
         "the disk {} is in use by another machine: stop that one, or give it to both read-only",
@@ -68,6 +82,8 @@ pub enum Error {
 pub struct Block {
     file: Arc<File>,
     len: u64,
+    /// What a driver should not read or write less of at once: a power of two, at least a sector.
+    unit: u32,
     read_only: bool,
     id: String,
     limiter: Limiter,
@@ -100,15 +116,31 @@ impl Handle {
 }
 
 impl Block {
-    /// The image at `path`. It is locked against other machines: shared when read-only.
+    /// The image or block device at `path`. It is locked against other machines: shared when read-only.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
         let failed = |source| Error::Open { path: path.to_owned(), source };
-        let file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() {
-            return Err(failed(io::Error::other("it is no regular file")));
+        let kind = fs::metadata(path).map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let (wrong, why) = if kind.is_dir() {
+                (io::ErrorKind::IsADirectory, "it is a directory")
+            } else {
+                (io::ErrorKind::InvalidInput, "it is neither a file nor a block device")
+            };
+            return Err(failed(io::Error::new(wrong, why)));
         }
-        let len = metadata.len();
+        let mut options = OpenOptions::new();
+        options.read(true).write(!read_only);
+        #[cfg(target_os = "linux")]
+        if kind.is_block_device() && !read_only {
+            use std::os::unix::fs::OpenOptionsExt;
+            // Of a block device that is not a request to make it, but to have it to oneself.
+            options.custom_flags(libc::O_EXCL);
+        }
+        let mut file = options.open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy => Error::Mounted { path: path.to_owned() },
+            _ => failed(error),
+        })?;
+        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
         if len == 0 || !len.is_multiple_of(SECTOR) {
             return Err(Error::Size { path: path.to_owned(), len });
         }
@@ -119,6 +151,7 @@ impl Block {
         })?;
         let id = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self {
+            unit: if kind.is_block_device() { unit(&file).map_err(failed)? } else { SECTOR as u32 },
             file: Arc::new(file),
             len,
             read_only,
@@ -129,6 +162,13 @@ impl Block {
             ring: Uring::new().inspect_err(|error| log::debug!("no io_uring for disks: {error}")).ok(),
             engine: None,
         })
+    }
+
+    /// The same with a serial number, of which a guest is told [`SERIAL_MAX`] bytes. It is the file's name
+    /// otherwise.
+    #[must_use]
+    pub fn named(self, serial: &str) -> Self {
+        Self { id: serial.to_owned(), ..self }
     }
 
     /// The same with limits, of reads and writes together.
@@ -158,16 +198,40 @@ impl Block {
         put(0, &(self.len / SECTOR).to_le_bytes());
         // A header and a status beside the data.
         put(12, &u32::from(QUEUES[0] - 2).to_le_bytes());
-        put(20, &(SECTOR as u32).to_le_bytes());
+        put(20, &self.unit.to_le_bytes());
         for (sectors_at, count_at) in [(36, 40), (48, 52)] {
             put(sectors_at, &request::RANGE_SECTORS_MAX.to_le_bytes());
             put(count_at, &request::RANGES_MAX.to_le_bytes());
         }
-        put(44, &1u32.to_le_bytes());
+        put(44, &(self.unit / SECTOR as u32).to_le_bytes());
         // Zeroes may be written by taking the blocks away.
         put(56, &[1]);
         config
     }
+}
+
+/// Asks for the size of logical blocks; of `linux/fs.h`.
+#[cfg(target_os = "linux")]
+const BLKSSZGET: libc::Ioctl = 0x1268;
+
+/// The logical block of a block device, by which its partitions are counted too.
+#[cfg(target_os = "linux")]
+fn unit(device: &File) -> io::Result<u32> {
+    use std::os::fd::AsRawFd;
+
+    let mut size: libc::c_int = 0;
+    // SAFETY: the descriptor is open, and the request writes one int, which `size` is.
+    if unsafe { libc::ioctl(device.as_raw_fd(), BLKSSZGET, &raw mut size) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let size = u32::try_from(size).ok().filter(|size| size.is_power_of_two() && u64::from(*size) >= SECTOR);
+    size.ok_or_else(|| io::Error::other("its logical blocks have no reasonable size"))
+}
+
+/// Not asked elsewhere.
+#[cfg(not(target_os = "linux"))]
+fn unit(_device: &File) -> io::Result<u32> {
+    Ok(SECTOR as u32)
 }
 
 impl Device for Block {
@@ -202,5 +266,27 @@ impl Device for Block {
             Some(Engine::Worker(worker)) => drop(worker),
             None => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_a_disk() {
+        let directory = std::env::temp_dir().join(format!("vmm-disks-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let (image, fifo) = (directory.join("image"), directory.join("fifo"));
+        File::create(&image).unwrap().set_len(4096).unwrap();
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let disk = Block::open(&image, false).unwrap();
+        assert_eq!((disk.len, disk.unit, disk.id.as_str()), (4096, 512, "image"));
+        assert!(matches!(Block::open(&image, true).unwrap_err(), Error::Busy { .. }));
+        assert_eq!(disk.named("c0b0").id, "c0b0");
+        for path in [fifo.as_path(), &directory, Path::new("/dev/null"), Path::new("/none")] {
+            assert!(matches!(Block::open(path, true).unwrap_err(), Error::Open { .. }), "{}", path.display());
+        }
+        fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -30,7 +30,8 @@ const DATA_MAX: u64 = 64 << 20;
 const BUFFER: usize = 256 * 1024;
 const HEADER: usize = 16;
 const RANGE: usize = 16;
-const ID: usize = 20;
+/// Bytes of what the device says it is called.
+pub const ID: usize = 20;
 
 const T_IN: u32 = 0;
 const T_OUT: u32 = 1;
