@@ -4,6 +4,10 @@
 //! processor with the registers of its host, as they are behind VMRUN. Such a guest stands still, with its
 //! processor faulting for ever at one address of the host's kernel, or crashes there. A guest's own code
 //! may lie at the same address by chance, but does not leave it a thousand times a second, nor crash there.
+//!
+//! Not all that goes wrong there leaves such a trace: an interrupt that is injected may come a second time, wherever
+//! the guest is by then (`helper_vmrun` leaves the vector in `exception_index`, and a request to leave the loop that
+//! comes just then delivers it). So what fails on such a processor is tried again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -82,6 +86,12 @@ pub(crate) fn place() -> Option<Range<u64>> {
     let symbols = fs::read_to_string("/proc/kallsyms").ok()?;
     let begin = symbols.lines().find_map(|line| address_of(line, RUNS_GUESTS))?;
     (begin != 0).then(|| begin..begin + ITS_SIZE)
+}
+
+/// Whether this host's processors are QEMU's, without help of the machine's own.
+pub(crate) fn emulated_processor() -> bool {
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    processors.lines().any(|line| line.starts_with("model name") && line.contains("QEMU TCG"))
 }
 
 /// How many instructions KVM emulated for each machine.

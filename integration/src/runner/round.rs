@@ -43,6 +43,7 @@ pub(super) struct Surroundings<'a> {
     pid: i32,
     /// See [`lost_guests::place`].
     runs_guests: Option<Range<u64>>,
+    emulated: bool,
 }
 
 impl<'a> Surroundings<'a> {
@@ -61,7 +62,13 @@ impl<'a> Surroundings<'a> {
             signals: SignalFd::with_flags(&wanted, flags).context("opening a signalfd")?,
             pid: i32::try_from(std::process::id()).context("a process id that is no pid_t")?,
             runs_guests: lost_guests::place(),
+            emulated: lost_guests::emulated_processor(),
         })
+    }
+
+    /// Whether guests here are broken now and then by the emulation of their processors.
+    pub(super) fn breaks_guests(&self) -> bool {
+        self.emulated && self.runs_guests.is_some()
     }
 
     /// Waits one tick; a signal that arrived is an error.

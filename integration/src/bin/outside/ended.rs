@@ -8,12 +8,14 @@ use anyhow::{Context, Result, bail, ensure};
 use integration::bed::{Bed, emulators_below, emulators_of};
 use integration::command::Running;
 use integration::process::Process;
-use integration::wait::until_true;
+use integration::wait::{Attempt, until, until_true};
 use integration::{Ctx, Outcome, Rounds, Test};
 use nix::sys::signal::Signal;
 
 use crate::world::Outside;
 
+/// From a tool that runs, or waits for its command's first words, to its QEMU.
+const SOON: Duration = Duration::from_mins(1);
 /// What is killed has this long to be gone.
 const GONE: Duration = Duration::from_secs(2);
 
@@ -54,20 +56,24 @@ fn begin(ctx: &Ctx<'_, Outside>, bed: &Bed) -> Result<Begun> {
     looked_at(running, bed, &before)
 }
 
+/// The host that runs, or is about to, below the tool.
 fn looked_at(running: Running, bed: &Bed, before: &BTreeSet<PathBuf>) -> Result<Begun> {
-    let emulators = emulators_below(running.pid());
-    ensure!(!emulators.is_empty(), "the host runs, but no QEMU is below the tool: is it looked for wrongly?");
-    // Others may start hosts on this machine meanwhile; those of this run are named by its QEMU.
-    let directories: BTreeSet<PathBuf> = bed
-        .run_directories()
-        .difference(before)
-        .filter(|directory| {
+    // A QEMU that is only asked for its version has no files.
+    let (emulators, directories) = until("QEMU to run below the tool", SOON, || {
+        let emulators = emulators_below(running.pid());
+        let new: Vec<_> = bed.run_directories().difference(before).cloned().collect();
+        // Others may start hosts on this machine meanwhile; those of this run are named by its QEMU.
+        let named = |directory: &PathBuf| {
             let directory = directory.display().to_string();
             emulators.iter().any(|emulator| emulator.arguments.contains(&directory))
-        })
-        .cloned()
-        .collect();
-    ensure!(!directories.is_empty(), "the host runs, but has no files in {}", bed.cache.display());
+        };
+        let directories: BTreeSet<PathBuf> = new.into_iter().filter(named).collect();
+        if directories.is_empty() {
+            Attempt::Pending(format!("{emulators:?}, and its files are not in {}", bed.cache.display()))
+        } else {
+            Attempt::Done((emulators, directories))
+        }
+    })?;
     Ok(Begun { running, emulators, directories })
 }
 
@@ -80,7 +86,6 @@ fn ctrl_c_early(ctx: &mut Ctx<'_, Outside>) -> Result<Outcome> {
     let bed = ctx.world.bed()?;
     let before = bed.run_directories();
     let running = Outside::run(ctx, &["--cold"], ["true"])?.start()?;
-    until_true("QEMU to start", ctx.left().mul_f64(0.8), || !emulators_below(running.pid()).is_empty())?;
     end_with_ctrl_c(looked_at(running, &bed, &before)?)
 }
 
