@@ -168,6 +168,12 @@ pub(super) fn enter_at(vcpu: &KvmVcpu, entry: &Entry) -> Result<(), Error> {
     set(vcpu, core_register(0), entry.x0)
 }
 
+/// This KVM emulates no instructions.
+#[expect(clippy::unnecessary_wraps, reason = "as on the other architecture")]
+pub(super) fn may_run_again(_vcpu: &KvmVcpu) -> Result<bool, Error> {
+    Ok(false)
+}
+
 pub(super) fn registers(vcpu: &KvmVcpu) -> Result<Registers, Error> {
     let mut registers = Registers {
         sp_el0: get(vcpu, SP_EL0)?,

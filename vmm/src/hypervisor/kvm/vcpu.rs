@@ -4,7 +4,10 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+    kvm_run,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::super::{Crash, Error, Exit, Kick, SystemEvent, Vcpu};
@@ -21,6 +24,8 @@ pub struct KvmVcpu {
     /// Size of the mapping that `kvm_run` is the head of.
     #[cfg(target_arch = "x86_64")]
     mapped: usize,
+    /// How often in a row KVM did not get at the instruction that it was to emulate.
+    unread: u32,
     /// A call whose answer has not been given: [`arch::finish_call`] is due.
     #[cfg(target_arch = "aarch64")]
     call: Option<u64>,
@@ -40,6 +45,9 @@ impl fmt::Debug for KvmVcpu {
     }
 }
 
+/// So often in a row an instruction may be out of KVM's reach. Each time the guest has the chance to fetch its page.
+const UNREAD_MAX: u32 = 100;
+
 /// An exit without its data, which stays in `kvm_run` until [`KvmVcpu::deliver`] borrows it.
 enum Reason {
     #[cfg(target_arch = "x86_64")]
@@ -55,6 +63,7 @@ enum Reason {
     Interrupted,
     /// Nothing to do but run again.
     Again,
+    InternalError,
     Crash(String),
 }
 
@@ -68,6 +77,7 @@ impl KvmVcpu {
             kicker,
             #[cfg(target_arch = "x86_64")]
             mapped: vm.fd().run_size(),
+            unread: 0,
             #[cfg(target_arch = "aarch64")]
             call: None,
             #[cfg(target_arch = "aarch64")]
@@ -117,6 +127,20 @@ impl KvmVcpu {
         }
     }
 
+    /// What became of an instruction that KVM did not emulate.
+    ///
+    /// Where the processor does not say how long an instruction is, KVM reads even a CPUID from the guest's memory to
+    /// step over it. If another processor has just taken the page away, there is nothing to read: as on a machine of
+    /// metal, the guest is to have a page fault there, which it has when it runs the instruction again.
+    fn not_emulated(&mut self) -> Result<Option<String>, Error> {
+        let suberror = suberror(self.fd.get_kvm_run());
+        let again = suberror == KVM_INTERNAL_ERROR_EMULATION
+            && self.unread < UNREAD_MAX
+            && arch::may_run_again(self)?;
+        self.unread += 1;
+        Ok((!again).then(|| format!("KVM_EXIT_INTERNAL_ERROR {suberror}")))
+    }
+
     fn crash(&self, reason: String) -> Exit<'static> {
         Exit::Crash(Box::new(Crash { vcpu: self.id, reason, registers: self.registers().ok() }))
     }
@@ -140,12 +164,18 @@ fn reason(exit: &VcpuExit<'_>) -> Reason {
         VcpuExit::FailEntry(code, cpu) => Reason::Crash(format!(
             "KVM_EXIT_FAIL_ENTRY: the processor refused the guest's state, code {code:#x} on host cpu {cpu}"
         )),
-        VcpuExit::InternalError => Reason::Crash("KVM_EXIT_INTERNAL_ERROR".into()),
+        VcpuExit::InternalError => Reason::InternalError,
         VcpuExit::MemoryFault { flags, gpa, size } => {
             Reason::Crash(format!("KVM_EXIT_MEMORY_FAULT: {size:#x} bytes at {gpa:#x}, flags {flags:#x}"))
         }
         other => Reason::Crash(format!("an exit this monitor did not ask for: {other:?}")),
     }
+}
+
+fn suberror(run: &mut kvm_run) -> u32 {
+    // SAFETY: the caller has seen KVM_EXIT_INTERNAL_ERROR, for which this is the member that the kernel filled; all
+    // of its bit patterns are values.
+    unsafe { run.__bindgen_anon_1.internal.suberror }
 }
 
 /// The buffer of an access to memory, and whether the guest stores.
@@ -191,8 +221,17 @@ impl Vcpu for KvmVcpu {
             }
         }
         loop {
-            match self.enter()? {
+            let reason = self.enter()?;
+            if !matches!(reason, Reason::InternalError) {
+                self.unread = 0;
+            }
+            match reason {
                 Reason::Again => {}
+                Reason::InternalError => {
+                    if let Some(why) = self.not_emulated()? {
+                        return Ok(self.crash(why));
+                    }
+                }
                 #[cfg(target_arch = "x86_64")]
                 Reason::Port => {
                     let mapped = self.mapped;

@@ -123,6 +123,12 @@ pub(super) fn registers(vcpu: &KvmVcpu) -> Result<Registers, Error> {
     vcpu.call("KVM_GET_REGS", vcpu.fd().get_regs()).map(|regs| general_from_kvm(&regs))
 }
 
+/// Whether an instruction that KVM did not emulate can be run once more: nothing has come of it, not even a fault.
+pub(super) fn may_run_again(vcpu: &KvmVcpu) -> Result<bool, Error> {
+    let events = vcpu.call("KVM_GET_VCPU_EVENTS", vcpu.fd().get_vcpu_events())?;
+    Ok(events.exception.injected == 0 && events.exception.pending == 0)
+}
+
 /// The data of a KVM_EXIT_IO: port, width of one access, whether it goes out, and the bytes. `mapped`
 /// is the size of the whole mapping that `run` is the head of.
 pub(super) fn port(run: &mut kvm_run, mapped: usize) -> (u16, usize, bool, &mut [u8]) {
