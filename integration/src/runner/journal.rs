@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::record::Record;
 
 /// A round that was cut off so often is not begun again: it may well be what ends hosts.
-pub(super) const TOO_OFTEN: usize = 3;
+pub(super) const TOO_OFTEN: usize = 4;
 
 /// What earlier runs with the same results have done, and what this one begins. Beside the file of results, as
 /// `FILE.begun`: one line for each round.

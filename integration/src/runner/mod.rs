@@ -232,7 +232,7 @@ impl<'a, W: World> Session<'a, W> {
     fn bed_failed(&self, test: &Test<W>, ended: &Ended) -> Option<String> {
         let may_be = || {
             let guests = self.surroundings.breaks_guests() && !test.is_control();
-            guests.then(|| "on this emulated processor that proves nothing".to_owned())
+            guests.then(|| "it may be the emulated processor that failed".to_owned())
         };
         ended.bed_failed.clone().or_else(may_be)
     }
