@@ -243,7 +243,7 @@ impl<'a, W: World> Session<'a, W> {
             return ended.bed_failed.clone();
         }
         let guess = self.surroundings.breaks_guests()
-            && !test.is_control()
+            && test.may_run_a_guest()
             && matches!(ended.outcome, Outcome::Failed(_))
             && may_guess(self.guesses, self.rounds_run);
         self.guesses += u32::from(guess);
