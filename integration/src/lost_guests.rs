@@ -5,9 +5,8 @@
 //! processor faulting for ever at one address of the host's kernel, or crashes there. A guest's own code
 //! may lie at the same address by chance, but does not leave it a thousand times a second, nor crash there.
 //!
-//! Not all that goes wrong there leaves such a trace: an interrupt that is injected may come a second time, wherever
-//! the guest is by then (`helper_vmrun` leaves the vector in `exception_index`, and a request to leave the loop that
-//! comes just then delivers it). So what fails on such a processor is tried again.
+//! Not all that goes wrong there leaves such a trace: guests have also ended by a triple fault, and in the end their
+//! host. So what fails on such a processor is tried again, as long as little does.
 
 use std::collections::BTreeMap;
 use std::fs;

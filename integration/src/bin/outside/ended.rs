@@ -14,8 +14,6 @@ use nix::sys::signal::Signal;
 
 use crate::world::Outside;
 
-/// From a tool that runs, or waits for its command's first words, to its QEMU.
-const SOON: Duration = Duration::from_mins(1);
 /// What is killed has this long to be gone.
 const GONE: Duration = Duration::from_secs(2);
 
@@ -53,13 +51,18 @@ fn begin(ctx: &Ctx<'_, Outside>, bed: &Bed) -> Result<Begun> {
     let command = Outside::run(ctx, &[], ["sh", "-c", "echo begun; sleep 1000"])?;
     let mut running = command.stdin_kept_open().start()?;
     running.until_stdout_has("begun", ctx.left().mul_f64(0.8))?;
-    looked_at(running, bed, &before)
+    looked_at(ctx, running, bed, &before)
 }
 
 /// The host that runs, or is about to, below the tool.
-fn looked_at(running: Running, bed: &Bed, before: &BTreeSet<PathBuf>) -> Result<Begun> {
+fn looked_at(
+    ctx: &Ctx<'_, Outside>,
+    running: Running,
+    bed: &Bed,
+    before: &BTreeSet<PathBuf>,
+) -> Result<Begun> {
     // A QEMU that is only asked for its version has no files.
-    let (emulators, directories) = until("QEMU to run below the tool", SOON, || {
+    let (emulators, directories) = until("QEMU to run below the tool", ctx.left().mul_f64(0.8), || {
         let emulators = emulators_below(running.pid());
         let new: Vec<_> = bed.run_directories().difference(before).cloned().collect();
         // Others may start hosts on this machine meanwhile; those of this run are named by its QEMU.
@@ -86,7 +89,7 @@ fn ctrl_c_early(ctx: &mut Ctx<'_, Outside>) -> Result<Outcome> {
     let bed = ctx.world.bed()?;
     let before = bed.run_directories();
     let running = Outside::run(ctx, &["--cold"], ["true"])?.start()?;
-    end_with_ctrl_c(looked_at(running, &bed, &before)?)
+    end_with_ctrl_c(looked_at(ctx, running, &bed, &before)?)
 }
 
 fn end_with_ctrl_c(begun: Begun) -> Result<Outcome> {
