@@ -18,7 +18,6 @@ pub mod fifo;
 pub mod guest;
 pub mod leaks;
 mod logs;
-mod lost_guests;
 pub mod pattern;
 pub mod process;
 mod record;
