@@ -55,7 +55,6 @@ pub(crate) struct Options {
     pub help: bool,
     pub filter: Vec<String>,
     pub results: Option<PathBuf>,
-    pub go_on: bool,
     pub logs: Option<PathBuf>,
     pub scale: Scale,
     pub count: Option<u32>,
@@ -67,7 +66,6 @@ const COMMON: &str = "  --list                    print the tests and what they 
   --scale short|long        how often each test is run: its count for every change, or for a soak
   --count N                 run each test N times, whatever the scale
   --results FILE            append one line of JSON for each test
-  --go-on                   with --results: go on where a run that was cut off has come
   --logs DIR                keep the full logs of every test there";
 
 pub(crate) fn usage<W: World>(program: &str) -> String {
@@ -98,7 +96,6 @@ impl Options {
                     options.filter.extend(text.split(',').filter(|t| !t.is_empty()).map(str::to_owned));
                 }
                 "results" => options.results = Some(parser.value()?.into()),
-                "go-on" => options.go_on = true,
                 "logs" => options.logs = Some(parser.value()?.into()),
                 "scale" => options.scale = parser.value()?.parse_with(scale)?,
                 "count" => options.count = Some(parser.value()?.parse_with(count)?),
@@ -112,9 +109,6 @@ impl Options {
                     }
                 }
             }
-        }
-        if options.go_on && options.results.is_none() {
-            bail!("--go-on needs --results FILE: it tells how far a run has come");
         }
         options.one = match one {
             (None, _, None, None) => None,
@@ -228,7 +222,6 @@ mod tests {
             ("--filter", "filter"),
             ("--address", "address"),
             ("--one x", "belong together"),
-            ("--go-on", "--results"),
         ] {
             let error = format!("{:#}", parse(line).err().unwrap());
             assert!(error.contains(expected), "{line}: {error}");

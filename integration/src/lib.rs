@@ -19,7 +19,6 @@ pub mod fifo;
 pub mod guest;
 pub mod leaks;
 mod logs;
-mod lost_guests;
 pub mod pattern;
 pub mod process;
 mod record;

@@ -46,9 +46,6 @@ pub struct Record {
     pub seconds: f64,
     /// Whether nothing of the product takes part in it.
     pub control: bool,
-    /// Rounds that were run once more, because the host under them had failed.
-    #[serde(default)]
-    pub beds_failed: u32,
 }
 
 impl Record {
@@ -104,7 +101,6 @@ mod tests {
             rounds: 2,
             seconds: 1.5,
             control: true,
-            beds_failed: 0,
         }
     }
 

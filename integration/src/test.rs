@@ -21,8 +21,7 @@ pub struct Test<W> {
     pub deadline: Duration,
     /// How often it is run.
     pub rounds: Rounds,
-    /// `control`: fails only if the bed is broken, as nothing of the product takes part. `guest`: this control
-    /// test runs a machine, as all others may.
+    /// `control`: fails only if the bed is broken, as nothing of the product takes part.
     pub tags: &'static [&'static str],
 }
 
@@ -30,11 +29,6 @@ impl<W> Test<W> {
     /// Whether a failure means that the bed is broken.
     pub fn is_control(&self) -> bool {
         self.tags.contains(&"control")
-    }
-
-    /// Whether it may run a machine, so that a processor emulated badly can fail it.
-    pub fn may_run_a_guest(&self) -> bool {
-        !self.is_control() || self.tags.contains(&"guest")
     }
 }
 

@@ -110,7 +110,7 @@ impl Qemu {
     /// What tells one QEMU and its machine from another: state saved by one is not read by the other.
     pub fn fingerprint(&self, spec: &Spec, accel: Accel) -> String {
         let mut words = platform(spec.arch, accel).map(str::to_owned).to_vec();
-        words.extend([spec.cpus.to_string(), spec.memory_mib.to_string(), kernel_words(spec)]);
+        words.extend([spec.cpus.to_string(), spec.memory_mib.to_string(), kernel_words(spec, accel)]);
         words.push(self.version.clone());
         words.push(include_str!("qemu.rs").to_owned());
         if accel == Accel::Kvm {
@@ -161,7 +161,7 @@ impl Machine<'_> {
         add("-M", machine);
         add("-cpu", cpu);
         add("-accel", accel);
-        add("-smp", spec.cpus.to_string());
+        add("-smp", (spec.cpus + u32::from(spares_first(spec.arch, self.accel))).to_string());
         add("-m", spec.memory_mib.to_string());
         let file = |path: &Path, how: &str| {
             format!("memory-backend-file,id=ram,size={}M,mem-path={},{how}", spec.memory_mib, path.display())
@@ -173,7 +173,7 @@ impl Machine<'_> {
         }
         add("-kernel", self.kernel.display().to_string());
         add("-initrd", self.initrd.display().to_string());
-        add("-append", format!("{} {}", kernel_words(spec), self.kernel_append));
+        add("-append", format!("{} {}", kernel_words(spec, self.accel), self.kernel_append));
         add("-drive", format!("if=none,id=root,file={},cache=unsafe,discard=unmap", escaped(&self.disk)));
         add("-device", "virtio-blk-pci,drive=root".to_owned());
         add("-device", "virtio-rng-pci".to_owned());
@@ -210,8 +210,19 @@ fn platform(arch: Arch, accel: Accel) -> [&'static str; 3] {
     }
 }
 
-fn kernel_words(spec: &Spec) -> String {
+/// Whether the host has one processor more than was asked for, the first, on which no program is run.
+///
+/// QEMU keeps the signal IGNNE# of the chipset as a bit in the first processor's flags, and clears it when any
+/// processor loads x87 state, from that processor's thread, without a lock (`cpu_clear_ignne`, as of version
+/// 11.1). The flags beside it say whether the first processor runs a guest and takes interrupts: now and then
+/// they are put back to what they were. A guest then gets its host's registers, or the host its guest's.
+fn spares_first(arch: Arch, accel: Accel) -> bool {
+    (arch, accel) == (Arch::X86_64, Accel::Tcg)
+}
+
+fn kernel_words(spec: &Spec, accel: Accel) -> String {
     let own = match spec.arch {
+        Arch::X86_64 if spares_first(spec.arch, accel) => "console=ttyS0 isolcpus=domain,0",
         Arch::X86_64 => "console=ttyS0",
         // The kernel keeps to EL1: the timer that it would use in EL2 is not in the state that QEMU
         // saves, so that after a restore it never fires again.

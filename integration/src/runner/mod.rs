@@ -1,7 +1,6 @@
 //! Running the table: which tests, how often, what is printed and kept.
 
 mod child;
-mod journal;
 mod round;
 
 use std::env;
@@ -19,14 +18,8 @@ use crate::cli::{Options, World, list, usage};
 use crate::command::{printable, tail};
 use crate::record::{Record, Tally, Verdict};
 use crate::test::{Outcome, Test};
-use journal::{Journal, TOO_OFTEN};
-use round::{Ended, Interrupted, Round, Surroundings};
+use round::{Interrupted, Round, Surroundings};
 
-/// A round is run so often again where the host under it may have failed, and not what is tested.
-const AGAIN: u32 = 2;
-/// Where that is only a guess, so many rounds of a run, and one of so many, may be: what fails more often is broken.
-const GUESSES: u32 = 6;
-const ROUNDS_PER_GUESS: u32 = 50;
 /// Of each log attached to a failing test, this many lines are printed. `--logs` keeps all.
 const ATTACHED_LINES: usize = 60;
 
@@ -81,13 +74,8 @@ struct Session<'a, W> {
     world: &'a W,
     surroundings: Surroundings<'a>,
     directory: Directory,
-    journal: Option<Journal>,
     tally: Tally,
     broken_controls: Vec<&'static str>,
-    /// Rounds that were run once more, because the host under them failed.
-    beds_failed: u32,
-    rounds_run: u32,
-    guesses: u32,
 }
 
 /// A directory that goes away with its value.
@@ -114,29 +102,19 @@ impl<'a, W: World> Session<'a, W> {
         let path = env::temp_dir().join(format!("integration-{}", std::process::id()));
         fs::create_dir_all(&path)
             .with_context(|| format!("creating {}; is the temporary directory writable?", path.display()))?;
-        let journal = options.results.as_deref().filter(|_| options.go_on).map(Journal::open).transpose()?;
         Ok(Self {
-            journal,
             options,
             world,
             surroundings: Surroundings::prepare(arguments)?,
             directory: Directory(path),
             tally: Tally::default(),
             broken_controls: Vec::new(),
-            beds_failed: 0,
-            rounds_run: 0,
-            guesses: 0,
         })
     }
 
     fn run(mut self, tests: &[&Test<W>]) -> Result<ExitCode> {
         let width = tests.iter().map(|test| test.name.len()).max().unwrap_or(0);
         for test in tests {
-            if let Some(earlier) = self.journal.as_ref().and_then(|journal| journal.ended(test.name)) {
-                self.tally.count(earlier.verdict);
-                println!("done  {:<width$}  {}, before the host ended", test.name, earlier.verdict);
-                continue;
-            }
             match self.test(test) {
                 Ok(report) => self.tell(test, &report, width)?,
                 Err(stopped) => {
@@ -152,12 +130,6 @@ impl<'a, W: World> Session<'a, W> {
                 "\nThe bed is broken, not supermachine: nothing of the product takes part in what failed: {}.\n\
                  Mend the bed first; any other failure above may follow from this.",
                 self.broken_controls.join(", ")
-            );
-        }
-        if self.beds_failed > 0 {
-            println!(
-                "\nThe emulated host failed in {} rounds above (\"bed\"), which were run once more.",
-                self.beds_failed
             );
         }
         println!("{}", self.tally);
@@ -176,26 +148,9 @@ impl<'a, W: World> Session<'a, W> {
             rounds,
             seconds: 0.0,
             control: test.is_control(),
-            beds_failed: 0,
         };
         let mut logs = Vec::new();
-        let earlier = self.journal.as_ref().map(|journal| journal.progress(test.name)).unwrap_or_default();
-        if earlier.cut_off > 0 {
-            let round = earlier.passed + 1;
-            println!("bed   {}: the host ended under it in round {round} of {rounds}", test.name);
-            record.rounds_passed = earlier.passed;
-            self.beds_failed += 1;
-            record.beds_failed += 1;
-        }
-        if earlier.cut_off >= TOO_OFTEN {
-            let reason = format!("its host ended under it, {} times in the same round", earlier.cut_off);
-            (record.verdict, record.reason) = (Verdict::Failed, Some(reason));
-            return Ok(Report { record, logs });
-        }
-        for number in earlier.passed + 1..=rounds {
-            if let Some(journal) = &self.journal {
-                journal.begin(test.name, number)?;
-            }
+        for number in 1..=rounds {
             let round = Round {
                 name: test.name,
                 number,
@@ -203,20 +158,7 @@ impl<'a, W: World> Session<'a, W> {
                 checks_leaks: self.world.leaks().is_some(),
                 directory: self.directory.0.join(format!("{}-{number}", test.name)),
             };
-            self.rounds_run += 1;
-            let mut ended = round.run(&self.surroundings, &self.world.logs())?;
-            for _ in 0..AGAIN {
-                let (Outcome::Failed(reason), Some(why)) = (&ended.outcome, self.bed_failed(test, &ended))
-                else {
-                    break;
-                };
-                println!("bed   {}: {why}; once more, after: {}", test.name, first_line(reason));
-                self.beds_failed += 1;
-                record.beds_failed += 1;
-                let (name, first) = (format!("{}.bed", test.name), record.beds_failed == 1);
-                self.keep(&name, number, !first, &ended.logs)?;
-                ended = round.run(&self.surroundings, &self.world.logs())?;
-            }
+            let ended = round.run(&self.surroundings, &self.world.logs())?;
             self.keep(test.name, number, number > 1, &ended.logs)?;
             match ended.outcome {
                 Outcome::Passed => record.rounds_passed += 1,
@@ -235,19 +177,6 @@ impl<'a, W: World> Session<'a, W> {
         }
         record.seconds = (begun.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
         Ok(Report { record, logs })
-    }
-
-    /// Why this round may say nothing about what was tested.
-    fn bed_failed(&mut self, test: &Test<W>, ended: &Ended) -> Option<String> {
-        if ended.bed_failed.is_some() {
-            return ended.bed_failed.clone();
-        }
-        let guess = self.surroundings.breaks_guests()
-            && test.may_run_a_guest()
-            && matches!(ended.outcome, Outcome::Failed(_))
-            && may_guess(self.guesses, self.rounds_run);
-        self.guesses += u32::from(guess);
-        guess.then(|| "it may be the emulated processor that failed".to_owned())
     }
 
     /// Writes the logs of a round where `--logs` says.
@@ -297,14 +226,6 @@ impl<'a, W: World> Session<'a, W> {
     }
 }
 
-fn may_guess(guesses: u32, rounds_run: u32) -> bool {
-    guesses < GUESSES + rounds_run / ROUNDS_PER_GUESS
-}
-
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
-}
-
 fn append(path: &Path, to_existing: bool, text: &str) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.create(true).write(true).append(to_existing).truncate(!to_existing);
@@ -337,12 +258,6 @@ mod tests {
         };
         assert!(check_names(&[test("a"), test("b")]).is_ok());
         assert!(check_names(&[test("a"), test("b"), test("a")]).is_err());
-    }
-
-    #[test]
-    fn what_fails_again_and_again_is_not_the_bed() {
-        assert!(may_guess(0, 1) && may_guess(5, 1) && !may_guess(6, 1));
-        assert!(!may_guess(6, 49) && may_guess(15, 500) && !may_guess(16, 500));
     }
 
     #[test]

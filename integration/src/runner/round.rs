@@ -3,7 +3,6 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,7 +16,6 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::child::{LOOK, SETTLE};
 use crate::logs::{LogSources, Watch};
-use crate::lost_guests::{self, Lookout};
 use crate::process;
 use crate::test::Outcome;
 
@@ -41,9 +39,6 @@ pub(super) struct Surroundings<'a> {
     arguments: &'a [OsString],
     signals: SignalFd,
     pid: i32,
-    /// See [`lost_guests::place`].
-    runs_guests: Option<Range<u64>>,
-    emulated: bool,
 }
 
 impl<'a> Surroundings<'a> {
@@ -61,14 +56,7 @@ impl<'a> Surroundings<'a> {
             arguments,
             signals: SignalFd::with_flags(&wanted, flags).context("opening a signalfd")?,
             pid: i32::try_from(std::process::id()).context("a process id that is no pid_t")?,
-            runs_guests: lost_guests::place(),
-            emulated: lost_guests::emulated_processor(),
         })
-    }
-
-    /// Whether guests here are broken now and then by the emulation of their processors.
-    pub(super) fn breaks_guests(&self) -> bool {
-        self.emulated && self.runs_guests.is_some()
     }
 
     /// Waits one tick; a signal that arrived is an error.
@@ -96,8 +84,6 @@ pub(super) struct Round {
 pub(super) struct Ended {
     pub outcome: Outcome,
     pub logs: Vec<(String, String)>,
-    /// Why this says nothing about what was tested, if it failed.
-    pub bed_failed: Option<String>,
 }
 
 impl Round {
@@ -106,12 +92,8 @@ impl Round {
         let scratch = self.directory.join("scratch");
         fs::create_dir_all(&scratch).with_context(|| format!("creating {}", scratch.display()))?;
         let mut watch = Watch::begin(&sources.clone().with_files_in(&scratch));
-        let mut lookout = surroundings.runs_guests.clone().map(Lookout::begin);
         let child = self.start(surroundings)?;
-        let ended = self.attend(surroundings, child, || {
-            watch.look_now_and_then();
-            lookout.iter_mut().for_each(Lookout::look_now_and_then);
-        });
+        let ended = self.attend(surroundings, child, || watch.look_now_and_then());
         let survivors = end_survivors(surroundings.pid, ended.is_ok())?;
         let outcome = with_survivors(self.outcome(ended?), &survivors);
 
@@ -121,11 +103,7 @@ impl Round {
         logs.extend(watch.end());
         fs::remove_dir_all(&self.directory)
             .with_context(|| format!("removing {}", self.directory.display()))?;
-        let bed_failed = lookout.and_then(|lookout| {
-            let reason = if let Outcome::Failed(reason) = &outcome { reason } else { "" };
-            lookout.end(logs.iter().map(|(_, log)| log.as_str()).chain([reason]))
-        });
-        Ok(Ended { outcome, logs, bed_failed })
+        Ok(Ended { outcome, logs })
     }
 
     fn start(&self, surroundings: &Surroundings<'_>) -> Result<Child> {

@@ -29,7 +29,7 @@ pub fn tests() -> Vec<Test<Inside>> {
             run: stock_kernel,
             deadline: Duration::from_mins(2),
             rounds: Rounds::once_or(20),
-            tags: &["control", "guest"],
+            tags: &["control"],
         },
     ]
 }
