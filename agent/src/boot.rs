@@ -67,6 +67,7 @@ pub fn boot() -> Result<Booted> {
     fs::write("/proc/self/oom_score_adj", "-1000").context("protecting the agent from the memory's end")?;
     for directory in [
         layout::GUEST_SHARE,
+        layout::GUEST_BINDS,
         layout::GUEST_CONTAINERS,
         layout::GUEST_SOCKETS,
         layout::GUEST_SHM,

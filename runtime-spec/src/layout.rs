@@ -3,17 +3,18 @@
 //! ```text
 //! the shared tree (host)          the guest
 //!   ID/rootfs                       /run/supermachine/share/ID/rootfs
-//!   ID/binds/N                      /run/supermachine/share/ID/binds/N
 //!   ID/layers/N                     /run/supermachine/share/ID/layers/N
+//!   ID/binds/N                      /run/supermachine/binds/ID/binds/N
 //!                                   /run/supermachine/containers/ID/{rootfs,layers/N}   from images
 //!                                   /run/supermachine/sockets/ID/N                      unix sockets
 //!                                   /run/supermachine/shm/ID                            /dev/shm
 //!                                   /run/supermachine/ns/ID/{pid,ipc,uts,...}           namespaces
 //! ```
 //!
-//! The tree is one virtio-fs share that is there since the machine was, so that nothing is plugged in
-//! for a container. What the agent has to provide is what is not below `share`; the namespaces of a
-//! running container are wherever its agent finds `ns/ID/KIND` to lead.
+//! The tree is shared by virtio-fs since the machine was made, so that nothing is plugged in for a container: as
+//! `share`, of which the guest keeps what it has looked up for a moment, and again as `binds`, where it looks each
+//! time, as others change what is bound. What the agent has to provide is what is below neither; the namespaces of
+//! a running container are wherever its agent finds `ns/ID/KIND` to lead.
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,10 @@ use std::path::{Path, PathBuf};
 pub const SHARE_TAG: &str = "containers";
 /// Where the agent mounts the share.
 pub const GUEST_SHARE: &str = "/run/supermachine/share";
+/// The tag of the same tree, for what others than the container change.
+pub const BINDS_TAG: &str = "binds";
+/// Where the agent mounts that.
+pub const GUEST_BINDS: &str = "/run/supermachine/binds";
 /// Where the agent keeps what containers are made of that is not shared.
 pub const GUEST_CONTAINERS: &str = "/run/supermachine/containers";
 /// Where the agent listens on behalf of the host's unix sockets.
@@ -55,6 +60,11 @@ pub(crate) fn layer(id: &str, index: usize) -> PathBuf {
 /// Where the guest sees a place of the shared tree.
 pub fn in_guest(place: &Path) -> PathBuf {
     Path::new(GUEST_SHARE).join(place)
+}
+
+/// Where the guest sees a place of the shared tree that others change, too.
+pub(crate) fn guest_bind(place: &Path) -> PathBuf {
+    Path::new(GUEST_BINDS).join(place)
 }
 
 pub(crate) fn guest_rootfs(id: &str) -> PathBuf {

@@ -48,14 +48,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What a hook reads on its standard input. `pid` is the host process that stands for the container.
+    /// What a hook reads on its standard input. `pid` is the host process that stands for the container; one that
+    /// has stopped has none.
     pub fn state(&self, status: ContainerState, pid: i32) -> State {
         let mut state = State::default();
         state
             .set_version(self.guest.spec.version().clone())
             .set_id(self.id.clone())
             .set_status(status)
-            .set_pid(Some(pid))
+            .set_pid((status != ContainerState::Stopped).then_some(pid))
             .set_bundle(self.bundle.clone())
             .set_annotations(self.guest.spec.annotations().clone());
         state

@@ -154,7 +154,7 @@ fn docker() {
     );
     assert_eq!(plan.share.binds[4].access, Access::ReadOnly);
     let mounts = mounts(&plan);
-    assert_eq!(mounts["/etc/hosts"]["source"], "/run/supermachine/share/9f86/binds/8");
+    assert_eq!(mounts["/etc/hosts"]["source"], "/run/supermachine/binds/9f86/binds/8");
     assert_eq!(mounts["/dev/shm"]["source"], "/run/supermachine/shm/9f86");
     assert_eq!(mounts["/var/run/docker.sock"]["source"], "/run/supermachine/sockets/9f86/12");
     assert_eq!((plan.sockets[0].port, plan.guest.sockets[0].gid), (0x4000_0100, 998));

@@ -58,8 +58,8 @@ impl Run {
         let within = seconds.map_or(deadlines::HOOK, Duration::from_secs);
         let said = listen(&mut child);
         if let Some(mut stdin) = child.stdin.take() {
-            // A state fits into a pipe; a hook that does not read it is none of our business.
-            let _ = stdin.write_all(&state);
+            // A state may be larger than a pipe, and a hook need not read it: its end ends the thread.
+            std::thread::spawn(move || stdin.write_all(&state));
         }
         let status = wait(&mut child, within).map_err(failed)?;
         if status.success() {
@@ -116,6 +116,8 @@ mod tests {
         hook.set_timeout(timeout);
         let mut state = State::default();
         state.set_id("c1".to_owned());
+        // More than a pipe holds.
+        state.set_annotations(Some([("long".to_owned(), "x".repeat(1 << 18))].into()));
         Run { hooks: vec![hook], state, bundle: "/".into() }.all()
     }
 

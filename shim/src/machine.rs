@@ -16,7 +16,7 @@ use agent_api::READY_PORT;
 use agent_api::agent::ConfigureRequest;
 use log::{info, warn};
 use nix::fcntl::{FcntlArg, fcntl};
-use runtime_spec::layout::SHARE_TAG;
+use runtime_spec::layout::{BINDS_TAG, SHARE_TAG};
 use runtime_spec::plan::{self, Block, BlockSource, Socket};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -272,9 +272,13 @@ fn spawn(recipe: &Recipe<'_>, control: &StdStream) -> Result<Child> {
     if let Some(cgroup) = recipe.cgroup {
         command.arg("--cgroup").arg(cgroup);
     }
-    let mut share = OsString::from(format!("{SHARE_TAG}="));
-    share.push(paths.tree());
-    command.arg("--share").arg(share).arg("--vsock").arg(paths.vsock());
+    for (tag, cache) in [(SHARE_TAG, "auto"), (BINDS_TAG, "fresh")] {
+        let mut share = OsString::from(format!("{tag}="));
+        share.push(paths.tree());
+        share.push(format!(":cache={cache}"));
+        command.arg("--share").arg(share);
+    }
+    command.arg("--vsock").arg(paths.vsock());
     command.arg("--kernel").arg(guest_file(recipe.machine.kernel.as_ref(), KERNEL)?);
     command.arg("--initrd").arg(guest_file(recipe.machine.initrd.as_ref(), INITRD)?);
     command.arg("--memory").arg(size.memory.to_string()).arg("--cpus").arg(size.cpus.to_string());

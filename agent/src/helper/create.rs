@@ -9,13 +9,14 @@ use std::path::{Component, Path};
 use anyhow::{Context, Result, anyhow, bail};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 use runtime_spec::plan::GuestDevice;
 
 use super::engine::{Engine, ours};
-use super::finish::Finish;
+use super::finish::{Finish, words};
 use super::{Create, NOT_STARTED, Streams, home, mounts, receive};
 use crate::machine::disks;
 
@@ -94,7 +95,7 @@ fn prepare(create: &mut Create) -> Result<Engine> {
     let mut environment = process.env().clone().unwrap_or_default();
     home::complete(&mut environment, &root, process.user().uid());
     process.set_env(Some(environment.clone()));
-    make_directory(&root, process.cwd());
+    make_directory(&root, process.cwd())?;
     let size = create.size.or_else(|| {
         let size = process.console_size()?;
         Some((u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?))
@@ -105,26 +106,34 @@ fn prepare(create: &mut Create) -> Result<Engine> {
     Ok(Engine { finish, size: size.filter(|_| process.terminal() == Some(true)) })
 }
 
-/// The working directory is made if it is not there, as runc does. What cannot be made fails when it is entered.
-fn make_directory(root: &File, path: &Path) {
+/// The working directory is made if it is not there, as runc does. What cannot be made fails when it is entered, but
+/// not in words that say what of it is no directory.
+fn make_directory(root: &File, path: &Path) -> Result<()> {
     let how = |flags| {
         OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
     };
     let directory = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut so_far = std::path::PathBuf::from(".");
-    let Ok(mut parent) = root.as_fd().try_clone_to_owned() else { return };
+    let mut parent = root.as_fd().try_clone_to_owned().context("duplicating a descriptor of the root")?;
     for part in path.components() {
         let Component::Normal(name) = part else { continue };
         so_far.push(name);
-        let there = openat2(root, &so_far, how(directory)).or_else(|_| {
-            mkdirat(&parent, name, Mode::from_bits_truncate(0o755))?;
-            openat2(root, &so_far, how(directory))
+        let there = openat2(root, &so_far, how(directory)).or_else(|errno| {
+            if errno == Errno::ENOENT {
+                mkdirat(&parent, name, Mode::from_bits_truncate(0o755))?;
+                return openat2(root, &so_far, how(directory));
+            }
+            Err(errno)
         });
         match there {
             Ok(fd) => parent = fd,
-            Err(_) => return,
+            Err(Errno::ENOTDIR) => {
+                bail!("{NOT_STARTED}: process.cwd {}: {}", path.display(), words(Errno::ENOTDIR));
+            }
+            Err(_) => break,
         }
     }
+    Ok(())
 }
 
 /// Nodes for disks of the machine.

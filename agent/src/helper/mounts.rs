@@ -40,18 +40,14 @@ const FLAGS: &[(&str, MsFlags, bool)] = &[
     ("defaults", MsFlags::empty(), true),
 ];
 
-/// Mounts the tree that the machine shares.
+/// Mounts the tree that the machine shares, in both ways.
 pub fn share() -> Result<()> {
-    match mount(
-        Some(layout::SHARE_TAG),
-        layout::GUEST_SHARE,
-        Some("virtiofs"),
-        MsFlags::MS_NODEV,
-        None::<&str>,
-    ) {
-        Ok(()) => Ok(()),
-        Err(errno) => bail!("mounting the share {}: {errno}", layout::SHARE_TAG),
+    for (tag, at) in [(layout::SHARE_TAG, layout::GUEST_SHARE), (layout::BINDS_TAG, layout::GUEST_BINDS)] {
+        if let Err(errno) = mount(Some(tag), at, Some("virtiofs"), MsFlags::MS_NODEV, None::<&str>) {
+            bail!("mounting the share {tag}: {errno}");
+        }
     }
+    Ok(())
 }
 
 /// Mounts one thing.

@@ -46,7 +46,10 @@ impl Machine {
     pub fn up(boot: Boot, guest_parts: &Path, scratch: &Path, within: Duration) -> Result<Self> {
         let share = scratch.join("tree");
         fs::create_dir(&share).with_context(|| format!("creating {}", share.display()))?;
-        let mut guest = boot.share("containers", &share, false).start(&Initrd::of_product(guest_parts))?;
+        let mut guest = boot
+            .share("containers", &share, false)
+            .share("binds", &share, false)
+            .start(&Initrd::of_product(guest_parts))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let socket = guest.sockets().join("vsock");
         let ends = Instant::now() + within;

@@ -74,7 +74,7 @@ pub(super) fn shared(
 ) -> Mount {
     let given = entry.options();
     let place = layout::bind(&plan.id, entry.index);
-    let guest = entry.from("bind", layout::in_guest(&place), given.to_vec());
+    let guest = entry.from("bind", layout::guest_bind(&place), given.to_vec());
     plan.share.binds.push(Bind {
         source,
         place: context.shared(&place),
@@ -154,7 +154,7 @@ mod tests {
             let Bind { directory, recursive, access, follows, .. } = plan.share.binds[0];
             assert_eq!((directory, recursive, access, follows), expected, "{options:?}");
             assert_eq!(plan.share.binds[0].source, Path::new(source));
-            let expected = bind("/run/supermachine/share/c1/binds/0", &options);
+            let expected = bind("/run/supermachine/binds/c1/binds/0", &options);
             assert_eq!(in_guest(&plan), expected);
         }
     }

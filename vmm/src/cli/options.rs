@@ -67,14 +67,16 @@ pub(super) struct Share {
 impl Share {
     /// Options are taken from the end, so that a directory may have colons in its name.
     fn parse(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text} is no share: give TAG=DIR, and behind it :ro or :cache=auto|always|never");
+        let wrong = || {
+            format!("{text} is no share: give TAG=DIR, and behind it :ro or :cache=auto|fresh|always|never")
+        };
         let (tag, mut rest) = text.split_once('=').ok_or_else(wrong)?;
         let (mut read_only, mut cache) = (false, Cache::default());
         while let Some((before, option)) = rest.rsplit_once(':') {
             match option {
                 "ro" => read_only = true,
                 "cache=auto" => cache = Cache::Auto,
+                "cache=fresh" => cache = Cache::Fresh,
                 "cache=always" => cache = Cache::Always,
                 "cache=never" => cache = Cache::Never,
                 _ if option.starts_with("cache=") => return Err(wrong()),
@@ -272,6 +274,7 @@ mod tests {
             ("root=/srv:ro", share("root", "/srv", true, Cache::Auto)),
             ("a=b=c", share("a", "b=c", false, Cache::Auto)),
             ("a=/srv:cache=auto", share("a", "/srv", false, Cache::Auto)),
+            ("a=/srv:cache=fresh", share("a", "/srv", false, Cache::Fresh)),
             ("a=/srv:cache=never", share("a", "/srv", false, Cache::Never)),
             ("a=/srv:ro:cache=always", share("a", "/srv", true, Cache::Always)),
             ("a=/srv:cache=always:ro", share("a", "/srv", true, Cache::Always)),

@@ -45,8 +45,7 @@ const BROKEN: &[(Edit, &[&str])] = &[
     ),
     (
         |spec| {
-            spec["linux"]["namespaces"] =
-                json!([{ "type": "mount" }, { "type": "network", "path": "/proc/1/ns/net" }]);
+            spec["linux"]["namespaces"] = json!([{ "type": "mount" }, { "type": "pid" }, { "type": "ipc" }, { "type": "network", "path": "/proc/1/ns/net" }]);
         },
         &["network"],
     ),
@@ -92,6 +91,24 @@ impl Drop for Small<'_> {
     }
 }
 
+/// What there is below a shim's directory, but for what all shims have in common.
+fn left_in(state: &Path) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    let mut directories = vec![state.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory)?.flatten() {
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                directories.push(path.clone());
+            }
+            left.push(path.strip_prefix(state)?.display().to_string());
+        }
+    }
+    let common = ["containerd-version", "shims", "tasks", "machines", "shims/default", "tasks/default"];
+    left.retain(|path| !common.contains(&path.as_str()));
+    Ok(left)
+}
+
 fn no_space(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let api = ctx.world.api()?;
     let state = Path::new("/run/supermachine");
@@ -109,7 +126,7 @@ fn no_space(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
             Err(error) => format!("{error:#}"),
         };
         ctx.note(format!("{inodes}: {refused}"));
-        let left: Vec<_> = fs::read_dir(state)?.flatten().map(|entry| entry.path()).collect();
+        let left = left_in(state)?;
         drop(small);
         ensure!(
             refused.contains("No space left on device") || refused == "nothing: 0",

@@ -23,15 +23,15 @@ pub fn tests() -> Vec<Test<Inside>> {
 
 const BURST: usize = 8 << 20;
 
-/// The sum that `cksum` makes, as its first two words.
+/// The sum that `md5sum` makes of its input.
 fn sum_of(ctx: &Ctx<'_, Inside>, bytes: Vec<u8>) -> Result<String> {
-    Ok(ctx.cmd("cksum").stdin(bytes).ok()?.out().trim().to_owned())
+    Ok(ctx.cmd("md5sum").stdin(bytes).ok()?.out().trim().to_owned())
 }
 
 fn burst(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let api = ctx.world.api()?;
     for runtime in [RUNC, OURS] {
-        let script = format!("head -c {BURST} /dev/urandom >/f; cksum </f >&2; exec cat /f");
+        let script = format!("head -c {BURST} /dev/urandom >/f; md5sum </f >&2; exec cat /f");
         let Piped { mut container, mut stdout, mut stderr, .. } =
             Piped::new(ctx, &api, runtime, &["sh", "-c", &script], |_| {})?;
         let reading = thread::spawn(move || stdout.read_to_end(A_WHILE));

@@ -63,8 +63,8 @@ impl Drop for Tmpfs {
 
 const LOOKS: &str = "exec 2>&1
 cat /rw/a; echo guest >/rw/b; mv /rw/b /rw/c; ln /rw/c /rw/d; stat -c %h /rw/d; chmod 640 /rw/c; chown 7:8 /rw/c
-echo x >/ro/x; echo x >/ro/below/x && echo below is written; cat /ro/a
-echo x >/rro/x; echo x >/rro/below/x; cat /rro/below/x
+echo x >/ro/x; (echo x >/ro/below/x) 2>/dev/null; cat /ro/a
+echo x >/rro/x; echo x >/rro/below/x; cat /rro/below/a
 cat /etc/single; echo more >>/etc/single; ls -a /etc | grep -c secret; echo x >/single-ro; cat /single-ro
 stat -c %a /small; head -c 2097152 /dev/zero >/small/f; stat -c %s /small/f
 df -k /dev/shm | awk 'END { print $2 }'; stat -c %a /dev/shm; echo x >/dev/shm/x; cat /dev/shm/x
@@ -82,6 +82,7 @@ fn binds(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         fs::write(home.join("single"), "single\n")?;
         fs::write(home.join("secret"), "secret\n")?;
         let below = Tmpfs::mount(home.join("ro/below"))?;
+        fs::write(home.join("ro/below/a"), "below\n")?;
         let edit = |spec: &mut Value| {
             let shm = ["nosuid", "noexec", "nodev", "mode=1777", "size=4096k"];
             add(
@@ -109,7 +110,8 @@ fn binds(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         ensure!(mode == 0o640, "{runtime}: the mode is {mode:o}");
         ensure!(read("single")? == "single\nmore\n", "{runtime}: the single file is {:?}", read("single")?);
         ensure!(!home.join("ro/x").exists(), "{runtime}: what is read-only was written");
-        ensure!(read("ro/below/x")? == "x\n", "{runtime}: what is below a read-only bind is the host's");
+        // With runc, `ro` is about the one file system.
+        ensure!(home.join("ro/below/x").exists() == (runtime == RUNC), "{runtime}: below what is read-only");
         drop(below);
         said.push(String::from_utf8_lossy(&output).into_owned());
     }

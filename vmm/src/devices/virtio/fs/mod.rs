@@ -31,6 +31,8 @@ pub enum Cache {
     /// Contents until a file is opened again, names and attributes for a second.
     #[default]
     Auto,
+    /// Contents until a file is opened again: what the host renames, removes or replaces is seen at once.
+    Fresh,
     /// Everything, for a day: nobody else changes the directory.
     Always,
 }

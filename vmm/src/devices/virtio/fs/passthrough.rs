@@ -54,7 +54,7 @@ impl Passthrough {
         let root_dir =
             path.to_str().ok_or_else(|| failed(io::Error::other("its path is not UTF-8")))?.to_owned();
         let kept = match cache {
-            Cache::Never => Duration::ZERO,
+            Cache::Never | Cache::Fresh => Duration::ZERO,
             Cache::Auto => Duration::from_secs(1),
             Cache::Always => Duration::from_hours(24),
         };
@@ -64,12 +64,12 @@ impl Passthrough {
             attr_timeout: kept,
             cache_policy: match cache {
                 Cache::Never => CachePolicy::Never,
-                Cache::Auto => CachePolicy::Auto,
+                Cache::Auto | Cache::Fresh => CachePolicy::Auto,
                 Cache::Always => CachePolicy::Always,
             },
             xattr: true,
             announce_submounts: true,
-            readdirplus: cache != Cache::Never,
+            readdirplus: !kept.is_zero(),
             killpriv_v2: true,
             // The host applies them, and with them the umask, which a default list of a directory replaces.
             posix_acl: NegotiationMode::Auto,
