@@ -54,6 +54,7 @@ pub(crate) struct Options {
     pub list: bool,
     pub help: bool,
     pub filter: Vec<String>,
+    pub without: Vec<String>,
     pub results: Option<PathBuf>,
     pub logs: Option<PathBuf>,
     pub scale: Scale,
@@ -63,10 +64,15 @@ pub(crate) struct Options {
 
 const COMMON: &str = "  --list                    print the tests and what they prove
   --filter TEXT[,TEXT]      only tests whose name contains one of these, or is it (=TEXT)
+  --without TAG[,TAG]       leave out tests with one of these tags
   --scale short|long        how often each test is run: its count for every change, or for a soak
   --count N                 run each test N times, whatever the scale
   --results FILE            append one line of JSON for each test
   --logs DIR                keep the full logs of every test there";
+
+fn words(text: &str) -> impl Iterator<Item = String> {
+    text.split(',').filter(|word| !word.is_empty()).map(str::to_owned)
+}
 
 pub(crate) fn usage<W: World>(program: &str) -> String {
     let own = W::OPTIONS;
@@ -91,10 +97,8 @@ impl Options {
             match name.as_str() {
                 "help" => options.help = true,
                 "list" => options.list = true,
-                "filter" => {
-                    let text = parser.value()?.string()?;
-                    options.filter.extend(text.split(',').filter(|t| !t.is_empty()).map(str::to_owned));
-                }
+                "filter" => options.filter.extend(words(&parser.value()?.string()?)),
+                "without" => options.without.extend(words(&parser.value()?.string()?)),
                 "results" => options.results = Some(parser.value()?.into()),
                 "logs" => options.logs = Some(parser.value()?.into()),
                 "scale" => options.scale = parser.value()?.parse_with(scale)?,
@@ -118,7 +122,11 @@ impl Options {
         Ok(options)
     }
 
-    pub(crate) fn selects(&self, name: &str) -> bool {
+    pub(crate) fn selects<W>(&self, test: &Test<W>) -> bool {
+        self.selects_name(test.name) && !self.without.iter().any(|tag| test.tags.contains(&tag.as_str()))
+    }
+
+    fn selects_name(&self, name: &str) -> bool {
         let matches = |text: &String| match text.strip_prefix('=') {
             Some(whole) => name == whole,
             None => name.contains(text.as_str()),
@@ -151,7 +159,7 @@ fn count(text: &str) -> Result<u32> {
 
 /// The table, for `--list`.
 pub(crate) fn list<W>(tests: &[Test<W>], options: &Options) -> String {
-    let selected = || tests.iter().filter(|test| options.selects(test.name));
+    let selected = || tests.iter().filter(|test| options.selects(test));
     let width = selected().map(|test| test.name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for test in selected() {
@@ -195,14 +203,29 @@ mod tests {
             parse("--filter runc,kvm --address /s --scale long --results r --logs l --filter share").unwrap();
         assert_eq!(world.address, "/s");
         assert_eq!(options.filter, ["runc", "kvm", "share"]);
-        assert!(options.selects("a.kvm-b") && !options.selects("other"));
+        assert!(options.selects_name("a.kvm-b") && !options.selects_name("other"));
         let exact = parse("--filter =a.b").unwrap().0;
-        assert!(exact.selects("a.b") && !exact.selects("a.b-c"));
+        assert!(exact.selects_name("a.b") && !exact.selects_name("a.b-c"));
         let rounds = Rounds { short: 1, long: 20 };
         assert_eq!(options.rounds(rounds), 20);
         assert_eq!(parse("").unwrap().0.rounds(rounds), 1);
         assert_eq!(parse("--scale long --count 3").unwrap().0.rounds(rounds), 3);
-        assert!(parse("").unwrap().0.selects("anything"));
+        assert!(parse("").unwrap().0.selects_name("anything"));
+    }
+
+    #[test]
+    fn tests_are_left_out_by_their_tags() {
+        let test = |tags| Test::<()> {
+            name: "a.b",
+            proves: "",
+            run: |_| Ok(crate::test::Outcome::Passed),
+            deadline: std::time::Duration::from_secs(1),
+            rounds: Rounds::once_or(1),
+            tags,
+        };
+        let options = parse("--without alike,slow").unwrap().0;
+        assert!(options.selects(&test(&[])) && options.selects(&test(&["task"])));
+        assert!(!options.selects(&test(&["task", "alike"])));
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn dispatch<W: World>(name: &str, tests: &[Test<W>], arguments: &[OsString]) -> 
     if let Some(one) = &options.one {
         return child::run(tests, &world, one, options.scale);
     }
-    let selected: Vec<&Test<W>> = tests.iter().filter(|test| options.selects(test.name)).collect();
+    let selected: Vec<&Test<W>> = tests.iter().filter(|test| options.selects(test)).collect();
     if selected.is_empty() {
         bail!("no test matches --filter {}; --list shows all", options.filter.join(","));
     }

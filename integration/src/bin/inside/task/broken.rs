@@ -9,19 +9,19 @@ use integration::{Ctx, Outcome, Test};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
-use super::{A_WHILE, OURS, Piped, test};
+use super::{A_WHILE, OURS, Piped, alike};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
     vec![
-        test("task.broken", "a configuration that cannot be is refused, and says which part of it", broken),
-        test("task.no-space", "where there is no space for a container its client is told", no_space),
-        test(
+        alike("task.broken", "a configuration that cannot be is refused, and says which part of it", broken),
+        alike("task.no-space", "where there is no space for a container its client is told", no_space),
+        alike(
             "task.unread",
             "a process whose output nobody reads stands still, and is killed and deleted as any other",
             unread,
         ),
-        test("task.vanished", "a container whose files go away ends as any other", vanished),
+        alike("task.vanished", "a container whose files go away ends as any other", vanished),
     ]
 }
 

@@ -59,6 +59,15 @@ fn test(
     Test { name, proves, run, deadline: Duration::from_mins(10), rounds: Rounds::once_or(3), tags: &["task"] }
 }
 
+/// One that knows neither processors nor versions of containerd.
+fn alike(
+    name: &'static str,
+    proves: &'static str,
+    run: fn(&mut Ctx<'_, Inside>) -> Result<Outcome>,
+) -> Test<Inside> {
+    Test { tags: &["task", "alike"], ..test(name, proves, run) }
+}
+
 pub fn tests() -> Vec<Test<Inside>> {
     let own = vec![
         test("task.as-runc", "scripts have the output and the exit codes that they have with runc", as_runc),
