@@ -29,8 +29,8 @@ pub fn tests() -> Vec<Test<Inside>> {
     vec![Test {
         name: "vmm.net",
         proves: "TCP carries 2 GiB (16 MiB for every change) each way unharmed through a tap, in large writes, \
-                 which travel in large packets, and in small ones; a tap of two queues uses both; a tap that goes \
-                 is a cable that falls out",
+                 which travel in large packets, and in small ones; a tap of two queues uses both; one with limits \
+                 keeps them; a tap that goes is a cable that falls out",
         run,
         deadline: Duration::from_mins(40),
         rounds: Rounds::once_or(1),
@@ -90,10 +90,11 @@ impl Drop for Tap {
 }
 
 fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
-    let (plain, wide) = (Tap::make(ctx, 201, 1)?, Tap::make(ctx, 202, 2)?);
+    let (plain, wide, slow) = (Tap::make(ctx, 201, 1)?, Tap::make(ctx, 202, 2)?, Tap::make(ctx, 203, 1)?);
     let machine = boot(ctx, "g")
         .controlled()
         .options(["--cpus", "2", "--tap", &plain.name, "--tap", &format!("{}:2", wide.name)])
+        .options(["--tap", &format!("{},rx=1M,tx=1M", slow.name)])
         .share("host", Path::new("/"), true);
     let mut guest = up(ctx, machine, &initrd_with_part(ctx)?)?;
     guest.sh(
@@ -101,7 +102,7 @@ fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
          mount -t sysfs sysfs /h/sys",
         A_MOMENT,
     )?;
-    for (device, tap) in [("eth0", &plain), ("eth1", &wide)] {
+    for (device, tap) in [("eth0", &plain), ("eth1", &wide), ("eth2", &slow)] {
         // Its router's questions for neighbours would be packets that nobody here has sent.
         let script = format!(
             "echo 1 > /proc/sys/net/ipv6/conf/{device}/disable_ipv6; ip address add {}/24 dev {device}; \
@@ -116,6 +117,7 @@ fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let _serving = serve(&guest, ctx.left(), PORT, "3")?;
     streams(ctx, &plain)?;
     queues(ctx, &guest, &wide)?;
+    limited(ctx, &slow)?;
     counted(&guest)?;
     removed(&mut guest, &plain, &wide)?;
     let done = guest.power_off()?.expect_code(0)?;
@@ -263,6 +265,21 @@ fn queues(ctx: &Ctx<'_, Inside>, guest: &Guest, tap: &Tap) -> Result<()> {
         ensure!(moved.iter().all(|bytes| *bytes > LENGTH / 256), "{name} has moved {moved:?} bytes");
     }
     Ok(())
+}
+
+/// At a MiB a second, the first of which may come at once.
+fn limited(ctx: &Ctx<'_, Inside>, tap: &Tap) -> Result<()> {
+    const LENGTH: u64 = 4 * MIB;
+    let timed = |name: &str, go: &dyn Fn(&TcpStream) -> Result<()>| -> Result<()> {
+        let begun = Instant::now();
+        connect(ctx, tap, PORT).and_then(|stream| go(&stream)).with_context(|| name.to_owned())?;
+        let seconds = begun.elapsed().as_secs_f64();
+        ctx.note(format!("{name}: {} KiB in {seconds:.2} s", LENGTH >> 10));
+        ensure!((2.5..40.0).contains(&seconds), "{name}: 4 MiB took {seconds:.2} s at a MiB a second");
+        Ok(())
+    };
+    timed("to the guest, limited", &|stream| give(stream, 8, LENGTH, || pattern::CHUNK))?;
+    timed("from the guest, limited", &|stream| take(stream, Ask::Give, 9, LENGTH))
 }
 
 /// The monitor's own counters have seen it.
