@@ -97,33 +97,3 @@ fn a_stopped_runner_leaves_nothing() {
     }
     assert!(!std::env::temp_dir().join(format!("integration-{runner}")).exists());
 }
-
-#[test]
-fn a_run_that_was_cut_off_goes_on_where_it_was() {
-    let directory = directory("cut-off");
-    let results = directory.join("results").display().to_string();
-    let log = directory.join("no-log").display().to_string();
-    let arguments = ["--filter", "passes,=hangs,skips", "--log", &log, "--results", &results, "--go-on"];
-    for (earlier, times) in
-        [("pass  passes", 1), ("done  passes", 2), ("done  passes", 3), ("done  passes", 4)]
-    {
-        let mut running = Cmd::new(PROGRAM, LONG).args(arguments).start().unwrap();
-        running.until_stdout_has(earlier, LONG).unwrap();
-        let runner = running.pid();
-        let begun = || fs::read_to_string(format!("{results}.begun")).unwrap().matches("hangs 1").count();
-        integration::wait::until_true("the hanging test", LONG, || begun() == times).unwrap();
-        integration::wait::until_true("its process", LONG, || !process::descendants(runner).is_empty())
-            .unwrap();
-        running.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
-        running.wait().unwrap();
-        let _ = fs::remove_dir_all(std::env::temp_dir().join(format!("integration-{runner}")));
-    }
-    let done = run(&arguments);
-    let out = done.out();
-    assert_eq!(out.lines().last(), Some("1 passed, 1 failed, 1 skipped"), "{out}");
-    assert!(out.contains("ended under it, 4 times") && out.contains("done  passes"), "{out}");
-    let again = run(&arguments);
-    assert_eq!(again.out().lines().last(), Some("1 passed, 1 failed, 1 skipped"), "{}", again.out());
-    assert_eq!(again.code(), Some(1), "what has failed stays so");
-    fs::remove_dir_all(directory).unwrap();
-}
