@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use integration::containerd::{Api, Container, shim_of};
+use integration::process::{self, Process};
 use integration::wait::{Attempt, until};
-use integration::{Ctx, Outcome, Rounds, Test, pattern, process};
+use integration::{Ctx, Outcome, Rounds, Test, pattern};
 use serde_json::json;
 
 use super::ended::kill_hard;
@@ -79,11 +80,11 @@ fn each(ctx: &mut Ctx<'_, Inside>, victim: Victim) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Waits for the victim, and a little longer, and strikes it.
-fn strike(ctx: &Ctx<'_, Inside>, victim: Victim, id: &str, delay: Duration) -> Result<()> {
+/// Waits for the victim, which is no process of the host if it is the guest.
+fn find(victim: Victim, id: &str) -> Result<Option<Process>> {
     let found = until("the victim", A_WHILE, || {
         let Ok(shim) = shim_of(id) else { return Attempt::Pending("no shim".to_owned()) };
-        let monitor = |one: &process::Process| one.arguments.contains("supermachine-vmm run");
+        let monitor = |one: &Process| one.arguments.contains("supermachine-vmm run");
         match victim {
             Victim::Shim => Attempt::Done(Some(shim)),
             Victim::Guest => Attempt::Done(None),
@@ -92,10 +93,18 @@ fn strike(ctx: &Ctx<'_, Inside>, victim: Victim, id: &str, delay: Duration) -> R
                 None => Attempt::Pending("no monitor".to_owned()),
             },
         }
-    })?;
+    });
+    Ok(found?)
+}
+
+/// Waits a little, and strikes what was found.
+fn strike(ctx: &Ctx<'_, Inside>, found: Option<&Process>, id: &str, delay: Duration) -> Result<()> {
     thread::sleep(delay);
     if let Some(process) = found {
-        return kill_hard(&process);
+        let Err(error) = kill_hard(process) else { return Ok(()) };
+        // The call may have been faster.
+        ensure!(process::read(process.pid).is_none(), error);
+        return Ok(());
     }
     let path = ctx.path(&format!("{id}-stdin"));
     let told = OpenOptions::new().write(true).open(path).and_then(|mut fifo| fifo.write_all(b"now\n"));
@@ -106,17 +115,21 @@ fn struck(ctx: &Ctx<'_, Inside>, events: &Events, victim: Victim, call: &str, de
     let api = ctx.world.api()?;
     let id = new_id(ctx, OURS);
     let make = || Piped::named(ctx, &api, OURS, id.clone(), &["sh", "-c", SCRIPT], |_| {});
-    let striking = |does: &mut dyn FnMut() -> Result<()>| -> Result<Result<()>> {
-        thread::scope(|scope| {
-            let striking = scope.spawn(|| strike(ctx, victim, &id, delay));
-            let done = does();
-            striking.join().map_err(|_| anyhow!("the striker broke"))??;
-            Ok(done)
-        })
-    };
+    let striking =
+        |found: Option<&Option<Process>>, does: &mut dyn FnMut() -> Result<()>| -> Result<Result<()>> {
+            thread::scope(|scope| {
+                let striking = scope.spawn(|| match found {
+                    Some(found) => strike(ctx, found.as_ref(), &id, delay),
+                    None => strike(ctx, find(victim, &id)?.as_ref(), &id, delay),
+                });
+                let done = does();
+                striking.join().map_err(|_| anyhow!("the striker broke"))??;
+                Ok(done)
+            })
+        };
     if call == "create" {
         let mut made = None;
-        let done = striking(&mut || {
+        let done = striking(None, &mut || {
             made = Some(make()?);
             Ok(())
         })?;
@@ -137,7 +150,8 @@ fn struck(ctx: &Ctx<'_, Inside>, events: &Events, victim: Victim, call: &str, de
         }
         _ => {}
     }
-    let done = striking(&mut || make_call(ctx, &mut task.container, call, &id))?;
+    let found = find(victim, &id)?;
+    let done = striking(Some(&found), &mut || make_call(ctx, &mut task.container, call, &id))?;
     ctx.note(format!("{call}: {done:?}"));
     settled(ctx, &api, events, victim, task.container)
 }
@@ -151,7 +165,12 @@ fn ctr(ctx: &Ctx<'_, Inside>, arguments: &[&str]) -> Result<()> {
 fn make_call(ctx: &Ctx<'_, Inside>, container: &mut Container<'_>, call: &str, id: &str) -> Result<()> {
     match call {
         "start" => container.start(),
-        "exec" => ctr(ctx, &["exec", "--exec-id", "other", id, "sh", "-c", "sleep 0.3; echo here"]),
+        "exec" => {
+            // ctr leaves its FIFOs behind when the shim is gone.
+            let fifos = ctx.path(&format!("{id}-fifos")).display().to_string();
+            let script = "sleep 0.3; echo here";
+            ctr(ctx, &["exec", "--fifo-dir", &fifos, "--exec-id", "other", id, "sh", "-c", script])
+        }
         "state" => (0..20).try_for_each(|_| ctr(ctx, &["ls"])),
         "pids" => (0..20).try_for_each(|_| ctr(ctx, &["ps", id])),
         "metrics" => (0..20).try_for_each(|_| ctr(ctx, &["metrics", id])),
