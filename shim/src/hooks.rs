@@ -1,12 +1,14 @@
 //! Hooks that run on the host: programs that are told of a container on their standard input.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use log::warn;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{Hook, State};
 use serde::{Deserialize, Serialize};
 
@@ -42,14 +44,17 @@ impl Run {
     fn one(&self, hook: &Hook) -> io::Result<()> {
         let name = hook.path().display();
         let failed = |error: io::Error| io::Error::new(error.kind(), format!("the hook {name}: {error}"));
-        let state = serde_json::to_vec(&self.state)?;
+        // A file, so that nobody waits for a hook that does not read a state longer than a pipe.
+        let mut state = File::from(memfd_create(c"state", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
+        serde_json::to_writer(&mut state, &self.state)?;
+        state.rewind()?;
         let mut command = Command::new(hook.path());
         let args = hook.args().as_deref().unwrap_or_default();
         if let Some((own, rest)) = args.split_first() {
             command.arg0(own).args(rest);
         }
         let env = hook.env().iter().flatten().filter_map(|variable| variable.split_once('='));
-        command.env_clear().envs(env).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env_clear().envs(env).stdin(state).stdout(Stdio::piped()).stderr(Stdio::piped());
         if self.bundle.is_dir() {
             command.current_dir(&self.bundle);
         }
@@ -57,10 +62,6 @@ impl Run {
         let seconds = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
         let within = seconds.map_or(deadlines::HOOK, Duration::from_secs);
         let said = listen(&mut child);
-        if let Some(mut stdin) = child.stdin.take() {
-            // A state may be larger than a pipe, and a hook need not read it: its end ends the thread.
-            std::thread::spawn(move || stdin.write_all(&state));
-        }
         let status = wait(&mut child, within).map_err(failed)?;
         if status.success() {
             return Ok(());

@@ -91,11 +91,12 @@ fn prepare(create: &mut Create) -> Result<Engine> {
         linux.set_resources(None);
         linux.seccomp_mut().take()
     });
+    let mounts: Vec<_> = spec.mounts().iter().flatten().map(|mount| mount.destination().clone()).collect();
     let Some(process) = spec.process_mut() else { bail!("the container has no process") };
     let mut environment = process.env().clone().unwrap_or_default();
     home::complete(&mut environment, &root, process.user().uid());
     process.set_env(Some(environment.clone()));
-    make_directory(&root, process.cwd())?;
+    make_directory(&root, process.cwd(), |path| mounts.iter().any(|mount| path.starts_with(mount)))?;
     let size = create.size.or_else(|| {
         let size = process.console_size()?;
         Some((u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?))
@@ -106,9 +107,9 @@ fn prepare(create: &mut Create) -> Result<Engine> {
     Ok(Engine { finish, size: size.filter(|_| process.terminal() == Some(true)) })
 }
 
-/// The working directory is made if it is not there, as runc does. What cannot be made fails when it is entered, but
-/// not in words that say what of it is no directory.
-fn make_directory(root: &File, path: &Path) -> Result<()> {
+/// The working directory is made if it is not there, as runc does. What cannot be made fails when it is entered; only
+/// of a file in its place the words then do not tell. Below a mount there will be other files than these.
+fn make_directory(root: &File, path: &Path, is_mounted: impl Fn(&Path) -> bool) -> Result<()> {
     let how = |flags| {
         OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
     };
@@ -127,7 +128,7 @@ fn make_directory(root: &File, path: &Path) -> Result<()> {
         });
         match there {
             Ok(fd) => parent = fd,
-            Err(Errno::ENOTDIR) => {
+            Err(Errno::ENOTDIR) if !is_mounted(path) => {
                 bail!("{NOT_STARTED}: process.cwd {}: {}", path.display(), words(Errno::ENOTDIR));
             }
             Err(_) => break,
@@ -157,4 +158,27 @@ fn add_disks(spec: &mut Spec, asked: &[GuestDevice]) -> Result<()> {
     }
     linux.set_devices(Some(nodes));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_working_directory_is_made_unless_a_file_is_in_its_place() {
+        let path = std::env::temp_dir().join(format!("working-directory-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("file"), "").unwrap();
+        let root = File::open(&path).unwrap();
+        let make = |to: &str, is_mounted| make_directory(&root, Path::new(to), |_| is_mounted);
+        make("/a/b", false).unwrap();
+        make("/a/b/../c", false).unwrap();
+        assert!(path.join("a/b").is_dir());
+        for place in ["/file", "/file/below"] {
+            let error = make(place, false).unwrap_err().to_string();
+            assert!(error.contains(place) && error.contains("not a directory"), "{error}");
+            make(place, true).unwrap();
+        }
+        fs::remove_dir_all(path).unwrap();
+    }
 }

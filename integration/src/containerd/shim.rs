@@ -9,9 +9,9 @@ use crate::process::{self, Process};
 pub fn shim_of(id: &str) -> Result<Process> {
     let of_it = |process: &Process| {
         let arguments = &process.arguments;
-        let passes =
+        let is_brief =
             ["start", "delete"].iter().any(|verb| arguments.trim_end().ends_with(&format!(" {verb}")));
-        !passes && arguments.contains("containerd-shim-") && arguments.contains(&format!("-id {id} "))
+        !is_brief && arguments.contains("containerd-shim-") && arguments.contains(&format!("-id {id} "))
     };
     process::all().into_iter().find(of_it).with_context(|| format!("there is no shim of {id}"))
 }

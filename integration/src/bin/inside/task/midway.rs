@@ -98,12 +98,18 @@ fn find(victim: Victim, id: &str) -> Result<Option<Process>> {
 }
 
 /// Waits a little, and strikes what was found.
-fn strike(ctx: &Ctx<'_, Inside>, found: Option<&Process>, id: &str, delay: Duration) -> Result<()> {
+fn strike(
+    ctx: &Ctx<'_, Inside>,
+    found: Option<&Process>,
+    call: &str,
+    id: &str,
+    delay: Duration,
+) -> Result<()> {
     thread::sleep(delay);
     if let Some(process) = found {
         let Err(error) = kill_hard(process) else { return Ok(()) };
-        // The call may have been faster.
-        ensure!(process::read(process.pid).is_none(), error);
+        // A call that ends it may have been faster.
+        ensure!(call == "delete" && process::read(process.pid).is_none(), error);
         return Ok(());
     }
     let path = ctx.path(&format!("{id}-stdin"));
@@ -111,25 +117,24 @@ fn strike(ctx: &Ctx<'_, Inside>, found: Option<&Process>, id: &str, delay: Durat
     told.context("telling the guest to end")
 }
 
+/// Who is to be struck: found before the call, or while it goes on.
+type Find<'a> = dyn Fn() -> Result<Option<Process>> + Sync + 'a;
+
 fn struck(ctx: &Ctx<'_, Inside>, events: &Events, victim: Victim, call: &str, delay: Duration) -> Result<()> {
     let api = ctx.world.api()?;
     let id = new_id(ctx, OURS);
     let make = || Piped::named(ctx, &api, OURS, id.clone(), &["sh", "-c", SCRIPT], |_| {});
-    let striking =
-        |found: Option<&Option<Process>>, does: &mut dyn FnMut() -> Result<()>| -> Result<Result<()>> {
-            thread::scope(|scope| {
-                let striking = scope.spawn(|| match found {
-                    Some(found) => strike(ctx, found.as_ref(), &id, delay),
-                    None => strike(ctx, find(victim, &id)?.as_ref(), &id, delay),
-                });
-                let done = does();
-                striking.join().map_err(|_| anyhow!("the striker broke"))??;
-                Ok(done)
-            })
-        };
+    let striking = |found: &Find<'_>, does: &mut dyn FnMut() -> Result<()>| -> Result<Result<()>> {
+        thread::scope(|scope| {
+            let striking = scope.spawn(|| strike(ctx, found()?.as_ref(), call, &id, delay));
+            let done = does();
+            striking.join().map_err(|_| anyhow!("the striker broke"))??;
+            Ok(done)
+        })
+    };
     if call == "create" {
         let mut made = None;
-        let done = striking(None, &mut || {
+        let done = striking(&|| find(victim, &id), &mut || {
             made = Some(make()?);
             Ok(())
         })?;
@@ -151,7 +156,7 @@ fn struck(ctx: &Ctx<'_, Inside>, events: &Events, victim: Victim, call: &str, de
         _ => {}
     }
     let found = find(victim, &id)?;
-    let done = striking(Some(&found), &mut || make_call(ctx, &mut task.container, call, &id))?;
+    let done = striking(&|| Ok(found.clone()), &mut || make_call(ctx, &mut task.container, call, &id))?;
     ctx.note(format!("{call}: {done:?}"));
     settled(ctx, &api, events, victim, task.container)
 }
