@@ -15,9 +15,13 @@ pub mod kvm;
 #[cfg(test)]
 pub mod testing;
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::arch::native;
 use crate::event::Event;
@@ -38,6 +42,10 @@ pub trait Hypervisor: Send + Sync {
 
     /// What the host's processor can do for guests.
     fn cpu_model(&self) -> Result<native::CpuModel, Error>;
+
+    /// What of this host a saved guest depends on, beyond its own state: a host with another one may not be
+    /// able to go on with it.
+    fn fingerprint(&self) -> Result<native::Fingerprint, Error>;
 }
 
 /// What a machine is made of.
@@ -70,6 +78,9 @@ pub trait Vm: Send + Sync + 'static {
     /// Its processors.
     type Vcpu: Vcpu;
 
+    /// What there is of a machine that is no processor's: interrupt controller and clocks.
+    type State: State;
+
     /// Makes processor `id` for the calling thread.
     fn create_vcpu(&self, id: u32) -> Result<Self::Vcpu, Error>;
 
@@ -85,7 +96,21 @@ pub trait Vm: Send + Sync + 'static {
     /// hypervisor cannot do that: then the store is an exit like any other. To be called when all
     /// processors exist.
     fn doorbell(&self, addr: u64, value: u32, event: &Event) -> Result<bool, Error>;
+
+    /// What is no processor's. To be called when all processors stand still and have been
+    /// [saved](Vcpu::save), and no device drives a wire.
+    fn save(&self) -> Result<Self::State, Error>;
+
+    /// Takes over what [`Vm::save`] gave. To be called once, on a sealed machine of the same plan, after all
+    /// processors have been [restored](Vcpu::restore) and before the first of them runs.
+    fn restore(&self, state: &Self::State) -> Result<(), Error>;
 }
+
+/// A part of a machine as it is written into a snapshot: complete, so that nothing is guessed where it is
+/// read again. Its encoding is its type's; whatever changes that changes the format's epoch.
+pub trait State: Serialize + DeserializeOwned + Clone + PartialEq + fmt::Debug + Send + 'static {}
+
+impl<T: Serialize + DeserializeOwned + Clone + PartialEq + fmt::Debug + Send + 'static> State for T {}
 
 /// How the guest was told to listen to a wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +130,9 @@ pub trait IrqLine: Send + Sync {
 
 /// One processor, owned by the thread that created it.
 pub trait Vcpu {
+    /// All that there is of it.
+    type State: State;
+
     /// Its number, from 0.
     fn id(&self) -> u32;
 
@@ -125,6 +153,17 @@ pub trait Vcpu {
     /// [`Exit::Kicked`] is the one point at which the processor is between two instructions and
     /// its state may be looked at, saved or replaced.
     fn run(&mut self) -> Result<Exit<'_>, Error>;
+
+    /// All that has to be known to go on elsewhere, exactly here. To be called where [`Vcpu::run`] came
+    /// back with [`Exit::Kicked`], or before it ran at all; it goes on as if nothing had been asked.
+    fn save(&mut self) -> Result<Self::State, Error>;
+
+    /// Becomes what was saved. To be called on one of the same number that has not run.
+    fn restore(&mut self, state: &Self::State) -> Result<(), Error>;
+
+    /// Lets the guest know that it stood still, so that it does not take the time for its own: called
+    /// between a pause and the next [`Vcpu::run`], and after [`Vcpu::restore`].
+    fn stood_still(&mut self) -> Result<(), Error>;
 
     /// General registers, for people who read crash reports.
     fn registers(&self) -> Result<native::Registers, Error>;

@@ -226,6 +226,8 @@ mod tests {
     }
 
     impl Vcpu for Scripted {
+        type State = ();
+
         fn id(&self) -> u32 {
             0
         }
@@ -249,6 +251,15 @@ mod tests {
                 Some(Script::Event(event)) => Exit::System(event),
                 None => Exit::Halted,
             })
+        }
+        fn save(&mut self) -> Result<(), Error> {
+            Ok(())
+        }
+        fn restore(&mut self, (): &()) -> Result<(), Error> {
+            Ok(())
+        }
+        fn stood_still(&mut self) -> Result<(), Error> {
+            Ok(())
         }
         fn registers(&self) -> Result<native::Registers, Error> {
             Ok(native::Registers::default())

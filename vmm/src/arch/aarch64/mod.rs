@@ -7,4 +7,4 @@ pub mod layout;
 pub mod psci;
 mod state;
 
-pub use state::{CpuModel, Entry, Registers};
+pub use state::{CpuModel, Entry, Fingerprint, Registers};

@@ -11,6 +11,6 @@ mod state;
 
 pub use cpuid::CpuModel;
 pub use state::{
-    CR0_ET, CR0_PE, CpuidLeaf, DescriptorTable, Entry, Msr, RFLAGS_RESERVED, Registers, Segment,
+    CR0_ET, CR0_PE, CpuidLeaf, DescriptorTable, Entry, Fingerprint, Msr, RFLAGS_RESERVED, Registers, Segment,
     SpecialRegisters,
 };

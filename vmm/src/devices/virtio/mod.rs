@@ -68,6 +68,11 @@ pub struct ActivateError {
     pub source: std::io::Error,
 }
 
+/// A device's state could not be saved, or is none that it can go on from: what stands against it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct StateError(pub String);
+
 /// A kind of device. Its methods are called by the transport, one at a time.
 pub trait Device: Send {
     /// The device id, section 5.
@@ -89,6 +94,19 @@ pub trait Device: Send {
 
     /// The driver is ready. Must not block; work begins on other threads.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// What has to be known, beside its queues and what the transport keeps, to go on elsewhere. Called while
+    /// the machine stands still, so no request is under way. Devices of which nothing more is to be known say
+    /// nothing.
+    fn save(&mut self) -> Result<Vec<u8>, StateError> {
+        Ok(Vec::new())
+    }
+
+    /// Becomes what was saved, on a machine that stands still. Comes before [`Device::activate`], which follows
+    /// if the driver was at work; a device that was made for something else than was saved refuses.
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        if state.is_empty() { Ok(()) } else { Err(StateError("it has no state, but some was saved".into())) }
+    }
 
     /// The driver wants to start over, or is gone. When this returns, nothing of the device touches
     /// guest RAM any more. May be called on a device that is not active.

@@ -78,4 +78,8 @@ impl Hypervisor for Kvm {
     fn cpu_model(&self) -> Result<native::CpuModel, Error> {
         arch::cpu_model(self)
     }
+
+    fn fingerprint(&self) -> Result<native::Fingerprint, Error> {
+        arch::fingerprint(self)
+    }
 }

@@ -188,6 +188,8 @@ fn mmio(run: &mut kvm_run) -> (u64, bool, &mut [u8]) {
 }
 
 impl Vcpu for KvmVcpu {
+    type State = arch::VcpuState;
+
     fn id(&self) -> u32 {
         self.id
     }
@@ -268,6 +270,18 @@ impl Vcpu for KvmVcpu {
                 Reason::Crash(reason) => return Ok(self.crash(reason)),
             }
         }
+    }
+
+    fn save(&mut self) -> Result<arch::VcpuState, Error> {
+        arch::save_vcpu(self)
+    }
+
+    fn restore(&mut self, state: &arch::VcpuState) -> Result<(), Error> {
+        arch::restore_vcpu(self, state)
+    }
+
+    fn stood_still(&mut self) -> Result<(), Error> {
+        arch::stood_still(self)
     }
 
     fn registers(&self) -> Result<native::Registers, Error> {

@@ -89,6 +89,7 @@ pub(super) fn call<T>(call: &'static str, result: Attempt<T>) -> Result<T, Error
 
 impl Vm for KvmVm {
     type Vcpu = KvmVcpu;
+    type State = arch::VmState;
 
     fn create_vcpu(&self, id: u32) -> Result<KvmVcpu, Error> {
         KvmVcpu::new(self, id)
@@ -106,6 +107,14 @@ impl Vm for KvmVm {
 
     fn doorbell(&self, addr: u64, value: u32, event: &Event) -> Result<bool, Error> {
         irq::doorbell(self, addr, value, event).map(|()| true)
+    }
+
+    fn save(&self) -> Result<arch::VmState, Error> {
+        arch::save_vm(self)
+    }
+
+    fn restore(&self, state: &arch::VmState) -> Result<(), Error> {
+        arch::restore_vm(self, state)
     }
 }
 
