@@ -10,9 +10,7 @@ use std::sync::Arc;
 
 use vm_memory::bitmap::{NewBitmap, WithBitmapSlice};
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder};
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 /// RAM of one guest: disjoint regions of host memory at guest-physical addresses.
 pub type GuestRam = GuestMemoryMmap<RamBitmap>;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, OnSystemEvent};
+use super::{Error, OnSystemEvent, PowerState};
 use crate::bus::BusDevice;
 use crate::console::{InputPort, Output};
 #[cfg(target_arch = "x86_64")]
@@ -21,13 +21,27 @@ pub(super) struct Board {
     pub(super) power: Option<Wire>,
     /// Says that the generation id has changed.
     pub(super) generation: Wire,
+    /// What there is to know of it while the machine stands still.
+    pub(super) state: BoardSource,
 }
+
+/// Where a board's state comes from.
+pub(super) type BoardSource = Box<dyn Fn() -> BoardState + Send + Sync>;
+
+/// Interim.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct BoardState {}
 
 /// Tells the guest something, each time that it is called.
 pub(super) type Wire = Box<dyn Fn() -> Result<(), crate::hypervisor::Error> + Send + Sync>;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, on_event: OnSystemEvent) -> Result<Board, Error> {
+pub(super) fn assemble<V: Vm>(
+    vm: &V,
+    output: Arc<Output>,
+    on_event: OnSystemEvent,
+    _state: Option<&BoardState>,
+) -> Result<Board, Error> {
     use crate::arch::x86_64::layout;
     use crate::devices::power::{self, KeyboardReset, Panic};
     use crate::devices::uart16550::{self, Uart16550};
@@ -53,12 +67,17 @@ pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, on_event: OnSystemEve
         Box::new(move || power.notify(event))
     };
     let (button, generation) = (notify(power::EVENT_POWER_BUTTON), notify(power::EVENT_GENERATION));
-    Ok(Board { buses, console: serial, power: Some(button), generation })
+    Ok(Board { buses, console: serial, power: Some(button), generation, state: Box::new(|| BoardState {}) })
 }
 
 /// Power is PSCI's business here, and in the hypervisor.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, _on_event: OnSystemEvent) -> Result<Board, Error> {
+pub(super) fn assemble<V: Vm>(
+    vm: &V,
+    output: Arc<Output>,
+    _on_event: OnSystemEvent,
+    _state: Option<&BoardState>,
+) -> Result<Board, Error> {
     use crate::arch::aarch64::layout;
     use crate::devices::pl011::{self, Pl011};
 
@@ -69,22 +88,48 @@ pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, _on_event: OnSystemEv
     buses.memory.insert("serial", layout::SERIAL_BASE, pl011::WINDOW, device)?;
     let line = vm.irq_line(layout::GENERATION_LINE, Trigger::Edge)?;
     let generation = move || line.set(true).and_then(|()| line.set(false));
-    Ok(Board { buses, console: serial, power: None, generation: Box::new(generation) })
+    Ok(Board {
+        buses,
+        console: serial,
+        power: None,
+        generation: Box::new(generation),
+        state: Box::new(|| BoardState {}),
+    })
 }
 
 /// The hypervisor does that here.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn power(_psci: PsciBy, _hardware_ids: &[u64], _ram: &GuestRam) -> Option<Power> {
-    None
+#[expect(clippy::unnecessary_wraps, reason = "as on the other architecture")]
+pub(super) fn power(
+    _psci: PsciBy,
+    _hardware_ids: &[u64],
+    _ram: &GuestRam,
+    _state: Option<Option<&PowerState>>,
+) -> Result<Option<Power>, &'static str> {
+    Ok(None)
 }
 
-/// What turns processors on and off, where the hypervisor does not.
+/// What turns processors on and off, where the hypervisor does not; as it was, where there is a `state`.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn power(psci: PsciBy, hardware_ids: &[u64], ram: &GuestRam) -> Option<Power> {
+pub(super) fn power(
+    psci: PsciBy,
+    hardware_ids: &[u64],
+    ram: &GuestRam,
+    state: Option<Option<&PowerState>>,
+) -> Result<Option<Power>, &'static str> {
     use vm_memory::{Address, GuestMemory, GuestMemoryRegion};
     let ranges = ram.iter().map(|region| {
         let start = region.start_addr().raw_value();
         start..start + region.len()
     });
-    (psci == PsciBy::Monitor).then(|| Power::new(hardware_ids, ranges.collect()))
+    if psci != PsciBy::Monitor {
+        return Ok(None);
+    }
+    let power = Power::new(hardware_ids, ranges.collect());
+    match state {
+        None => {}
+        Some(Some(state)) => power.restore(state)?,
+        Some(None) => return Err("the snapshot does not say which processors are on"),
+    }
+    Ok(Some(power))
 }

@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::board::{self, Board};
 use super::generation::Generation;
@@ -88,7 +88,8 @@ fn in_order(
             continue;
         }
         let at = devices.iter().position(|(given, _)| given.as_str() == id);
-        let at = at.ok_or_else(|| Error::Device { id: SlotId::new(id), why: "the snapshot has it; give it too" })?;
+        let at =
+            at.ok_or_else(|| Error::Device { id: SlotId::new(id), why: "the snapshot has it; give it too" })?;
         ordered.push(devices.swap_remove(at));
     }
     match devices.pop() {
@@ -146,9 +147,10 @@ fn raise<H: Hypervisor>(
     )?;
     let standstill = Arc::clone(&shell.shared.standstill);
     let (slots, devices) = attach(&*shell.vm, &ram.all, fittings.devices, &standstill, &mut board.buses)?;
-    let power = board::power(shape.psci, &shell.hardware_ids, &ram.all, saved.map(|s| s.state.power.as_ref()))
-        .map_err(|why| Error::Tables(why.to_owned()))?
-        .map(Arc::new);
+    let power =
+        board::power(shape.psci, &shell.hardware_ids, &ram.all, saved.map(|s| s.state.power.as_ref()))
+            .map_err(|why| Error::Tables(why.to_owned()))?
+            .map(Arc::new);
     guest.finish(hypervisor, &ram.boot, &shell, &slots, &devices)?;
     let is_restored = guest.snapshot().is_some();
     let Board { buses, console, power: button, generation, state: board_state } = board;

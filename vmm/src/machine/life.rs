@@ -5,11 +5,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::Error;
 use super::board::{BoardSource, Wire};
 use super::generation::Generation;
 use super::ram::{Extent, MemoryStatus};
 use super::shell::Native;
-use super::Error;
 use crate::arch::native::Fingerprint;
 use crate::console::{InputGate, InputPort, Output, OutputStats};
 use crate::devices::virtio;

@@ -64,8 +64,7 @@ struct Layout {
 impl Layout {
     fn of(shape: &Shape) -> Self {
         let more = shape.memory_max.map_or(0, |max| max.saturating_sub(shape.memory));
-        let pluggable =
-            (more > 0).then(|| (layout::pluggable(shape.memory), more.next_multiple_of(SECTION)));
+        let pluggable = (more > 0).then(|| (layout::pluggable(shape.memory), more.next_multiple_of(SECTION)));
         let others: Vec<_> = layout::BESIDE_RAM.iter().copied().chain(pluggable).collect();
         let boot = layout::ram(shape.memory);
         let mut regions: Vec<_> = boot.into_iter().chain(others.iter().copied()).collect();

@@ -108,10 +108,7 @@ impl<V: Vm> Shell<V> {
     }
 
     /// Tells each processor how to begin, all at the same time, and waits until they have.
-    pub(super) fn begin(
-        &self,
-        how: impl IntoIterator<Item = Begin<VcpuState<V>>>,
-    ) -> Result<(), Error> {
+    pub(super) fn begin(&self, how: impl IntoIterator<Item = Begin<VcpuState<V>>>) -> Result<(), Error> {
         for ((id, processor), how) in (0..).zip(&self.processors).zip(how) {
             processor.begin.send(how).map_err(|_| Error::Thread(id))?;
         }
@@ -232,4 +229,3 @@ fn be_born<V: Vm>(id: u32, vm: &V, birth: &Sender<Result<Born, hypervisor::Error
     };
     birth.send(born).ok().and(vcpu)
 }
-

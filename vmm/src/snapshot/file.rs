@@ -48,9 +48,11 @@ pub fn write_state(mut out: impl Write, header: &Header, state: &MachineState) -
     beginning.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
     beginning.extend(crc32fast::hash(&beginning).to_le_bytes());
     let all = [beginning, header, body].concat();
-    out.write_all(&all)
-        .and_then(|()| out.flush())
-        .map_err(|source| Error::File { what: "write", path: STATE_FILE.into(), source })?;
+    out.write_all(&all).and_then(|()| out.flush()).map_err(|source| Error::File {
+        what: "write",
+        path: STATE_FILE.into(),
+        source,
+    })?;
     Ok(all.len() as u64)
 }
 
@@ -120,9 +122,11 @@ fn open(path: &Path) -> Result<(File, u64), Error> {
 
 fn read(file: &mut File, path: &Path, len: usize) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::with_capacity(len);
-    file.take(len as u64)
-        .read_to_end(&mut bytes)
-        .map_err(|source| Error::File { what: "read the snapshot", path: path.to_owned(), source })?;
+    file.take(len as u64).read_to_end(&mut bytes).map_err(|source| Error::File {
+        what: "read the snapshot",
+        path: path.to_owned(),
+        source,
+    })?;
     Ok(bytes)
 }
 
@@ -186,7 +190,9 @@ impl Snapshot {
         }
         if header.page_size != page_size {
             let theirs = header.page_size;
-            return Err(other(format!("it is from a host with pages of {theirs} bytes, and these have {page_size}")));
+            return Err(other(format!(
+                "it is from a host with pages of {theirs} bytes, and these have {page_size}"
+            )));
         }
         let reading = Reading(&self.path);
         let theirs: Fingerprint = match postcard::take_from_bytes(&header.fingerprint) {
@@ -197,7 +203,10 @@ impl Snapshot {
         if missing.is_empty() {
             return Ok(());
         }
-        Err(other(format!("this host's processor lacks {}; use a host like the one it is from", missing.join(", "))))
+        Err(other(format!(
+            "this host's processor lacks {}; use a host like the one it is from",
+            missing.join(", ")
+        )))
     }
 
     /// A part of the state that has an encoding of its own.
@@ -224,8 +233,11 @@ impl Snapshot {
 pub fn verify(directory: &Path, progress: impl FnMut(u64, u64)) -> Result<Header, Error> {
     let snapshot = Snapshot::open(directory)?;
     let path = directory.join(MEMORY_FILE);
-    let (data, crc) = memory::checksum(&snapshot.memory, progress)
-        .map_err(|source| Error::File { what: "read", path: path.clone(), source })?;
+    let (data, crc) = memory::checksum(&snapshot.memory, progress).map_err(|source| Error::File {
+        what: "read",
+        path: path.clone(),
+        source,
+    })?;
     let header = snapshot.header;
     if crc != header.memory_crc {
         let why = format!(

@@ -128,7 +128,11 @@ pub(super) fn check(regions: &[Region], len: u64) -> Result<(), String> {
         let in_file = offset.checked_add(*size).is_some_and(|end| end <= len);
         match end {
             Some(end) if *size > 0 && aligned && in_file && *addr >= above => above = end,
-            _ => return Err(format!("a region of RAM cannot be {size:#x} bytes at {addr:#x}, {offset:#x} in the file")),
+            _ => {
+                return Err(format!(
+                    "a region of RAM cannot be {size:#x} bytes at {addr:#x}, {offset:#x} in the file"
+                ));
+            }
         }
     }
     Ok(())

@@ -18,7 +18,7 @@ mod presence;
 mod state;
 
 pub use error::Error;
-pub use file::{MEMORY_FILE, Snapshot, STATE_FILE, read_header, verify, write_state};
+pub use file::{MEMORY_FILE, STATE_FILE, Snapshot, read_header, verify, write_state};
 pub use header::{EPOCH, Header, Slot};
 pub use memory::{Written, write as write_memory};
 pub use state::{MachineState, Shape};

@@ -7,8 +7,8 @@ mod epoch;
 #[cfg(not(loom))]
 mod run;
 
-pub use epoch::{Deadline, Epoch, Go, Member, Phase};
 #[cfg(not(loom))]
 pub use desk::Desk;
+pub use epoch::{Deadline, Epoch, Go, Member, Phase};
 #[cfg(not(loom))]
 pub use run::{Buses, Counters, Counts, Ended, Power, run};

@@ -86,6 +86,14 @@ pub type Power = crate::arch::aarch64::psci::Psci;
 #[derive(Debug)]
 pub enum Power {}
 
+#[cfg(target_arch = "x86_64")]
+impl Power {
+    /// There is nothing to know.
+    pub fn save(&self) {
+        match *self {}
+    }
+}
+
 /// Serves a processor until it is told to stop or cannot go on.
 pub fn run<V: Vcpu>(
     vcpu: &mut V,
