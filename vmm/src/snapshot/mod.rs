@@ -13,6 +13,7 @@
 mod error;
 mod file;
 mod header;
+mod make;
 mod memory;
 mod presence;
 mod state;
@@ -20,5 +21,6 @@ mod state;
 pub use error::Error;
 pub use file::{MEMORY_FILE, STATE_FILE, Snapshot, read_header, verify, write_state};
 pub use header::{EPOCH, Header, Slot};
+pub use make::{is_aside, make};
 pub use memory::{Written, write as write_memory};
 pub use state::{MachineState, Shape};
