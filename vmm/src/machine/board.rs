@@ -32,6 +32,13 @@ pub(super) type BoardSource = Box<dyn Fn() -> BoardState + Send + Sync>;
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct BoardState {}
 
+#[cfg(test)]
+impl BoardState {
+    pub(crate) fn example() -> Self {
+        Self {}
+    }
+}
+
 /// Tells the guest something, each time that it is called.
 pub(super) type Wire = Box<dyn Fn() -> Result<(), crate::hypervisor::Error> + Send + Sync>;
 

@@ -140,6 +140,22 @@ pub fn read_header(directory: &Path) -> Result<Header, Error> {
     reading.part(&bytes, beginning.header_crc, "header")
 }
 
+/// A whole state's file, in memory.
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<(Header, MachineState), Error> {
+    let reading = Reading(path);
+    let beginning = reading.beginning(bytes, bytes.len() as u64)?;
+    // The lengths were compared with that of the whole.
+    let (header, body) = bytes[BEGINNING..].split_at(beginning.header);
+    let header: Header = reading.part(header, beginning.header_crc, "header")?;
+    // The body of another architecture has other types.
+    if header.architecture != std::env::consts::ARCH {
+        let why = format!("it is from {}, and this is {}", header.architecture, std::env::consts::ARCH);
+        return Err(Error::Host { path: path.to_owned(), why });
+    }
+    debug_assert_eq!(body.len(), beginning.body);
+    Ok((header, reading.part(body, beginning.body_crc, "state")?))
+}
+
 /// A snapshot that was read and holds together, as far as can be told without reading its RAM.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -158,18 +174,12 @@ impl Snapshot {
         let path = directory.join(STATE_FILE);
         let (mut file, len) = open(&path)?;
         let reading = Reading(&path);
-        let beginning = reading.beginning(&read(&mut file, &path, BEGINNING)?, len)?;
-        let bytes = read(&mut file, &path, beginning.header + beginning.body)?;
-        let (header, body) = bytes
-            .split_at_checked(beginning.header)
-            .ok_or_else(|| reading.damaged("it became shorter while it was read"))?;
-        let header: Header = reading.part(header, beginning.header_crc, "header")?;
-        // The body of another architecture has other types.
-        if header.architecture != std::env::consts::ARCH {
-            let why = format!("it is from {}, and this is {}", header.architecture, std::env::consts::ARCH);
-            return Err(Error::Host { path, why });
+        // No more than it can have: what is longer is none.
+        let most = u64::from(HEADER_MAX) + u64::from(BODY_MAX) + BEGINNING as u64;
+        if len > most {
+            reading.beginning(&read(&mut file, &path, BEGINNING)?, len)?;
         }
-        let state: MachineState = reading.part(body, beginning.body_crc, "state")?;
+        let (header, state) = parse(&path, &read(&mut file, &path, len as usize)?)?;
         let memory_path = directory.join(MEMORY_FILE);
         let (memory, memory_len) = open(&memory_path)?;
         if memory_len != header.memory_len {

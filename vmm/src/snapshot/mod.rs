@@ -17,6 +17,8 @@ mod make;
 mod memory;
 mod presence;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use error::Error;
 pub use file::{MEMORY_FILE, STATE_FILE, Snapshot, read_header, verify, write_state};
