@@ -67,7 +67,7 @@ impl Machine {
         let output = Output::new(config.console, config.markers, shell.on_marker())
             .map_err(|source| Error::Host { what: "start the console's thread", source })?;
         let output = Arc::new(output);
-        let mut board = board::assemble(&*shell.vm, Arc::clone(&output), shell.on_system_event())?;
+        let mut board = board::assemble(&*shell.vm, Arc::clone(&output), shell.on_system_event(), None)?;
         let (slots, devices) =
             attach(&*shell.vm, &ram.all, config.devices, &shell.shared.standstill, &mut board.buses)?;
         let mut seed = [0; 64];
