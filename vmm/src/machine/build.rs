@@ -153,7 +153,7 @@ fn raise<H: Hypervisor>(
             .map(Arc::new);
     guest.finish(hypervisor, &ram.boot, &shell, &slots, &devices)?;
     let is_restored = guest.snapshot().is_some();
-    let Board { buses, console, power: button, generation, state: board_state } = board;
+    let Board { buses, console, power: button, generation, save } = board;
     let generation = Generation::new(Arc::clone(&ram.all), generation)?;
     if is_restored {
         // Another one may go on from the same snapshot, or has.
@@ -178,7 +178,7 @@ fn raise<H: Hypervisor>(
         hypervisor: hypervisor.name(),
         fingerprint,
         power,
-        board: board_state,
+        save_board: save,
         phases: Phases { hypervisor: made, load, build: begun.elapsed() },
     })
 }

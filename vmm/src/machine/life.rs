@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::Error;
-use super::board::{BoardSource, Wire};
+use super::board::{SaveBoard, Wire};
 use super::generation::Generation;
 use super::ram::{Extent, MemoryStatus};
 use super::shell::Native;
@@ -253,7 +253,7 @@ pub struct Machine {
     pub(super) hypervisor: &'static str,
     pub(super) fingerprint: Fingerprint,
     pub(super) power: Option<Arc<Power>>,
-    pub(super) board: BoardSource,
+    pub(super) save_board: SaveBoard,
     pub(super) phases: Phases,
     /// Keeps the hypervisor's machine until the threads have ended.
     pub(super) native: Box<dyn Native>,

@@ -22,7 +22,7 @@ impl Machine {
             let saved = saved.map_err(|source| Error::SaveDevice { id: device.id.clone(), source })?;
             devices.push((device.id.as_str().to_owned(), saved));
         }
-        let board = (self.board)();
+        let board = (self.save_board)();
         let power = self.power.as_ref().map(|power| power.save());
         let native = self.native.save()?;
         // Last, as some of the above writes to it.

@@ -251,6 +251,48 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_says_where_it_is_and_another_goes_on_there() {
+        for start in [0, u16::MAX - 1] {
+            let (queue, ram, signals, wire) = queue(false, 0);
+            let track = Arc::new(Track::default());
+            track.set(Position { taken: start, given: start, signalled: start });
+            let mut queue = queue.on(Arc::clone(&track));
+            ram.write_obj(start.wrapping_add(5), GuestAddress(AVAILABLE + 2)).unwrap();
+            let at = |taken: u16, given: u16, signalled: u16| Position {
+                taken: start.wrapping_add(taken),
+                given: start.wrapping_add(given),
+                signalled: start.wrapping_add(signalled),
+            };
+            for _ in 0..3 {
+                queue.pop().unwrap().unwrap();
+            }
+            assert_eq!(track.get(), at(3, 0, 0));
+            queue.unpop();
+            queue.push(0, 0).unwrap();
+            assert_eq!(track.get(), at(2, 1, 0));
+            queue.notify(&signals).unwrap();
+            assert_eq!(track.get(), at(2, 1, 1));
+            queue.push(0, 0).unwrap();
+            // What the first one did not tell, the second one does.
+            let mut other = VirtQueue::new(
+                Queue::try_from(queue.queue.state()).unwrap(),
+                ram,
+                Arc::new(Event::new().unwrap()),
+                Arc::default(),
+            )
+            .on(track);
+            let before = wire.0.load(Ordering::SeqCst);
+            other.notify(&signals).unwrap();
+            assert_eq!(wire.0.load(Ordering::SeqCst), before + 1);
+            for left in [2, 1, 0] {
+                assert!(other.pop().unwrap().is_some(), "{left} are left after it");
+            }
+            assert!(other.pop().unwrap().is_none());
+            assert_eq!(other.track.get(), at(5, 2, 2));
+        }
+    }
+
+    #[test]
     fn a_driver_is_interrupted_as_it_wishes() {
         // event index, flags or used_event, before, how many given back, interrupted
         for (event_idx, wish, start, count, interrupted) in [

@@ -1,3 +1,4 @@
+use std::os::fd::AsFd;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use super::super::{
     STATUS,
 };
 use super::*;
+use crate::event::wait_readable_for;
 use crate::vcpu::Phase;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -27,6 +29,10 @@ impl Guest {
         let other = Self::over(self.ram.clone());
         other.transport.restore(&state).unwrap();
         assert_eq!(other.transport.save().unwrap().queues, state.queues);
+        let bells = other.transport.doorbells().iter();
+        let rung =
+            wait_readable_for(&bells.map(|bell| bell.as_fd()).collect::<Vec<_>>(), Some(Duration::ZERO));
+        assert_eq!(rung.unwrap(), [true]);
         other
     }
 
