@@ -2,9 +2,11 @@
 
 pub mod boot;
 mod fdt;
+mod fingerprint;
 mod image;
 pub mod layout;
 pub mod psci;
 mod state;
 
-pub use state::{CpuModel, Entry, Fingerprint, Registers};
+pub use fingerprint::{Fingerprint, IdRegister};
+pub use state::{CpuModel, Entry, Registers};
