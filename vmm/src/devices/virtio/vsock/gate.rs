@@ -58,7 +58,7 @@ impl Gate {
         signals: &Signals,
     ) -> Result<bool, Broken> {
         if self.state == State::Due {
-            self.state = self.tell(events, signals)?;
+            self.state = tell(events, signals)?;
         }
         if let State::Told(offered) = self.state
             && (!events.is_ready() || events.offered()? != offered)
@@ -70,25 +70,23 @@ impl Gate {
         }
         Ok(self.is_open())
     }
+}
 
-    fn tell(&self, events: &mut VirtQueue, signals: &Signals) -> Result<State, Broken> {
-        // A driver without events has nothing that it could be told by.
-        if !events.is_ready() {
-            return Ok(State::Told(0));
-        }
-        let Some(chain) = events.pop()? else {
-            events.await_more()?;
-            return Ok(State::Due);
-        };
-        let (head, ram) = (chain.head_index(), chain.memory().clone());
-        let mut writer: Writer<'_, RamSlice<'_>> = chain.writer(&ram)?;
-        writer
-            .write_all(&TRANSPORT_RESET)
-            .map_err(|error| Broken(format!("a buffer for an event: {error}")))?;
-        // Before the driver can give it back.
-        let offered = events.await_more()?;
-        events.push(head, TRANSPORT_RESET.len() as u32)?;
-        events.notify(signals)?;
-        Ok(State::Told(offered))
+fn tell(events: &mut VirtQueue, signals: &Signals) -> Result<State, Broken> {
+    // A driver without events has nothing that it could be told by.
+    if !events.is_ready() {
+        return Ok(State::Told(0));
     }
+    let Some(chain) = events.pop()? else {
+        events.await_more()?;
+        return Ok(State::Due);
+    };
+    let (head, ram) = (chain.head_index(), chain.memory().clone());
+    let mut writer: Writer<'_, RamSlice<'_>> = chain.writer(&ram)?;
+    writer.write_all(&TRANSPORT_RESET).map_err(|error| Broken(format!("a buffer for an event: {error}")))?;
+    // Before the driver can give it back.
+    let offered = events.await_more()?;
+    events.push(head, TRANSPORT_RESET.len() as u32)?;
+    events.notify(signals)?;
+    Ok(State::Told(offered))
 }

@@ -195,7 +195,7 @@ impl Guest {
     }
 
     fn open(&self, node: u64, flags: i32) -> Result<u64, i32> {
-        self.ask(OPEN, node, &words(&[flags as u32, 0])).map(|answer| long(&answer))
+        self.ask(OPEN, node, &words(&[flags.cast_unsigned(), 0])).map(|answer| long(&answer))
     }
 
     fn read(&self, opcode: u32, node: u64, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>, i32> {

@@ -78,9 +78,12 @@ fn files_are_open_as_the_server_had_them() {
     }
 }
 
+/// Makes a tree another.
+type Change<'a> = &'a dyn Fn(&mut Tree);
+
 #[test]
 fn what_leads_out_of_the_share_or_nowhere_is_refused() {
-    let cases: [(&dyn Fn(&mut Tree), &str); 22] = [
+    let cases: [(Change<'_>, &str); 22] = [
         (&|tree| tree.inodes[2] = named(3, 2, ".."), "\"..\""),
         (&|tree| tree.inodes[2] = named(3, 2, "."), "\".\""),
         (&|tree| tree.inodes[2] = named(3, 2, ""), "\"\""),
