@@ -263,8 +263,9 @@ impl Gic {
         settings[setting(IGROUPR + 4)] |= SOME;
         settings[setting(ISENABLER + 4)] |= SOME;
         settings[setting(IPRIORITYR + 32)] = 0xa0a0_50a0;
-        // 40 is edge-triggered, and goes to the second processor.
-        settings[setting(ICFGR + 8)] |= 0b10 << 16;
+        // KVM's are edge-triggered until they are told otherwise, and then no level is told of. 33 is.
+        settings[setting(ICFGR + 8)] &= !(0b10 << 2);
+        // 40 goes to the second processor.
         settings[setting(GICD_IROUTER + 8 * 40)] = 1;
         self.shared.levels[0] |= 1 << 1;
         self.shared.conditions[0] |= 1 << 8;

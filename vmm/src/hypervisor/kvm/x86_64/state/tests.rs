@@ -159,10 +159,9 @@ fn a_processor_that_waits_still_does() {
     let ([first, second], _) = saved(&kvm);
     assert_eq!(first.mp_state, kvm_bindings::KVM_MP_STATE_RUNNABLE);
     assert_eq!(second.mp_state, kvm_bindings::KVM_MP_STATE_UNINITIALIZED);
-    if !is_hardware() {
-        return;
-    }
-    let halted = VcpuState { mp_state: kvm_bindings::KVM_MP_STATE_HALTED, ..first };
+    // Not where a reset leads to: KVM lets nobody wait there.
+    let general = Registers { rip: 0x1000, ..first.general };
+    let halted = VcpuState { mp_state: kvm_bindings::KVM_MP_STATE_HALTED, general, ..first };
     let states = [halted, second];
     assert_alike("halted, and waiting", &there_and_back(&kvm, &states), &states);
 }
@@ -228,16 +227,16 @@ fn what_lies_between_the_counters_of_two_processors_stays() {
     assert_eq!(offset(&vcpus[1]).wrapping_sub(offset(&vcpus[0])), BETWEEN);
     assert_ne!(offset(&vcpus[0]), before, "it stood still");
 
-    // By value, all have the same.
+    // By value, all have what the first had.
     let mut forgetful = states.clone();
     forgetful.iter_mut().for_each(|state| state.tsc.forget_offset());
     let (_vm, mut vcpus) = machine(&kvm);
     for (vcpu, state) in vcpus.iter_mut().zip(&forgetful) {
         vcpu.restore(state).unwrap();
-        let (value, saved) = (msrs::read(vcpu, msrs::IA32_TSC).unwrap(), state.tsc.value());
-        let second = u64::from(state.tsc.khz()) * 1000;
-        assert!((saved..saved + 30 * second).contains(&value), "{value} is not soon after {saved}");
     }
+    let (value, saved) = (msrs::read(&vcpus[0], msrs::IA32_TSC).unwrap(), states[0].tsc.value());
+    let second = u64::from(states[0].tsc.khz()) * 1000;
+    assert!((saved..saved + 30 * second).contains(&value), "{value} is not soon after {saved}");
     assert_eq!(offset(&vcpus[0]), offset(&vcpus[1]));
 
     let mut mixed = states;
