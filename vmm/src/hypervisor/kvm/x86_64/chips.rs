@@ -116,3 +116,24 @@ fn io_apic(chip: &kvm_irqchip) -> IoApic {
     let redirtbl = redirtbl.map(|entry| unsafe { entry.bits });
     IoApic { base_address, ioregsel, id, irr, redirtbl }
 }
+
+#[cfg(test)]
+impl VmState {
+    /// Makes it unlike that of a new machine.
+    pub(super) fn disturb(&mut self) {
+        self.clock += 3_600_000_000_000;
+        if let Some(chips) = &mut self.chips {
+            // Masks, and the vector of the first line.
+            (chips.pics[0][2], chips.pics[1][2], chips.pics[0][5]) = (0xfb, 0xff, 0x30);
+            // Masked, level-triggered, vector 0x41.
+            chips.io_apic.redirtbl[5] = 1 << 16 | 1 << 15 | 0x41;
+            chips.io_apic.ioregsel = 0x12;
+        }
+    }
+
+    /// But for the clock, which runs.
+    pub(super) fn is_like(&self, earlier: &Self) -> bool {
+        const MINUTE: u64 = 60_000_000_000;
+        self.chips == earlier.chips && (earlier.clock..earlier.clock + MINUTE).contains(&self.clock)
+    }
+}

@@ -51,6 +51,22 @@ enum Decision {
     Written,
 }
 
+#[cfg(test)]
+impl Tsc {
+    pub(super) fn value(&self) -> u64 {
+        self.value
+    }
+
+    pub(super) fn khz(&self) -> u32 {
+        self.khz
+    }
+
+    /// As a KVM that does not tell offsets saves it.
+    pub(super) fn forget_offset(&mut self) {
+        self.offset = None;
+    }
+}
+
 impl Tsc {
     pub(super) fn save(vcpu: &KvmVcpu) -> Result<Self, Error> {
         let khz = vcpu.call("KVM_GET_TSC_KHZ", vcpu.fd().get_tsc_khz())?;
@@ -110,19 +126,19 @@ fn attribute(value: Option<&mut u64>) -> kvm_device_attr {
     }
 }
 
-fn has_offset(vcpu: &KvmVcpu) -> bool {
+pub(super) fn has_offset(vcpu: &KvmVcpu) -> bool {
     // SAFETY: the kernel reads the structure and nothing that it points to.
     unsafe { ioctl_with_ref(vcpu.fd(), KVM_HAS_DEVICE_ATTR(), &attribute(None)) == 0 }
 }
 
-fn offset(vcpu: &KvmVcpu) -> Attempt<u64> {
+pub(super) fn offset(vcpu: &KvmVcpu) -> Attempt<u64> {
     let mut offset = 0;
     // SAFETY: the kernel reads the structure and writes the 64 bits that `addr` points to, which live until it returns.
     let done = unsafe { ioctl_with_ref(vcpu.fd(), KVM_GET_DEVICE_ATTR(), &attribute(Some(&mut offset))) };
     if done == 0 { Ok(offset) } else { Err(KvmErrno::last()) }
 }
 
-fn set_offset(vcpu: &KvmVcpu, mut offset: u64) -> Result<(), Error> {
+pub(super) fn set_offset(vcpu: &KvmVcpu, mut offset: u64) -> Result<(), Error> {
     // SAFETY: the kernel reads the structure and the 64 bits that `addr` points to, which live until it returns.
     let done = unsafe { ioctl_with_ref(vcpu.fd(), KVM_SET_DEVICE_ATTR(), &attribute(Some(&mut offset))) };
     vcpu.call("KVM_SET_DEVICE_ATTR (TSC offset)", if done == 0 { Ok(()) } else { Err(KvmErrno::last()) })
