@@ -46,9 +46,26 @@ pub(super) struct Resumption(Mutex<Option<Decision>>);
 #[derive(Debug, Clone, Copy)]
 enum Decision {
     /// Offsets grow by this.
-    Distance(u64),
+    Distance(Distance),
     /// One has been written by value.
     Written,
+}
+
+/// How far the host's counter is behind where it was when the guest stood still, as the guest takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Distance {
+    pub(super) ticks: u64,
+    pub(super) khz: u32,
+}
+
+impl Resumption {
+    /// The distance, if there is one.
+    pub(super) fn distance(&self) -> Option<Distance> {
+        match *lock(&self.0) {
+            Some(Decision::Distance(distance)) => Some(distance),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -87,12 +104,12 @@ impl Tsc {
         let mut decided = lock(&vcpu.vm.arch.resumption.0);
         match (*decided, by_offset) {
             (None, Some(offset)) => {
-                let distance = self.host.wrapping_sub(host_tsc());
-                *decided = Some(Decision::Distance(distance));
-                set_offset(vcpu, offset.wrapping_add(distance))
+                let ticks = self.host.wrapping_sub(host_tsc());
+                *decided = Some(Decision::Distance(Distance { ticks, khz: self.khz }));
+                set_offset(vcpu, offset.wrapping_add(ticks))
             }
             (Some(Decision::Distance(distance)), Some(offset)) => {
-                set_offset(vcpu, offset.wrapping_add(distance))
+                set_offset(vcpu, offset.wrapping_add(distance.ticks))
             }
             (None, None) => {
                 set_value(vcpu, self.value ^ FAR)?;
@@ -108,7 +125,7 @@ impl Tsc {
     }
 }
 
-fn host_tsc() -> u64 {
+pub(super) fn host_tsc() -> u64 {
     // SAFETY: every processor that runs 64-bit code has the instruction, and it touches no memory.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
