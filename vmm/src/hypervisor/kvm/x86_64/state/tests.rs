@@ -17,8 +17,11 @@ fn machine(kvm: &Kvm) -> (KvmVm, [KvmVcpu; 2]) {
     let vm = kvm.create_vm(&plan).unwrap();
     let vcpus = [0, 1].map(|id| vm.create_vcpu(id).unwrap());
     vm.seal().unwrap();
+    let mut cpuid = kvm.cpu_model().unwrap().cpuid;
+    // TSC_DEADLINE, which KVM leaves to the caller.
+    cpuid.iter_mut().filter(|leaf| leaf.leaf == 1).for_each(|leaf| leaf.ecx |= 1 << 24);
     for vcpu in &vcpus {
-        set_cpuid(vcpu, &kvm.cpu_model().unwrap().cpuid).unwrap();
+        set_cpuid(vcpu, &cpuid).unwrap();
     }
     (vm, vcpus)
 }
@@ -127,6 +130,12 @@ fn whatever_is_in_a_state_is_in_the_next() {
             // Spurious interrupts: on, vector 0xff. Timer: masked, vector 0x31.
             lapic[0xf0..0xf4].copy_from_slice(&0x1ffu32.to_le_bytes());
             lapic[0x320..0x324].copy_from_slice(&0x1_0031u32.to_le_bytes());
+        }),
+        ("a deadline that is far away", |state| {
+            let lapic = state.lapic.as_mut().unwrap();
+            lapic[0xf0..0xf4].copy_from_slice(&0x1ffu32.to_le_bytes());
+            lapic[0x320..0x324].copy_from_slice(&0x4_0031u32.to_le_bytes());
+            state.tsc_deadline = state.tsc.value() + 1_000_000 * u64::from(state.tsc.khz());
         }),
         ("MSRs", |state| {
             set_msr(state, 0xc000_0081, 0x0023_0010_0000_0000);
