@@ -177,7 +177,7 @@ fn a_processor_that_waits_still_does() {
 
 #[test]
 fn what_cannot_be_this_processor_s_is_refused() {
-    let cases: &[(&str, fn(&mut VcpuState))] = &[
+    let cases: &[Change] = &[
         ("300 answers of CPUID", |state| state.cpuid = vec![CpuidLeaf::default(); 300]),
         ("the APIC's page has 1023 bytes", |state| state.lapic.as_mut().unwrap().truncate(1023)),
         ("it has no APIC", |state| state.lapic = None),
@@ -238,7 +238,9 @@ fn what_lies_between_the_counters_of_two_processors_stays() {
 
     // By value, all have what the first had.
     let mut forgetful = states.clone();
-    forgetful.iter_mut().for_each(|state| state.tsc.forget_offset());
+    for state in &mut forgetful {
+        state.tsc.forget_offset();
+    }
     let (_vm, mut vcpus) = machine(&kvm);
     for (vcpu, state) in vcpus.iter_mut().zip(&forgetful) {
         vcpu.restore(state).unwrap();
