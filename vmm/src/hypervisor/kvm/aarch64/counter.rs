@@ -8,7 +8,7 @@
 use std::sync::Mutex;
 
 use kvm_bindings::{KVMIO, kvm_arm_counter_offset};
-use kvm_ioctls::Cap;
+use kvm_ioctls::{Cap, VmFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -30,15 +30,23 @@ struct Offsets {
     born: Option<u64>,
     /// The offset that KVM has been given.
     given: u64,
-    /// The one with which the machine goes on, once a processor has been restored.
-    resumed: Option<u64>,
+    /// How the machine goes on, once a processor has been restored.
+    resumed: Option<Resumed>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Resumed {
+    /// With this offset, which KVM has yet to be given.
+    At(u64),
+    /// The counter has been written.
+    Already,
 }
 
 impl Counter {
-    /// Takes down when the machine began.
+    /// Takes down when the machine began. Kernels that know one offset only do not show the physical counter either.
     pub(super) fn look(&self, vcpu: &KvmVcpu) -> Result<(), Error> {
         let mut offsets = lock(&self.0);
-        if offsets.born.is_none() {
+        if offsets.born.is_none() && has_offset(&vcpu.vm.fd) {
             offsets.born = Some(get(vcpu, PTIMER_CNT)?);
         }
         Ok(())
@@ -47,7 +55,7 @@ impl Counter {
     /// To be called when no vCPU is in use.
     pub(super) fn begin(&self, vm: &KvmVm) -> Result<(), Error> {
         let mut offsets = lock(&self.0);
-        let Some(born) = offsets.born.filter(|_| has_offset(vm)) else { return Ok(()) };
+        let Some(born) = offsets.born else { return Ok(()) };
         set_offset(vm, born)?;
         offsets.given = born;
         Ok(())
@@ -58,11 +66,13 @@ impl Counter {
     pub(super) fn resume(&self, vcpu: &KvmVcpu, count: u64) -> Result<(), Error> {
         let mut offsets = lock(&self.0);
         if offsets.resumed.is_none() {
-            let host = get(vcpu, PTIMER_CNT)?.wrapping_add(offsets.given);
-            offsets.resumed = Some(host.wrapping_sub(count));
-            if !vcpu.vm.fd.check_extension(Cap::CounterOffset) {
+            offsets.resumed = Some(if has_offset(&vcpu.vm.fd) {
+                let host = get(vcpu, PTIMER_CNT)?.wrapping_add(offsets.given);
+                Resumed::At(host.wrapping_sub(count))
+            } else {
                 set(vcpu, TIMER_CNT, count)?;
-            }
+                Resumed::Already
+            });
         }
         Ok(())
     }
@@ -70,19 +80,20 @@ impl Counter {
     /// To be called when all processors have been restored and none is in use.
     pub(super) fn settle(&self, vm: &KvmVm) -> Result<(), Error> {
         let mut offsets = lock(&self.0);
-        let Some(resumed) = offsets.resumed else {
-            return Err(unfit("none of its processors has been restored"));
-        };
-        if has_offset(vm) {
-            set_offset(vm, resumed)?;
-            offsets.given = resumed;
+        match offsets.resumed {
+            None => return Err(unfit("none of its processors has been restored")),
+            Some(Resumed::Already) => {}
+            Some(Resumed::At(offset)) => {
+                set_offset(vm, offset)?;
+                offsets.given = offset;
+            }
         }
         Ok(())
     }
 }
 
-fn has_offset(vm: &KvmVm) -> bool {
-    vm.fd().check_extension(Cap::CounterOffset)
+fn has_offset(vm: &VmFd) -> bool {
+    vm.check_extension(Cap::CounterOffset)
 }
 
 fn set_offset(vm: &KvmVm, counter_offset: u64) -> Result<(), Error> {

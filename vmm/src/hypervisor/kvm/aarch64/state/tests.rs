@@ -152,7 +152,9 @@ fn the_counters_go_on_from_where_they_were() {
     const SOON: u64 = 90_000_000_000;
     const EARLIER: u64 = 1 << 50;
     let mut states = save(&mut machine(&kvm));
-    states.0.iter_mut().for_each(|state| state.count += EARLIER);
+    for state in &mut states.0 {
+        state.count += EARLIER;
+    }
     thread::sleep(Duration::from_millis(20));
     let (vm, vcpus) = restored(&kvm, &states);
     let range = states.0[0].count..states.0[0].count + SOON;

@@ -17,8 +17,11 @@ fn machine(kvm: &Kvm) -> (KvmVm, [KvmVcpu; 2]) {
     let vm = kvm.create_vm(&plan).unwrap();
     let vcpus = [0, 1].map(|id| vm.create_vcpu(id).unwrap());
     vm.seal().unwrap();
+    let mut cpuid = kvm.cpu_model().unwrap().cpuid;
+    // TSC_DEADLINE, which KVM leaves to the caller.
+    cpuid.iter_mut().filter(|leaf| leaf.leaf == 1).for_each(|leaf| leaf.ecx |= 1 << 24);
     for vcpu in &vcpus {
-        set_cpuid(vcpu, &kvm.cpu_model().unwrap().cpuid).unwrap();
+        set_cpuid(vcpu, &cpuid).unwrap();
     }
     (vm, vcpus)
 }
@@ -128,6 +131,12 @@ fn whatever_is_in_a_state_is_in_the_next() {
             lapic[0xf0..0xf4].copy_from_slice(&0x1ffu32.to_le_bytes());
             lapic[0x320..0x324].copy_from_slice(&0x1_0031u32.to_le_bytes());
         }),
+        ("a deadline that is far away", |state| {
+            let lapic = state.lapic.as_mut().unwrap();
+            lapic[0xf0..0xf4].copy_from_slice(&0x1ffu32.to_le_bytes());
+            lapic[0x320..0x324].copy_from_slice(&0x4_0031u32.to_le_bytes());
+            state.tsc_deadline = state.tsc.value() + 1_000_000 * u64::from(state.tsc.khz());
+        }),
         ("MSRs", |state| {
             set_msr(state, 0xc000_0081, 0x0023_0010_0000_0000);
             set_msr(state, 0xc000_0082, 0xffff_ffff_8000_1000);
@@ -168,7 +177,7 @@ fn a_processor_that_waits_still_does() {
 
 #[test]
 fn what_cannot_be_this_processor_s_is_refused() {
-    let cases: &[(&str, fn(&mut VcpuState))] = &[
+    let cases: &[Change] = &[
         ("300 answers of CPUID", |state| state.cpuid = vec![CpuidLeaf::default(); 300]),
         ("the APIC's page has 1023 bytes", |state| state.lapic.as_mut().unwrap().truncate(1023)),
         ("it has no APIC", |state| state.lapic = None),
@@ -229,7 +238,9 @@ fn what_lies_between_the_counters_of_two_processors_stays() {
 
     // By value, all have what the first had.
     let mut forgetful = states.clone();
-    forgetful.iter_mut().for_each(|state| state.tsc.forget_offset());
+    for state in &mut forgetful {
+        state.tsc.forget_offset();
+    }
     let (_vm, mut vcpus) = machine(&kvm);
     for (vcpu, state) in vcpus.iter_mut().zip(&forgetful) {
         vcpu.restore(state).unwrap();
