@@ -137,3 +137,6 @@ pub(super) fn power(psci: PsciBy, hardware_ids: &[u64], ram: &GuestRam) -> Optio
     });
     (psci == PsciBy::Monitor).then(|| Power::new(hardware_ids, ranges.collect()))
 }
+
+#[cfg(test)]
+mod tests;
