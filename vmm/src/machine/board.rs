@@ -175,3 +175,6 @@ pub(super) fn power(
     }
     Ok(Some(power))
 }
+
+#[cfg(test)]
+mod tests;
