@@ -4,8 +4,8 @@
 //! holds what differs between processors (register files, memory layout, boot protocol),
 //! [`memory`] is the guest's RAM, [`bus`] finds the device at an address, [`slots`] says which
 //! address that is, [`devices`] are what the guest finds there, [`console`] is the host's side of
-//! the serial port, [`control`] the socket on which a machine is driven, [`jail`] and [`seccomp`]
-//! what the process may still do then.
+//! the serial port, [`snapshot`] a machine on disk, [`control`] the socket on which a machine is
+//! driven, [`jail`] and [`seccomp`] what the process may still do then.
 //!
 //! Nothing here is process-wide: two machines in one process do not know of each other.
 
@@ -27,5 +27,7 @@ mod mend;
 #[cfg(target_os = "linux")]
 pub mod seccomp;
 pub mod slots;
+#[cfg(not(loom))]
+pub mod snapshot;
 pub mod standstill;
 pub mod vcpu;

@@ -4,9 +4,13 @@
 //! read rings from it, the loader fills it. All of them hold an [`Arc`](std::sync::Arc) of one [`GuestRam`], so the
 //! mapping outlives its last user and nobody has to tear down in a particular order.
 
-use vm_memory::bitmap::WithBitmapSlice;
-use vm_memory::mmap::FromRangesError;
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::bitmap::{NewBitmap, WithBitmapSlice};
+use vm_memory::mmap::{FromRangesError, MmapRegionBuilder};
+use vm_memory::{FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 /// RAM of one guest: disjoint regions of host memory at guest-physical addresses.
 pub type GuestRam = GuestMemoryMmap<RamBitmap>;
@@ -20,6 +24,17 @@ pub type RamBitmap = ();
 
 /// What a piece of RAM is sliced with.
 pub type RamSlice<'a> = <RamBitmap as WithBitmapSlice<'a>>::S;
+
+/// A region of RAM, and where a file has what is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Region {
+    /// Guest-physical address.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where it begins in the file.
+    pub offset: u64,
+}
 
 /// RAM could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +52,16 @@ pub enum Error {
         /// What the mapping said.
         source: FromRangesError,
     },
+    /// The host refused to map a part of a snapshot.
+    #[error("cannot map {len:#x} bytes of a snapshot's memory at {addr:#x}: {why}")]
+    Restore {
+        /// Guest-physical address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+        /// What the mapping said.
+        why: String,
+    },
 }
 
 /// Maps anonymous, zeroed memory for the regions given as (guest-physical address, length).
@@ -51,6 +76,31 @@ pub fn anonymous(regions: &[(u64, u64)]) -> Result<GuestRam, Error> {
     GuestRam::from_ranges(&ranges).map_err(|source| Error::Map { bytes, source })
 }
 
+/// Maps the memory of a snapshot, privately: it reads as the file does, and what is written to it stays here. All
+/// who do so share the pages that they do not write to.
+pub fn restored(file: &File, regions: &[Region]) -> Result<GuestRam, Error> {
+    let file = file.try_clone().map(Arc::new);
+    let map = |region: &Region| {
+        let failed = |why: String| Error::Restore { addr: region.addr, len: region.len, why };
+        let file = file.as_ref().map_err(|error: &io::Error| failed(error.to_string()))?;
+        let len = usize::try_from(region.len).map_err(|error| failed(error.to_string()))?;
+        let mapping = MmapRegionBuilder::new_with_bitmap(len, RamBitmap::with_len(len))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::from_arc(Arc::clone(file), region.offset))
+            .build()
+            .map_err(|error| failed(error.to_string()))?;
+        GuestRegionMmap::new(mapping, GuestAddress(region.addr))
+            .ok_or_else(|| failed("it wraps around".into()))
+    };
+    let mapped: Vec<_> = regions.iter().map(map).collect::<Result<_, _>>()?;
+    GuestRam::from_regions(mapped).map_err(|error| Error::Restore {
+        addr: regions.first().map_or(0, |region| region.addr),
+        len: regions.iter().map(|region| region.len).sum(),
+        why: error.to_string(),
+    })
+}
+
 /// The guest has no use for a range: what the host spends on it is given back, and the guest reads
 /// zeroes there, or what a snapshot had there. A part that is not RAM is an error, and nothing happens;
 /// parts of host pages at either end stay.
@@ -60,8 +110,7 @@ pub fn discard(ram: &GuestRam, addr: u64, len: u64) -> Result<(), DiscardError> 
     if !fits {
         return Err(refused);
     }
-    // SAFETY: sysconf takes no pointer.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(|_| refused)?;
+    let page = page_size() as usize;
     // It fits, so it is no more than an address space.
     for slice in ram.get_slices(GuestAddress(addr), len as usize) {
         let slice = slice.map_err(|_| refused)?;
@@ -85,6 +134,14 @@ pub fn discard(ram: &GuestRam, addr: u64, len: u64) -> Result<(), DiscardError> 
 pub struct DiscardError {
     addr: u64,
     len: u64,
+}
+
+/// Bytes of a page of the host.
+pub fn page_size() -> u64 {
+    // SAFETY: sysconf takes no pointer.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    // Every system says; this is what most would.
+    u64::try_from(size).unwrap_or(4096)
 }
 
 /// The number of bytes in all regions.

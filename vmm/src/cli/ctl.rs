@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
 use vmm::control::{Client, ClientError, Event, FrameError, Outcome, Reply, Request, Status};
+use vmm::snapshot;
 
 use super::Usage;
 use super::options::size;
@@ -20,12 +21,16 @@ use super::terminal::{Keys, Raw};
 /// How long the monitor may take to answer, beyond what it was asked to wait.
 const WITHIN: Duration = Duration::from_secs(10);
 const PAUSE: u64 = 5000;
+/// How long all RAM of the largest machine may take to be written.
+const SNAPSHOT: Duration = Duration::from_secs(600);
 
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
     Call(Request),
     Console,
     Events,
+    /// Into a new directory.
+    Snapshot(PathBuf),
     /// A slot, the name of a tap, how many queues of it.
     Tap(String, String, usize),
 }
@@ -67,6 +72,9 @@ fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
             let queues = queues.parse().map_err(|_| format!("{tap} is no tap: give NAME or NAME:N"))?;
             Command::Tap(slot, name.into(), queues)
         }
+        "snapshot" => {
+            Command::Snapshot(args.value().map_err(|_| "the directory of the snapshot is missing")?.into())
+        }
         "console" => Command::Console,
         "events" => Command::Events,
         other => return Err(format!("{other} is nothing that a machine can be told").into()),
@@ -84,6 +92,7 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
             Command::Call(request) => call(&mut client, request),
             Command::Console => console(&mut client),
             Command::Events => events(&mut client),
+            Command::Snapshot(directory) => snapshot(&mut client, &directory),
             Command::Tap(slot, name, queues) => tap(&mut client, slot, &name, queues),
         });
     Ok(match done {
@@ -111,8 +120,27 @@ fn call(client: &mut Client, request: Request) -> anyhow::Result<()> {
         Reply::Done => {}
         Reply::State { status, outcome } => writeln!(out, "{}", describe(status, outcome.as_ref()))?,
         Reply::Stats(stats) => writeln!(out, "{}", serde_json::to_string_pretty(&stats)?)?,
+        Reply::Snapshot { memory, data } => writeln!(out, "{data} of {memory} bytes of RAM")?,
         Reply::Log { text, .. } => out.write_all(text.as_bytes())?,
     }
+    Ok(())
+}
+
+/// A guest that runs stands still for as long as it takes, and goes on whatever comes of it.
+fn snapshot(client: &mut Client, directory: &Path) -> anyhow::Result<()> {
+    let state = client.call(Request::State, &[], WITHIN)?;
+    let runs = matches!(state, Reply::State { status: Status::Running, .. });
+    if runs {
+        client.pause(Duration::from_millis(PAUSE))?;
+    }
+    let made = snapshot::make(directory, |state, memory| {
+        client.snapshot(state.as_fd(), memory.as_fd(), SNAPSHOT).map_err(anyhow::Error::from)
+    });
+    if runs {
+        client.resume()?;
+    }
+    let (memory, data) = made?;
+    println!("{data} of {memory} bytes of RAM");
     Ok(())
 }
 

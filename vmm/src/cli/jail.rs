@@ -70,7 +70,7 @@ mod linux {
 
     use super::super::control::Control;
     use super::super::net::Port;
-    use super::super::options::Options;
+    use super::super::options::{Options, Origin};
     use super::Netns;
 
     fn open(netns: &Netns) -> anyhow::Result<OwnedFd> {
@@ -142,9 +142,14 @@ mod linux {
             entries.push(Entry { source: path.clone(), place: place.clone(), access });
             *path = place;
         };
-        place(&mut options.kernel, "/boot/kernel".into(), ReadOnly);
-        if let Some(initrd) = &mut options.initrd {
-            place(initrd, "/boot/initrd".into(), ReadOnly);
+        match &mut options.origin {
+            Origin::Boot(boot) => {
+                place(&mut boot.kernel, "/boot/kernel".into(), ReadOnly);
+                if let Some(initrd) = &mut boot.initrd {
+                    place(initrd, "/boot/initrd".into(), ReadOnly);
+                }
+            }
+            Origin::Snapshot(directory) => place(directory, "/snapshot".into(), ReadOnly),
         }
         for (index, disk) in options.disks.iter_mut().enumerate() {
             // Without a serial number the guest is told its name.
@@ -174,8 +179,10 @@ mod linux {
         if !options.shares.is_empty() {
             entries.extend(["/proc/self/fd", "/proc/self/mountinfo"].map(|path| Entry::same(path, ReadOnly)));
         }
+        // And which of its memory there is to save.
         if options.control.is_some() {
-            entries.push(Entry::same("/proc/self/smaps", ReadOnly));
+            entries
+                .extend(["/proc/self/smaps", "/proc/self/pagemap"].map(|path| Entry::same(path, ReadOnly)));
         }
         entries
     }
@@ -221,6 +228,7 @@ mod linux {
                     ("/proc/self/fd", "/proc/self/fd", ReadOnly),
                     ("/proc/self/mountinfo", "/proc/self/mountinfo", ReadOnly),
                     ("/proc/self/smaps", "/proc/self/smaps", ReadOnly),
+                    ("/proc/self/pagemap", "/proc/self/pagemap", ReadOnly),
                 ]
             );
             assert_eq!(options.control, Some(Control::Path("/control/sock".into())));

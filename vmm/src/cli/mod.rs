@@ -8,6 +8,7 @@ mod log;
 mod net;
 mod options;
 mod run;
+mod snapshot;
 mod terminal;
 
 use std::ffi::OsString;
@@ -22,11 +23,18 @@ Usage:
   supermachine-vmm check [--json]    say whether this host can run microVMs, and what to mend if not
   supermachine-vmm run --kernel FILE [options]
                                      boot a machine by hand
+  supermachine-vmm run --restore DIR [options]
+                                     go on from a snapshot
   supermachine-vmm ctl PATH COMMAND  drive the machine whose control socket is at PATH
+  supermachine-vmm inspect DIR [--verify]
+                                     print what a snapshot is; read all of it before
+  supermachine-vmm fingerprint       print what decides whether a snapshot can go on here, in JSON
   supermachine-vmm --version
   supermachine-vmm --help
 
 Options of run:
+  --restore DIR      instead of a kernel, with its options up to --cpus and --psci: the snapshot in DIR.
+                     Devices are given as they were when it was taken, wherever they lead now
   --kernel FILE      vmlinux or bzImage with PVH (x86_64), Image (arm64)
   --initrd FILE      initial root file system
   --append TEXT      more for the kernel's command line
@@ -68,6 +76,7 @@ Commands of ctl:
                      press the power button; end the guest; end the monitor
   resize [--memory SIZE] [--cpus N]
                      give the guest more, or less
+  snapshot DIR       write the machine into a new directory; a guest that runs stands still meanwhile
   tap SLOT NAME[:N]  plug a tap into a network device, like net.0, the first --tap
   log | console      print what the console shows; join it (Ctrl-] leaves)
   events             print what happens, one JSON object a line, until the end
@@ -105,6 +114,8 @@ fn run(mut args: lexopt::Parser) -> Result<ExitCode, Usage> {
             Some("check") => check::main(args),
             Some("run") => run::main(args),
             Some("ctl") => ctl::main(args),
+            Some("inspect") => snapshot::inspect(args),
+            Some("fingerprint") => snapshot::fingerprint(args),
             _ => Err(format!("there is no command {}", command.display()).into()),
         },
         Some(other) => Err(other.unexpected()),

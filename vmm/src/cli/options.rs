@@ -25,12 +25,7 @@ const MEMORY: u64 = 256 << 20;
 
 /// What the command line asks for.
 pub(super) struct Options {
-    pub(super) kernel: PathBuf,
-    pub(super) initrd: Option<PathBuf>,
-    pub(super) append: String,
-    pub(super) memory: u64,
-    pub(super) memory_max: Option<u64>,
-    pub(super) vcpus: u32,
+    pub(super) origin: Origin,
     pub(super) console: Console,
     pub(super) markers: Vec<Vec<u8>>,
     pub(super) control: Option<Control>,
@@ -39,14 +34,34 @@ pub(super) struct Options {
     pub(super) cgroup: Option<PathBuf>,
     pub(super) paused: bool,
     pub(super) log: LevelFilter,
-    pub(super) psci: PsciBy,
     pub(super) vsock: Option<PathBuf>,
     pub(super) disks: Vec<Disk>,
     pub(super) shares: Vec<Share>,
     pub(super) taps: Vec<net::Port>,
 }
 
-impl Options {
+/// What the guest begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A kernel.
+    Boot(Boot),
+    /// The snapshot in a directory.
+    Snapshot(PathBuf),
+}
+
+/// A machine that boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Boot {
+    pub(super) kernel: PathBuf,
+    pub(super) initrd: Option<PathBuf>,
+    pub(super) append: String,
+    pub(super) memory: u64,
+    pub(super) memory_max: Option<u64>,
+    pub(super) vcpus: u32,
+    pub(super) psci: PsciBy,
+}
+
+impl Boot {
     /// Linux obeys the last of words that contradict each other, so that the caller's come last.
     pub(super) fn command_line(&self) -> String {
         let growing = if self.memory_max.is_some_and(|max| max > self.memory) { GROWING } else { "" };
@@ -181,21 +196,22 @@ fn psci_by(text: &str) -> Result<PsciBy, String> {
 }
 
 pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
-    let (mut kernel, mut initrd, mut append) = (None, None, String::new());
-    let (mut memory, mut vcpus, mut console) = (MEMORY, 1, Console::Stdio);
-    let (mut vsock, mut disks, mut shares) = (None, Vec::new(), Vec::new());
-    let (mut taps, mut memory_max) = (Vec::new(), None);
+    let (mut kernel, mut initrd, mut append) = (None, None, None);
+    let (mut memory, mut memory_max, mut vcpus, mut psci) = (None, None, None, None);
+    let (mut snapshot, mut console) = (None, Console::Stdio);
+    let (mut vsock, mut disks, mut shares, mut taps) = (None, Vec::new(), Vec::new(), Vec::new());
     let (mut markers, mut control, mut paused) = (Vec::new(), None, false);
-    let (mut psci, mut log) = (PsciBy::default(), LevelFilter::Warn);
+    let mut log = LevelFilter::Warn;
     let (mut jail, mut netns, mut cgroup) = (None, None, None);
     while let Some(arg) = args.next()? {
         match arg {
             Long("kernel") => kernel = Some(args.value()?.into()),
             Long("initrd") => initrd = Some(args.value()?.into()),
-            Long("append") => append = args.value()?.string()?,
-            Long("memory") => memory = size(&args.value()?.string()?)?,
+            Long("append") => append = Some(args.value()?.string()?),
+            Long("memory") => memory = Some(size(&args.value()?.string()?)?),
             Long("memory-max") => memory_max = Some(size(&args.value()?.string()?)?),
-            Long("cpus") => vcpus = args.value()?.parse()?,
+            Long("cpus") => vcpus = Some(args.value()?.parse()?),
+            Long("restore") => snapshot = Some(PathBuf::from(args.value()?)),
             Long("console") => console = Console::parse(&args.value()?.string()?)?,
             Long("marker") => markers.push(args.value()?.string()?.into_bytes()),
             Long("control") => control = Some(Control::parse(&args.value()?.string()?)?),
@@ -203,7 +219,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("netns") => netns = Some(Netns::parse(&args.value()?.string()?)),
             Long("cgroup") => cgroup = Some(args.value()?.into()),
             Long("log") => log = lines::level(&args.value()?.string()?)?,
-            Long("psci") => psci = psci_by(&args.value()?.string()?)?,
+            Long("psci") => psci = Some(psci_by(&args.value()?.string()?)?),
             Long("paused") => paused = true,
             Long("block") => disks.push(Disk::parse(&args.value()?.string()?)?),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
@@ -212,7 +228,33 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             other => return Err(other.unexpected()),
         }
     }
-    let kernel = kernel.ok_or("--kernel is missing")?;
+    let origin = match (kernel, snapshot) {
+        (Some(kernel), None) => Origin::Boot(Boot {
+            kernel,
+            initrd,
+            append: append.unwrap_or_default(),
+            memory: memory.unwrap_or(MEMORY),
+            memory_max,
+            vcpus: vcpus.unwrap_or(1),
+            psci: psci.unwrap_or_default(),
+        }),
+        (None, Some(directory)) => {
+            let given = [
+                (initrd.is_some(), "--initrd"),
+                (append.is_some(), "--append"),
+                (memory.is_some(), "--memory"),
+                (memory_max.is_some(), "--memory-max"),
+                (vcpus.is_some(), "--cpus"),
+                (psci.is_some(), "--psci"),
+            ];
+            if let Some((_, option)) = given.iter().find(|(given, _)| *given) {
+                return Err(format!("{option} is the snapshot's to say: leave it out").into());
+            }
+            Origin::Snapshot(directory)
+        }
+        (Some(_), Some(_)) => return Err("a machine either boots a --kernel or goes on by --restore".into()),
+        (None, None) => return Err("--kernel is missing, or --restore".into()),
+    };
     if paused && control.is_none() {
         return Err("a machine that begins paused needs --control, or nobody could resume it".into());
     }
@@ -220,12 +262,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
         return Err("a tap that comes later needs --control, or nobody could bring it".into());
     }
     Ok(Options {
-        kernel,
-        initrd,
-        append,
-        memory,
-        memory_max,
-        vcpus,
+        origin,
         console,
         markers,
         control,
@@ -234,7 +271,6 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
         cgroup,
         paused,
         log,
-        psci,
         vsock,
         disks,
         shares,
@@ -338,20 +374,34 @@ mod tests {
     fn a_guest_that_can_grow_keeps_what_it_is_given_movable() {
         for (max, growing) in [("1G", true), ("512M", false)] {
             let args = ["--kernel", "k", "--memory", "512M", "--memory-max", max, "--append", "quiet"];
-            let line = parse(lexopt::Parser::from_args(args)).unwrap().command_line();
+            let Origin::Boot(boot) = parse(lexopt::Parser::from_args(args)).unwrap().origin else { panic!() };
+            let line = boot.command_line();
             assert_eq!(line.contains(GROWING), growing, "{line}");
             assert!(line.starts_with(COMMAND_LINE) && line.ends_with(" quiet"), "{line}");
         }
     }
 
     #[test]
-    fn a_kernel_there_must_be() {
+    fn a_kernel_there_must_be_or_a_snapshot() {
         let parse = |args: &[&str]| parse(lexopt::Parser::from_args(args));
-        assert!(parse(&[]).is_err());
-        assert!(parse(&["--kernel", "k", "--cpus", "x"]).is_err());
-        assert!(parse(&["--kernel", "k", "extra"]).is_err());
+        for (args, ok) in [
+            (&[][..], false),
+            (&["--kernel", "k", "--cpus", "x"], false),
+            (&["--kernel", "k", "extra"], false),
+            (&["--kernel", "k", "--restore", "d"], false),
+            (&["--restore", "d", "--vsock", "v"], true),
+            (&["--restore", "d", "--cpus", "2"], false),
+            (&["--restore", "d", "--append", ""], false),
+            (&["--restore", "d", "--memory=1G"], false),
+            (&["--restore", "d", "--memory-max=1G"], false),
+            (&["--restore", "d", "--initrd=i"], false),
+            (&["--restore", "d", "--psci=kernel"], false),
+        ] {
+            assert_eq!(parse(args).is_ok(), ok, "{args:?}");
+        }
         let options = parse(&["--kernel", "k", "--cpus", "4", "--memory=1G"]).unwrap();
-        assert_eq!(options.command_line(), COMMAND_LINE);
-        assert_eq!((options.vcpus, options.memory), (4, 1 << 30));
+        let Origin::Boot(boot) = options.origin else { panic!("it boots") };
+        assert_eq!(boot.command_line(), COMMAND_LINE);
+        assert_eq!((boot.vcpus, boot.memory), (4, 1 << 30));
     }
 }

@@ -19,15 +19,16 @@ use vmm::devices::virtio::balloon::Balloon;
 use vmm::devices::virtio::block::Block;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::vsock::{SOCKET, Vsock};
-use vmm::machine::{Config, Machine, Notice, Outcome, Phases};
+use vmm::machine::{Config, Machine, Notice, Outcome, Phases, Restore};
 use vmm::slots::SlotId;
+use vmm::snapshot::Snapshot;
 
 use super::Usage;
 use super::control;
 use super::jail;
 use super::log as lines;
 use super::net;
-use super::options::{Console, Options, Share, parse};
+use super::options::{Console, Options, Origin, Share, parse};
 use super::terminal::{Keys, Pty, Raw};
 
 /// The guest's context id, which nobody but the guest sees.
@@ -74,17 +75,20 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn build(_jailed: bool, _config: Config) -> anyhow::Result<Machine> {
+fn build(_jailed: bool, _begin: Begin) -> anyhow::Result<Machine> {
     anyhow::bail!("this build has no hypervisor for this system; use a Linux host with KVM")
 }
 
 #[cfg(target_os = "linux")]
-fn build(jailed: bool, config: Config) -> anyhow::Result<Machine> {
+fn build(jailed: bool, begin: Begin) -> anyhow::Result<Machine> {
     use vmm::hypervisor::kvm::{DEVICE, Kvm};
 
-    let built = Kvm::open(DEVICE.as_ref())
-        .map_err(anyhow::Error::from)
-        .and_then(|kvm| Ok(Machine::build(&kvm, config)?));
+    let built = Kvm::open(DEVICE.as_ref()).map_err(anyhow::Error::from).and_then(|kvm| {
+        Ok(match begin {
+            Begin::Boot(config) => Machine::build(&kvm, *config)?,
+            Begin::Restore(restore) => Machine::restore(&kvm, *restore)?,
+        })
+    });
     // Whoever gets here has a host that cannot, or a wrong option; the check knows which.
     built.map_err(|error| anyhow!("{error}{}", blame(jailed)))
 }
@@ -109,6 +113,12 @@ fn blame(jailed: bool) -> String {
 #[cfg(not(target_os = "linux"))]
 fn blame(_jailed: bool) -> String {
     String::new()
+}
+
+/// A machine that boots, or one that goes on.
+enum Begin {
+    Boot(Box<Config>),
+    Restore(Box<Restore>),
 }
 
 type Sink = Box<dyn Write + Send>;
@@ -169,7 +179,7 @@ impl io::Read for Held {
     }
 }
 
-fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> {
+fn devices(options: &Options, vcpus: u32) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> {
     let mut devices: Vec<(SlotId, Box<dyn Device>)> = vec![
         (SlotId::new("rng"), Box::new(Rng::default())),
         (SlotId::new("balloon"), Box::new(Balloon::default())),
@@ -192,7 +202,7 @@ fn devices(options: &Options) -> anyhow::Result<Vec<(SlotId, Box<dyn Device>)>> 
         devices.push((SlotId::new(format!("block.{index}")), Box::new(block)));
     }
     for share in &options.shares {
-        devices.push((SlotId::new(format!("fs.{}", share.tag)), self::share(share, options.vcpus)?));
+        devices.push((SlotId::new(format!("fs.{}", share.tag)), self::share(share, vcpus)?));
     }
     Ok(devices)
 }
@@ -228,25 +238,33 @@ fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
     raise_file_limit().map_err(|error| anyhow!("cannot raise the limit of open files: {error}"))?;
     jail::enter(&mut options, netns)?;
     let control = options.control.as_ref().map(control::Open::at).transpose()?;
-    let command_line = options.command_line();
-    let mut devices = devices(&options)?;
-    network.add_to(&mut devices);
-    let prepared = begun.elapsed();
-    let machine = build(
-        options.jail.is_some(),
-        Config {
-            kernel: options.kernel,
-            initrd: options.initrd,
-            command_line,
-            memory: options.memory,
-            memory_max: options.memory_max,
-            vcpus: options.vcpus,
+    let markers = markers(&options.markers);
+    let mut fit = |vcpus| {
+        let mut devices = devices(&options, vcpus)?;
+        network.add_to(&mut devices);
+        anyhow::Ok(devices)
+    };
+    let begin = match &options.origin {
+        Origin::Boot(boot) => Begin::Boot(Box::new(Config {
+            kernel: boot.kernel.clone(),
+            initrd: boot.initrd.clone(),
+            command_line: boot.command_line(),
+            memory: boot.memory,
+            memory_max: boot.memory_max,
+            vcpus: boot.vcpus,
             console: sink,
-            markers: markers(&options.markers),
-            psci: options.psci,
-            devices,
-        },
-    )?;
+            markers,
+            psci: boot.psci,
+            devices: fit(boot.vcpus)?,
+        })),
+        Origin::Snapshot(directory) => {
+            let snapshot = Snapshot::open(directory)?;
+            let devices = fit(snapshot.header.vcpus)?;
+            Begin::Restore(Box::new(Restore { snapshot, console: sink, markers, devices }))
+        }
+    };
+    let prepared = begun.elapsed();
+    let machine = build(options.jail.is_some(), begin)?;
     let machine = Arc::new(machine);
     let raw = match options.console {
         Console::Stdio => Raw::of_stdin().map_err(|error| anyhow!("cannot set up the terminal: {error}"))?,

@@ -13,6 +13,8 @@ use serde::de::DeserializeOwned;
 use super::frame::{self, Receiver};
 use super::{Answer, Call, Event, Hello, Message, Refusal, Reply, Request, VERSIONS, Welcome};
 
+/// How long a monitor may take to answer what it does at once.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Events that are kept until they are asked for; the oldest go first.
 const EVENTS_MAX: usize = 1024;
 
@@ -113,6 +115,36 @@ impl Client {
                 Message::Goodbye(refusal) => return Err(Error::Goodbye(refusal)),
                 other => return Err(Error::OutOfTurn(format!("{other:?} to {what}"))),
             }
+        }
+    }
+
+    /// Makes the guest stand still, unless that takes longer than `within`.
+    pub fn pause(&mut self, within: Duration) -> Result<(), Error> {
+        let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        self.call(Request::Pause { within_ms }, &[], within + ANSWER).map(drop)
+    }
+
+    /// Lets the guest go on.
+    pub fn resume(&mut self) -> Result<(), Error> {
+        self.call(Request::Resume, &[], ANSWER).map(drop)
+    }
+
+    /// Ends the guest.
+    pub fn stop(&mut self) -> Result<(), Error> {
+        self.call(Request::Stop, &[], ANSWER).map(drop)
+    }
+
+    /// Has the machine, which is paused, written into two empty files. Says how long the RAM's is, and how many
+    /// bytes of it are no hole.
+    pub fn snapshot(
+        &mut self,
+        state: BorrowedFd<'_>,
+        memory: BorrowedFd<'_>,
+        within: Duration,
+    ) -> Result<(u64, u64), Error> {
+        match self.call(Request::Snapshot, &[state, memory], within)? {
+            Reply::Snapshot { memory, data } => Ok((memory, data)),
+            other => Err(Error::OutOfTurn(format!("{other:?} to a snapshot"))),
         }
     }
 

@@ -73,6 +73,10 @@ pub enum Request {
         /// The slot's name.
         slot: String,
     },
+    /// Writes the machine, which must be paused, into the two descriptors with this frame: empty files, open
+    /// for writing, for its state and for its RAM. Naming and syncing them is the client's business. Answered
+    /// by [`Reply::Snapshot`]. The machine stays paused.
+    Snapshot,
     /// The console's back-log. Answered by [`Reply::Log`].
     ConsoleLog,
     /// Joins the socket, the descriptor with this frame, to the console, in both directions. Whoever
@@ -124,6 +128,13 @@ pub enum Reply {
     },
     /// What has happened so far.
     Stats(Box<Stats>),
+    /// A snapshot was written.
+    Snapshot {
+        /// Length of the RAM's file.
+        memory: u64,
+        /// Bytes of it that are no hole.
+        data: u64,
+    },
     /// What the console shows; bytes that are no UTF-8 are replaced.
     Log {
         /// The text.

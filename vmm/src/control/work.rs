@@ -1,6 +1,6 @@
 //! What takes time, or touches the machine more than a flag: done one by one, on a thread of its own.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
@@ -64,6 +64,7 @@ impl Worker {
             Request::Resize { memory: Some(bytes), vcpus: None } => {
                 Ok(machine.resize_memory(bytes)?).map(|()| Reply::Done)
             }
+            Request::Snapshot => snapshot(&machine, job.fds),
             Request::Stats => Ok(Reply::Stats(Box::new(self.stats(&machine)))),
             Request::AttachTap { .. } if job.fds.is_empty() => Err(Refusal::new(
                 RefusalKind::Invalid,
@@ -187,6 +188,26 @@ impl Drop for Attached {
         // The other side may have been faster.
         let _ = self.0.shutdown(Shutdown::Both);
     }
+}
+
+/// Writes the machine into two files that somebody has opened.
+fn snapshot(machine: &Machine, fds: Vec<OwnedFd>) -> Result<Reply, Refusal> {
+    let invalid = |why: String| Refusal::new(RefusalKind::Invalid, format!("cannot write a snapshot: {why}"));
+    let files = <[OwnedFd; 2]>::try_from(fds).map(|fds| fds.map(File::from)).map_err(|fds| {
+        invalid(format!(
+            "{} descriptors came with the request; it takes the state's and the RAM's",
+            fds.len()
+        ))
+    })?;
+    for file in &files {
+        let meta = file.metadata().map_err(|error| invalid(error.to_string()))?;
+        if !meta.is_file() || meta.len() > 0 {
+            return Err(invalid("it is written into empty files".into()));
+        }
+    }
+    let [state, memory] = &files;
+    let header = machine.snapshot(state, memory)?;
+    Ok(Reply::Snapshot { memory: header.memory_len, data: header.memory_data })
 }
 
 fn one(fds: Vec<OwnedFd>, what: &str) -> Result<OwnedFd, Refusal> {

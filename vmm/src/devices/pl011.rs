@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -45,7 +46,9 @@ const INT_ALL: u32 = 0x7ff;
 /// UARTPeriphID0 to 3 and UARTPCellID0 to 3; without them the AMBA bus leaves the device alone.
 const IDENTIFICATION: [u8; 8] = [0x11, 0x10, 0x14, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 
-/// Everything that a snapshot must hold. The interrupt is not part of it: it follows from the rest.
+/// Everything that a snapshot must hold. The interrupt is not part of it: it follows from the rest. Nor is what the
+/// guest wrote: that is the sink's, where it is on its way already, and a guest that goes on twice has not
+/// written it twice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -78,6 +81,17 @@ impl Default for State {
 }
 
 impl State {
+    /// Whether a port can be in this state. One that is read from somewhere may be any.
+    pub fn check(&self) -> io::Result<()> {
+        match self.receive.len() {
+            0..=FIFO => Ok(()),
+            len => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("its FIFO was saved with {len} bytes, which it has no room for"),
+            )),
+        }
+    }
+
     fn ris(&self) -> u32 {
         if self.receive.is_empty() { 0 } else { INT_RX }
     }
@@ -156,12 +170,10 @@ impl Pl011 {
     /// A port in the given state, with `irq` as its [level](crate::hypervisor::Trigger::Level)
     /// interrupt. The wire is driven to where the state says it must be.
     pub fn new(state: State, irq: Arc<dyn IrqLine>, output: Arc<Output>) -> Self {
-        let port = Self {
-            inner: Mutex::new(Inner { state, raised: false }),
-            irq,
-            output,
-            gate: InputGate::default(),
-        };
+        // Whatever the wire was before, it is driven.
+        let raised = state.mis() == 0;
+        let port =
+            Self { inner: Mutex::new(Inner { state, raised }), irq, output, gate: InputGate::default() };
         port.update(&mut port.lock());
         port
     }
@@ -376,6 +388,20 @@ mod tests {
             Pl011::new(state.clone(), Arc::clone(&wire) as Arc<dyn IrqLine>, Arc::clone(&port.output));
         assert!(wire.0.load(Ordering::Relaxed));
         assert_eq!(again.save(), state);
+        assert_eq!((get(&again, DR), get(&again, DR)), (u32::from(b'x'), 0));
+        assert!(!wire.0.load(Ordering::Relaxed));
+        // A controller that was saved with the wire high hears that it is not.
+        wire.0.store(true, Ordering::Relaxed);
+        Pl011::new(again.save(), Arc::clone(&wire) as Arc<dyn IrqLine>, Arc::clone(&port.output));
+        assert!(!wire.0.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn more_input_than_fits_is_refused() {
+        for (len, ok) in [(0, true), (FIFO, true), (FIFO + 1, false)] {
+            let state = State { receive: vec![0; len].into(), ..State::default() };
+            assert_eq!(state.check().is_ok(), ok, "{len}");
+        }
     }
 
     proptest! {

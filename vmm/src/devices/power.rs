@@ -53,6 +53,19 @@ impl AcpiPower {
         Self { on_event, irq, pending: AtomicU8::new(0) }
     }
 
+    /// The events that the guest has not taken, for a snapshot.
+    pub fn save(&self) -> u8 {
+        self.pending.load(Ordering::Acquire)
+    }
+
+    /// Tells the guest again of what it had not taken. Bits that are no events are not told.
+    pub fn restore(&self, pending: u8) -> Result<(), Error> {
+        match pending & (EVENT_POWER_BUTTON | EVENT_GENERATION) {
+            0 => Ok(()),
+            events => self.notify(events),
+        }
+    }
+
     /// Tells the guest. It finds out when its driver reads the events, if it has one.
     pub fn notify(&self, events: u8) -> Result<(), Error> {
         self.pending.fetch_or(events, Ordering::AcqRel);
@@ -194,6 +207,13 @@ mod tests {
         power.notify(EVENT_POWER_BUTTON).unwrap();
         power.notify(EVENT_GENERATION).unwrap();
         assert_eq!(wire.0.load(Ordering::Relaxed), 2);
+        let saved = power.save();
+        for (saved, rises, expected) in [(saved, 1, 3), (0, 0, 0), (0xff, 1, 3), (0xfc, 0, 0)] {
+            let wire = Arc::new(Wire::default());
+            let other = AcpiPower::new(events().0, Arc::clone(&wire) as Arc<dyn IrqLine>);
+            other.restore(saved).unwrap();
+            assert_eq!((wire.0.load(Ordering::Relaxed), other.save()), (rises, expected), "{saved:#x}");
+        }
         let mut data = [0];
         for expected in [EVENT_POWER_BUTTON | EVENT_GENERATION, 0] {
             power.read(u64::from(EVENTS), &mut data);

@@ -9,8 +9,9 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vm_superio::Trigger;
+use serde::{Deserialize, Serialize};
 use vm_superio::serial::{NoEvents, Serial};
+use vm_superio::{SerialState, Trigger};
 
 use self::pace::{Pace, Wire};
 
@@ -61,6 +62,74 @@ impl Write for Sink {
     }
 }
 
+/// Everything that a snapshot must hold: the registers, what the guest has yet to read, and what it has yet to
+/// hear. What it wrote is not part of it: that is the sink's, where it is on its way already, and a guest that
+/// goes on twice has not written it twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    receive: Vec<u8>,
+    pace: pace::Saved,
+}
+
+impl State {
+    /// One with input that was not read.
+    #[cfg(test)]
+    pub(crate) fn example() -> Self {
+        Self {
+            divisor: [1, 0],
+            interrupt_enable: 1,
+            interrupt_identification: 1,
+            line_control: 3,
+            line_status: 0x61,
+            modem_control: 8,
+            modem_status: 0xb0,
+            scratch: 0,
+            receive: b"input".to_vec(),
+            pace: pace::Saved::default(),
+        }
+    }
+
+    fn of(chip: &Serial<Pulse, NoEvents, Sink>) -> Self {
+        let state = chip.state();
+        Self {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            receive: state.in_buffer,
+            pace: chip.interrupt_evt().pace.save(),
+        }
+    }
+
+    fn registers(&self) -> SerialState {
+        SerialState {
+            baud_divisor_low: self.divisor[0],
+            baud_divisor_high: self.divisor[1],
+            interrupt_enable: self.interrupt_enable,
+            interrupt_identification: self.interrupt_identification,
+            line_control: self.line_control,
+            line_status: self.line_status,
+            modem_control: self.modem_control,
+            modem_status: self.modem_status,
+            scratch: self.scratch,
+            in_buffer: self.receive.clone(),
+        }
+    }
+}
+
 /// One port.
 pub struct Uart16550 {
     chip: Mutex<Serial<Pulse, NoEvents, Sink>>,
@@ -79,6 +148,25 @@ impl Uart16550 {
         let wire = Wire(irq);
         let pulse = Pulse { pace: Pace::new(wire.clone())?, wire, sending: Cell::new(false) };
         Ok(Self { chip: Mutex::new(Serial::new(pulse, Sink(output))), gate: InputGate::default() })
+    }
+
+    /// A port that goes on from a state. An interrupt that the guest has not looked at comes again.
+    pub fn restore(state: &State, irq: Arc<dyn IrqLine>, output: Arc<Output>) -> io::Result<Self> {
+        let wire = Wire(irq);
+        let pulse = Pulse { pace: Pace::new(wire.clone())?, wire, sending: Cell::new(false) };
+        let chip = Serial::from_state(&state.registers(), pulse, NoEvents, Sink(output)).map_err(|_| {
+            let why =
+                format!("its FIFO was saved with {} bytes, which it has no room for", state.receive.len());
+            io::Error::new(io::ErrorKind::InvalidData, why)
+        })?;
+        let Pulse { pace, wire, .. } = chip.interrupt_evt();
+        pace.restore(state.pace, wire);
+        Ok(Self { chip: Mutex::new(chip), gate: InputGate::default() })
+    }
+
+    /// For a snapshot; the processors must be paused.
+    pub fn save(&self) -> State {
+        State::of(&self.lock())
     }
 
     fn lock(&self) -> MutexGuard<'_, Serial<Pulse, NoEvents, Sink>> {
@@ -215,7 +303,82 @@ mod tests {
         assert_eq!(port.offer(b"y"), 1);
     }
 
+    fn restored(state: &State) -> (Uart16550, Arc<Wire>) {
+        let (_, wire, output) = port();
+        (Uart16550::restore(state, Arc::clone(&wire) as Arc<dyn IrqLine>, output).unwrap(), wire)
+    }
+
+    #[test]
+    fn a_port_goes_on_where_it_was() {
+        let (first, ..) = port();
+        for (offset, value) in [(LCR, 0x80), (0, 1), (1, 2), (LCR, 3), (IER, 1), (7, 0x5a)] {
+            first.write(offset, &[value]);
+        }
+        assert_eq!(first.offer(b"input"), 5);
+        let state = first.save();
+        assert_eq!(first.save(), state);
+        let (other, wire) = restored(&state);
+        assert_eq!(other.save(), state);
+        assert_eq!(wire.0.load(Ordering::SeqCst), 1, "there is input");
+        assert_eq!((get(&other, IIR) & 0xf, get(&other, 7)), (4, 0x5a));
+        let input: Vec<u8> = (0..5).map(|_| get(&other, 0)).collect();
+        assert_eq!(input, b"input");
+        assert_eq!(get(&other, LSR) & LSR_DATA_READY, 0);
+        // Who has heard everything hears nothing.
+        let (_, wire) = restored(&other.save());
+        assert_eq!(wire.0.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_guest_that_is_sending_hears_of_its_empty_transmitter_elsewhere() {
+        let (first, wire, _) = port();
+        first.write(IER, &[2]);
+        assert_eq!(get(&first, IIR) & 3, 2);
+        first.write(0, b"a");
+        let state = first.save();
+        let late = Instant::now() + Duration::from_secs(10);
+        let (other, other_wire) = restored(&state);
+        for (port, wire, before) in [(&first, wire, 1), (&other, other_wire, 0)] {
+            while wire.0.load(Ordering::SeqCst) == before && Instant::now() < late {
+                thread::sleep(Duration::from_micros(100));
+            }
+            assert!(wire.0.load(Ordering::SeqCst) > before);
+            let until = Instant::now() + Duration::from_secs(10);
+            while get(port, IIR) & 3 != 2 {
+                assert!(Instant::now() < until);
+            }
+        }
+    }
+
+    #[test]
+    fn more_input_than_fits_is_refused() {
+        let (first, wire, output) = port();
+        let state = State { receive: vec![0; 65], ..first.save() };
+        let error = Uart16550::restore(&state, wire, output).unwrap_err();
+        assert!(error.to_string().contains("65 bytes"), "{error}");
+    }
+
     proptest! {
+        #[test]
+        fn no_state_upsets_it(
+            registers in any::<[u8; 9]>(),
+            receive in proptest::collection::vec(any::<u8>(), 0..65),
+            accesses in proptest::collection::vec((any::<bool>(), 0u64..WINDOW, any::<u8>()), 0..50),
+        ) {
+            let [low, high, interrupt_enable, interrupt_identification, line_control, line_status,
+                modem_control, modem_status, scratch] = registers;
+            let state = State {
+                divisor: [low, high], interrupt_enable, interrupt_identification, line_control, line_status,
+                modem_control, modem_status, scratch, receive, pace: pace::Saved::default(),
+            };
+            let (port, _) = restored(&state);
+            prop_assert_eq!(port.save(), state);
+            for (store, offset, value) in accesses {
+                if store { port.write(offset, &[value]) } else { get(&port, offset); }
+                port.offer(&[value]);
+            }
+        }
+
         #[test]
         fn no_access_upsets_it(
             accesses in proptest::collection::vec(

@@ -20,8 +20,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::arch::native;
 use crate::event::Event;
@@ -39,6 +39,9 @@ pub trait Hypervisor: Send + Sync {
     /// The order of construction decides the time it takes, by an order of magnitude, so all
     /// that is needed is in the plan and the order is the backend's.
     fn create_vm(&self, plan: &VmPlan) -> Result<Self::Vm, Error>;
+
+    /// What it is called, by its snapshots too.
+    fn name(&self) -> &'static str;
 
     /// What the host's processor can do for guests.
     fn cpu_model(&self) -> Result<native::CpuModel, Error>;
@@ -63,7 +66,7 @@ pub struct VmPlan {
 }
 
 /// Who answers PSCI calls. Elsewhere than on aarch64 there are none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum PsciBy {
     /// The hypervisor, which tells the monitor of the machine's end only.
     #[default]

@@ -2,11 +2,17 @@
 
 use std::sync::Arc;
 
-use super::{Error, OnSystemEvent};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, OnSystemEvent, PowerState};
 use crate::bus::BusDevice;
 use crate::console::{InputPort, Output};
+#[cfg(target_arch = "aarch64")]
+use crate::devices::pl011::{self, Pl011};
 #[cfg(target_arch = "x86_64")]
 use crate::devices::power::AcpiPower;
+#[cfg(target_arch = "x86_64")]
+use crate::devices::uart16550::{self, Uart16550};
 use crate::hypervisor::{PsciBy, Trigger, Vm};
 use crate::memory::GuestRam;
 use crate::vcpu::{Buses, Power};
@@ -21,23 +27,69 @@ pub(super) struct Board {
     pub(super) power: Option<Wire>,
     /// Says that the generation id has changed.
     pub(super) generation: Wire,
+    /// Saves it, while the machine stands still.
+    pub(super) save: SaveBoard,
+}
+
+/// What there is to know of a board, for as long as its machine stands still.
+pub(super) type SaveBoard = Box<dyn Fn() -> BoardState + Send + Sync>;
+
+/// All that there is of a board.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoardState {
+    serial: uart16550::State,
+    /// Events that the guest has not taken.
+    events: u8,
+}
+
+/// All that there is of a board.
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoardState {
+    serial: pl011::State,
+}
+
+#[cfg(test)]
+impl BoardState {
+    /// Some state.
+    pub(crate) fn example() -> Self {
+        Self {
+            #[cfg(target_arch = "x86_64")]
+            serial: uart16550::State::example(),
+            #[cfg(target_arch = "x86_64")]
+            events: 1,
+            #[cfg(target_arch = "aarch64")]
+            serial: pl011::State::default(),
+        }
+    }
 }
 
 /// Tells the guest something, each time that it is called.
 pub(super) type Wire = Box<dyn Fn() -> Result<(), crate::hypervisor::Error> + Send + Sync>;
 
+/// A board after reset, or one that goes on from a state, of a machine whose interrupt controller does.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, on_event: OnSystemEvent) -> Result<Board, Error> {
+pub(super) fn assemble<V: Vm>(
+    vm: &V,
+    output: Arc<Output>,
+    on_event: OnSystemEvent,
+    state: Option<&BoardState>,
+) -> Result<Board, Error> {
     use crate::arch::x86_64::layout;
     use crate::devices::power::{self, KeyboardReset, Panic};
-    use crate::devices::uart16550::{self, Uart16550};
 
-    let serial = vm.irq_line(layout::SERIAL_LINE, Trigger::Edge)?;
-    let serial = Arc::new(
-        Uart16550::new(serial, output).map_err(|source| Error::Host { what: "start the console", source })?,
-    );
+    let line = vm.irq_line(layout::SERIAL_LINE, Trigger::Edge)?;
+    let serial = match state {
+        None => Uart16550::new(line, output),
+        Some(state) => Uart16550::restore(&state.serial, line, output),
+    };
+    let serial = Arc::new(serial.map_err(|source| Error::Host { what: "start the console", source })?);
     let power =
         Arc::new(AcpiPower::new(Arc::clone(&on_event), vm.irq_line(layout::POWER_LINE, Trigger::Edge)?));
+    if let Some(state) = state {
+        power.restore(state.events)?;
+    }
     let mut buses = Buses::default();
     let ports: [(_, _, _, Arc<dyn BusDevice>); 4] = [
         ("serial", layout::SERIAL_PORT, uart16550::WINDOW, Arc::clone(&serial) as _),
@@ -53,38 +105,73 @@ pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, on_event: OnSystemEve
         Box::new(move || power.notify(event))
     };
     let (button, generation) = (notify(power::EVENT_POWER_BUTTON), notify(power::EVENT_GENERATION));
-    Ok(Board { buses, console: serial, power: Some(button), generation })
+    let save = {
+        let (serial, power) = (Arc::clone(&serial), Arc::clone(&power));
+        Box::new(move || BoardState { serial: serial.save(), events: power.save() })
+    };
+    Ok(Board { buses, console: serial, power: Some(button), generation, save })
 }
 
-/// Power is PSCI's business here, and in the hypervisor.
+/// A board after reset, or one that goes on from a state, of a machine whose interrupt controller does. Power is
+/// PSCI's business here, and in the hypervisor.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, _on_event: OnSystemEvent) -> Result<Board, Error> {
+pub(super) fn assemble<V: Vm>(
+    vm: &V,
+    output: Arc<Output>,
+    _on_event: OnSystemEvent,
+    state: Option<&BoardState>,
+) -> Result<Board, Error> {
     use crate::arch::aarch64::layout;
-    use crate::devices::pl011::{self, Pl011};
 
     let irq = vm.irq_line(layout::SERIAL_LINE, Trigger::Level)?;
-    let serial = Arc::new(Pl011::new(pl011::State::default(), irq, output));
+    let port = state.map(|state| state.serial.clone()).unwrap_or_default();
+    port.check().map_err(|source| Error::Host { what: "start the console", source })?;
+    let serial = Arc::new(Pl011::new(port, irq, output));
     let mut buses = Buses::default();
     let device: Arc<dyn BusDevice> = Arc::clone(&serial) as _;
     buses.memory.insert("serial", layout::SERIAL_BASE, pl011::WINDOW, device)?;
     let line = vm.irq_line(layout::GENERATION_LINE, Trigger::Edge)?;
     let generation = move || line.set(true).and_then(|()| line.set(false));
-    Ok(Board { buses, console: serial, power: None, generation: Box::new(generation) })
+    let save = {
+        let serial = Arc::clone(&serial);
+        Box::new(move || BoardState { serial: serial.save() })
+    };
+    Ok(Board { buses, console: serial, power: None, generation: Box::new(generation), save })
 }
 
 /// The hypervisor does that here.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn power(_psci: PsciBy, _hardware_ids: &[u64], _ram: &GuestRam) -> Option<Power> {
-    None
+#[expect(clippy::unnecessary_wraps, reason = "as on the other architecture")]
+pub(super) fn power(
+    _psci: PsciBy,
+    _hardware_ids: &[u64],
+    _ram: &GuestRam,
+    _state: Option<Option<&PowerState>>,
+) -> Result<Option<Power>, &'static str> {
+    Ok(None)
 }
 
-/// What turns processors on and off, where the hypervisor does not.
+/// What turns processors on and off, where the hypervisor does not; as it was, where there is a `state`.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn power(psci: PsciBy, hardware_ids: &[u64], ram: &GuestRam) -> Option<Power> {
+pub(super) fn power(
+    psci: PsciBy,
+    hardware_ids: &[u64],
+    ram: &GuestRam,
+    state: Option<Option<&PowerState>>,
+) -> Result<Option<Power>, &'static str> {
     use vm_memory::{Address, GuestMemory, GuestMemoryRegion};
     let ranges = ram.iter().map(|region| {
         let start = region.start_addr().raw_value();
         start..start + region.len()
     });
-    (psci == PsciBy::Monitor).then(|| Power::new(hardware_ids, ranges.collect()))
+    if psci != PsciBy::Monitor {
+        return Ok(None);
+    }
+    let power = Power::new(hardware_ids, ranges.collect());
+    match state {
+        None => {}
+        Some(Some(state)) => power.restore(state)?,
+        Some(None) => return Err("the snapshot does not say which processors are on"),
+    }
+    Ok(Some(power))
 }

@@ -1,113 +1,265 @@
-//! From a configuration to a machine that stands before its first instruction.
+//! From a configuration to a machine that stands before its first instruction, or from a snapshot to one that
+//! stands where another one stood. There is one way for both, and what differs is what each part begins with.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, Weak};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
 
-use super::board::{self, Wire};
+use super::board::{self, Board};
 use super::generation::Generation;
-use super::life::{Attached, HeldPort, Machine, Notice, Phases, Shared};
+use super::life::{Attached, HeldPort, Machine, Phases};
 use super::ram::{Extent, Ram};
-use super::{Config, Error, OnSystemEvent};
-use crate::arch::native::{Entry, boot, layout};
-use crate::console::{InputPort, OnMarker, Output};
+use super::shell::{Begin, Shell, Source, VcpuState};
+use super::{Config, Error, Restore};
+use crate::arch::native::{Fingerprint, boot, layout};
+use crate::console::{Marker, Output};
 use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::mmio::{self, Transport};
 use crate::devices::virtio::{Device, Signals};
-use crate::hypervisor::{self, Hypervisor, Kick, PsciBy, Trigger, Vcpu, Vm, VmPlan};
+use crate::hypervisor::{Hypervisor, Trigger, Vm, VmPlan};
 use crate::kernel::Image;
 use crate::memory::GuestRam;
 use crate::slots::{SlotId, SlotMap};
+use crate::snapshot::{Shape, Snapshot};
 use crate::standstill::Standstill;
-use crate::vcpu::{self, Buses, Counters, Member, Power};
+use crate::vcpu::Buses;
 
-/// What a processor's thread needs; it is on no deep call path.
-const STACK: usize = 256 * 1024;
-/// A processor is made in microseconds; an emulated host takes milliseconds.
-const READY: Duration = Duration::from_secs(30);
+/// What a machine's guest begins with.
+enum Origin {
+    Boot(Boot),
+    Snapshot(Box<Snapshot>),
+}
+
+struct Boot {
+    kernel: Image,
+    initrd: Option<Image>,
+    command_line: String,
+}
+
+/// What a machine is fitted with, whatever its guest begins with.
+struct Fittings {
+    console: Box<dyn Write + Send>,
+    markers: Vec<Marker>,
+    devices: Vec<(SlotId, Box<dyn Device>)>,
+}
 
 impl Machine {
     /// Builds a machine. Its guest stands still until [`Machine::resume`].
-    ///
-    /// The kernel is loaded while the hypervisor makes machine and processors, since neither needs
-    /// the other before the tables are written.
-    pub fn build<H: Hypervisor>(hypervisor: &H, mut config: Config) -> Result<Self, Error> {
+    pub fn build<H: Hypervisor>(hypervisor: &H, config: Config) -> Result<Self, Error> {
         let begun = Instant::now();
         config.check()?;
         let kernel = Image::open("kernel", &config.kernel)?;
         let initrd = config.initrd.as_deref().map(|path| Image::open("initrd", path)).transpose()?;
-        let ram = Ram::new(&config)?;
-        let mem = ram.device();
-        let extent = Extent::new(&config, mem.as_ref().map(Mem::handle));
-        if let Some(mem) = mem {
-            config.devices.push((SlotId::new("mem"), Box::new(mem)));
+        let shape = config.shape();
+        let ram = Ram::new(&shape)?;
+        let origin = Origin::Boot(Boot { kernel, initrd, command_line: config.command_line });
+        let Config { console, markers, devices, .. } = config;
+        raise(hypervisor, begun, shape, ram, origin, Fittings { console, markers, devices })
+    }
+
+    /// Goes on with a machine from where its snapshot was taken. Its guest stands still until
+    /// [`Machine::resume`]. Whatever fails, nothing is left of it.
+    pub fn restore<H: Hypervisor>(hypervisor: &H, restore: Restore) -> Result<Self, Error> {
+        let begun = Instant::now();
+        let Restore { snapshot, console, markers, devices } = restore;
+        let shape = snapshot.state.shape;
+        super::config::check_shape(&shape).map_err(|error| snapshot.damaged(error.to_string()))?;
+        if snapshot.state.vcpus.len() != shape.vcpus as usize {
+            let found = snapshot.state.vcpus.len();
+            return Err(snapshot.damaged(format!("it has {found} of {} processors", shape.vcpus)).into());
         }
-        let plan = VmPlan {
-            ram: Arc::clone(&ram.all),
-            vcpus: config.vcpus,
-            interrupt_controller: true,
-            psci: config.psci,
-        };
-
-        let (loaded, shell) = thread::scope(|scope| {
-            let loader = scope.spawn(|| {
-                let loaded = boot::load(&ram.boot, kernel, initrd);
-                (loaded, begun.elapsed())
-            });
-            let shell = Shell::build(hypervisor, &plan);
-            let shell = (shell, begun.elapsed());
-            let loaded = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            (loaded, shell)
-        });
-        let ((loaded, load), (shell, made)) = (loaded, shell);
-        let shell = shell?;
-        let (loaded, model) = (loaded?, hypervisor.cpu_model()?);
-
-        let output = Output::new(config.console, config.markers, shell.on_marker())
-            .map_err(|source| Error::Host { what: "start the console's thread", source })?;
-        let output = Arc::new(output);
-        let mut board = board::assemble(&*shell.vm, Arc::clone(&output), shell.on_system_event())?;
-        let (slots, devices) =
-            attach(&*shell.vm, &ram.all, config.devices, &shell.shared.standstill, &mut board.buses)?;
-        let mut seed = [0; 64];
-        crate::entropy::fill(&mut seed).map_err(|source| Error::Host { what: "get randomness", source })?;
-        let platform = boot::Platform {
-            command_line: &config.command_line,
-            hardware_ids: &shell.hardware_ids,
-            slots: &slots,
-            model: &model,
-            seed: &seed,
-        };
-        let entries =
-            boot::finish(&ram.boot, &loaded, &platform).map_err(|error| Error::Tables(error.to_string()))?;
-        let generation = Generation::new(Arc::clone(&ram.all), board.generation)?;
-        let parts = Parts {
-            buses: board.buses,
-            console: board.console,
-            output,
-            power: board.power,
-            generation,
-            memory: extent,
-            ram: ram.all,
-            devices,
-        };
-        let mut machine = shell.start(parts, entries)?;
-        machine.phases = Phases { hypervisor: made, load, build: begun.elapsed() };
-        Ok(machine)
+        let devices = in_order(&snapshot, devices)?;
+        let ram = Ram::restored(&snapshot)?;
+        let origin = Origin::Snapshot(Box::new(snapshot));
+        raise(hypervisor, begun, shape, ram, origin, Fittings { console, markers, devices })
     }
 }
 
-/// What a machine is made of beside its processors.
-struct Parts {
-    buses: Buses,
-    console: Arc<dyn InputPort>,
-    output: Arc<Output>,
-    power: Option<Wire>,
-    generation: Generation,
-    memory: Extent,
-    ram: Arc<GuestRam>,
-    devices: Vec<Attached>,
+/// The devices in the order of the snapshot's slots: they must be the same.
+fn in_order(
+    snapshot: &Snapshot,
+    mut devices: Vec<(SlotId, Box<dyn Device>)>,
+) -> Result<Vec<(SlotId, Box<dyn Device>)>, Error> {
+    let mut ordered = Vec::new();
+    for (id, _) in &snapshot.state.devices {
+        // The machine's own, which is made with its memory.
+        if id == MEM {
+            continue;
+        }
+        let at = devices.iter().position(|(given, _)| given.as_str() == id);
+        let at =
+            at.ok_or_else(|| Error::Device { id: SlotId::new(id), why: "the snapshot has it; give it too" })?;
+        ordered.push(devices.swap_remove(at));
+    }
+    match devices.pop() {
+        Some((id, _)) => Err(Error::Device { id, why: "the snapshot does not have it; leave it out" }),
+        None => Ok(ordered),
+    }
+}
+
+/// The name of the device by which memory is plugged.
+const MEM: &str = "mem";
+
+/// The one way to a machine. Loading, and decoding, goes on while the hypervisor makes machine and processors, since
+/// neither needs the other before the end.
+fn raise<H: Hypervisor>(
+    hypervisor: &H,
+    begun: Instant,
+    shape: Shape,
+    ram: Ram,
+    origin: Origin,
+    mut fittings: Fittings,
+) -> Result<Machine, Error> {
+    let mem = ram.device();
+    let extent = Extent::new(&shape, mem.as_ref().map(Mem::handle));
+    if let Some(mem) = mem {
+        fittings.devices.push((SlotId::new(MEM), Box::new(mem)));
+    }
+    let plan = VmPlan {
+        ram: Arc::clone(&ram.all),
+        vcpus: shape.vcpus,
+        interrupt_controller: true,
+        psci: shape.psci,
+    };
+    let fingerprint = hypervisor.fingerprint()?;
+    let (guest, load, shell, made) = thread::scope(|scope| {
+        let loader = scope.spawn(|| {
+            let guest = Guest::<H::Vm>::load(origin, &ram.boot, hypervisor.name(), &fingerprint);
+            (guest, begun.elapsed())
+        });
+        let shell = Shell::build(hypervisor, &plan);
+        let made = begun.elapsed();
+        let (guest, load) = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (guest, load, shell, made)
+    });
+    let (shell, mut guest) = (shell?, guest?);
+    guest.begin_early(&shell)?;
+    let output = Output::new(fittings.console, fittings.markers, shell.on_marker())
+        .map_err(|source| Error::Host { what: "start the console's thread", source })?;
+    let output = Arc::new(output);
+    let saved = guest.snapshot();
+    let mut board = board::assemble(
+        &*shell.vm,
+        Arc::clone(&output),
+        shell.on_system_event(),
+        saved.map(|snapshot| &snapshot.state.board),
+    )?;
+    let standstill = Arc::clone(&shell.shared.standstill);
+    let (slots, devices) = attach(&*shell.vm, &ram.all, fittings.devices, &standstill, &mut board.buses)?;
+    let power =
+        board::power(shape.psci, &shell.hardware_ids, &ram.all, saved.map(|s| s.state.power.as_ref()))
+            .map_err(|why| Error::Tables(why.to_owned()))?
+            .map(Arc::new);
+    guest.finish(hypervisor, &ram.boot, &shell, &slots, &devices)?;
+    let is_restored = guest.snapshot().is_some();
+    let Board { buses, console, power: button, generation, save } = board;
+    let generation = Generation::new(Arc::clone(&ram.all), generation)?;
+    if is_restored {
+        // Another one may go on from the same snapshot, or has.
+        generation.renew()?;
+    }
+    let crew = shell.start(buses, power.as_ref())?;
+    let console = Arc::new(HeldPort { port: console, standstill, offering: Mutex::new(()) });
+    Ok(Machine {
+        native: Box::new(Source { vm: crew.vm, desks: crew.desks, shared: Arc::clone(&crew.shared) }),
+        shared: crew.shared,
+        turn: Mutex::new(()),
+        threads: crew.threads,
+        counters: crew.counters,
+        console,
+        output,
+        button,
+        generation,
+        memory: extent,
+        ram: ram.all,
+        devices,
+        shape,
+        hypervisor: hypervisor.name(),
+        fingerprint,
+        power,
+        save_board: save,
+        phases: Phases { hypervisor: made, load, build: begun.elapsed() },
+    })
+}
+
+/// A guest on its way into the machine.
+enum Guest<V: Vm> {
+    /// A kernel in RAM.
+    Booting { loaded: boot::Loaded, command_line: String },
+    /// What another machine was.
+    Saved { snapshot: Box<Snapshot>, vcpus: Vec<Box<VcpuState<V>>>, vm: V::State },
+}
+
+impl<V: Vm> Guest<V> {
+    /// Needs nothing of the machine but its memory.
+    fn load(origin: Origin, ram: &GuestRam, hypervisor: &str, host: &Fingerprint) -> Result<Self, Error> {
+        match origin {
+            Origin::Boot(Boot { kernel, initrd, command_line }) => {
+                Ok(Self::Booting { loaded: boot::load(ram, kernel, initrd)?, command_line })
+            }
+            Origin::Snapshot(mut snapshot) => {
+                snapshot.check_host(hypervisor, host)?;
+                let encoded = std::mem::take(&mut snapshot.state.vcpus);
+                let vcpus = encoded.iter().map(|bytes| Ok(Box::new(snapshot.decode(bytes, "a processor")?)));
+                let vcpus = vcpus.collect::<Result<_, Error>>()?;
+                let vm = snapshot.decode(&snapshot.state.vm, "the interrupt controller")?;
+                Ok(Self::Saved { snapshot, vcpus, vm })
+            }
+        }
+    }
+
+    fn snapshot(&self) -> Option<&Snapshot> {
+        match self {
+            Self::Booting { .. } => None,
+            Self::Saved { snapshot, .. } => Some(snapshot),
+        }
+    }
+
+    /// Processors and interrupt controller become what they were before anything drives a wire.
+    fn begin_early(&mut self, shell: &Shell<V>) -> Result<(), Error> {
+        if let Self::Saved { vcpus, vm, .. } = self {
+            shell.begin(vcpus.drain(..).map(Begin::Restore))?;
+            shell.vm.restore(vm)?;
+        }
+        Ok(())
+    }
+
+    /// What comes last, since it needs all devices in their places: the tables to boot by, or what the devices were.
+    fn finish(
+        &self,
+        hypervisor: &impl Hypervisor<Vm = V>,
+        ram: &GuestRam,
+        shell: &Shell<V>,
+        slots: &SlotMap,
+        devices: &[Attached],
+    ) -> Result<(), Error> {
+        match self {
+            Self::Booting { loaded, command_line } => {
+                let mut seed = [0; 64];
+                crate::entropy::fill(&mut seed)
+                    .map_err(|source| Error::Host { what: "get randomness", source })?;
+                let platform = boot::Platform {
+                    command_line,
+                    hardware_ids: &shell.hardware_ids,
+                    slots,
+                    model: &hypervisor.cpu_model()?,
+                    seed: &seed,
+                };
+                let entries = boot::finish(ram, loaded, &platform);
+                let entries = entries.map_err(|error| Error::Tables(error.to_string()))?;
+                shell.begin(entries.into_iter().map(Begin::Enter))
+            }
+            Self::Saved { snapshot, .. } => {
+                // Both are in the order of the slots, and of the same length: the devices were put in that order.
+                for (device, (id, state)) in devices.iter().zip(&snapshot.state.devices) {
+                    let restored = device.transport.restore(state);
+                    restored.map_err(|error| snapshot.damaged(format!("device {id}: {error}")))?;
+                }
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Gives each virtio device its slot, its wire and its doorbells.
@@ -129,167 +281,11 @@ fn attach<V: Vm>(
         for (index, doorbell) in (0..).zip(transport.doorbells()) {
             vm.doorbell(slot.base + mmio::QUEUE_NOTIFY, index, doorbell)?;
         }
-        attached.push(Attached { id: id.clone(), kind, counters: Arc::clone(transport.counters()) });
-        buses.memory.insert(id.as_str(), slot.base, slot.len, Arc::new(transport))?;
+        let transport = Arc::new(transport);
+        attached.push(Attached { id: id.clone(), kind, transport: Arc::clone(&transport) });
+        buses.memory.insert(id.as_str(), slot.base, slot.len, transport)?;
     }
     Ok((slots, attached))
-}
-
-/// A machine without devices or guest: memory, interrupt controller, and processors whose threads
-/// wait to be told where to begin.
-struct Shell<V> {
-    vm: Arc<V>,
-    shared: Arc<Shared>,
-    hardware_ids: Vec<u64>,
-    psci: PsciBy,
-    processors: Vec<Processor>,
-}
-
-struct Processor {
-    start: Sender<Start>,
-    started: Receiver<Result<(), hypervisor::Error>>,
-    thread: JoinHandle<()>,
-    counters: Arc<Counters>,
-}
-
-struct Start {
-    buses: Arc<Buses>,
-    power: Option<Arc<Power>>,
-    entry: Option<Entry>,
-}
-
-/// What a processor's thread reports when its processor exists.
-struct Born {
-    kicker: Arc<dyn Kick>,
-    hardware_id: u64,
-}
-
-impl<V: Vm> Shell<V> {
-    fn build<H: Hypervisor<Vm = V>>(hypervisor: &H, plan: &VmPlan) -> Result<Self, Error> {
-        let vm = Arc::new(hypervisor.create_vm(plan)?);
-        let shared = Arc::new(Shared::new()?);
-        let mut processors = Vec::new();
-        let mut births = Vec::new();
-        for id in 0..plan.vcpus {
-            let (processor, birth) = spawn(id, &vm, &shared)?;
-            processors.push(processor);
-            births.push((id, birth));
-        }
-        let mut hardware_ids = Vec::new();
-        for (id, birth) in births {
-            let born = birth.recv_timeout(READY).map_err(|_| Error::Thread(id))??;
-            shared.add_kicker(born.kicker);
-            hardware_ids.push(born.hardware_id);
-        }
-        vm.seal()?;
-        Ok(Self { vm, shared, hardware_ids, psci: plan.psci, processors })
-    }
-
-    /// For devices, which must not keep the machine that keeps them.
-    fn on_system_event(&self) -> OnSystemEvent {
-        let shared: Weak<Shared> = Arc::downgrade(&self.shared);
-        Arc::new(move |event| {
-            if let Some(shared) = shared.upgrade() {
-                shared.system_event(event);
-            }
-        })
-    }
-
-    /// For the console, likewise.
-    fn on_marker(&self) -> OnMarker {
-        let shared: Weak<Shared> = Arc::downgrade(&self.shared);
-        Box::new(move |marker| {
-            if let Some(shared) = shared.upgrade() {
-                shared.notify(&Notice::Marker(marker));
-            }
-        })
-    }
-
-    fn start(self, parts: Parts, entries: Vec<Option<Entry>>) -> Result<Machine, Error> {
-        let console = Arc::new(HeldPort {
-            port: parts.console,
-            standstill: Arc::clone(&self.shared.standstill),
-            offering: Mutex::new(()),
-        });
-        let buses = Arc::new(parts.buses);
-        let power = board::power(self.psci, &self.hardware_ids, &parts.ram).map(Arc::new);
-        let (mut threads, mut counters, mut waits) = (Vec::new(), Vec::new(), Vec::new());
-        for ((id, processor), entry) in (0..).zip(self.processors).zip(entries) {
-            let start = Start { buses: Arc::clone(&buses), power: power.clone(), entry };
-            processor.start.send(start).map_err(|_| Error::Thread(id))?;
-            waits.push((id, processor.started));
-            threads.push(processor.thread);
-            counters.push(processor.counters);
-        }
-        let machine = Machine {
-            shared: self.shared,
-            threads,
-            counters,
-            console,
-            output: parts.output,
-            power: parts.power,
-            generation: parts.generation,
-            memory: parts.memory,
-            ram: parts.ram,
-            devices: parts.devices,
-            phases: Phases::default(),
-            _vm: Box::new(self.vm),
-        };
-        // From here on an error drops the machine, which stops its threads.
-        for (id, started) in waits {
-            match started.recv_timeout(READY) {
-                Ok(result) => result?,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Thread(id));
-                }
-            }
-        }
-        Ok(machine)
-    }
-}
-
-type Birth = Receiver<Result<Born, hypervisor::Error>>;
-
-fn spawn<V: Vm>(id: u32, vm: &Arc<V>, shared: &Arc<Shared>) -> Result<(Processor, Birth), Error> {
-    let (birth, births) = channel();
-    let (start, starts) = channel();
-    let (started_tx, started) = channel();
-    let counters = Arc::new(Counters::default());
-    let thread = {
-        let (vm, shared, counters) = (Arc::clone(vm), Arc::clone(shared), Arc::clone(&counters));
-        let member = Member::join(shared.standstill.epoch());
-        thread::Builder::new()
-            .name(format!("vcpu{id}"))
-            .stack_size(STACK)
-            .spawn(move || {
-                let Some(mut vcpu) = be_born(id, &*vm, &birth) else { return };
-                // Whoever builds gave up: there is nothing to run.
-                let Ok(Start { buses, power, entry }) = starts.recv() else { return };
-                let entered = entry.map_or(Ok(()), |entry| vcpu.enter_at(&entry));
-                let ready = entered.is_ok();
-                if started_tx.send(entered).is_err() || !ready {
-                    return;
-                }
-                let ended = vcpu::run(&mut vcpu, &buses, power.as_deref(), &member, &counters);
-                // What it means for the machine is told by its outcome.
-                log::debug!("vcpu {id}: {ended:?}");
-                shared.ended(id, ended);
-            })
-            .map_err(|source| Error::Host { what: "start a processor's thread", source })?
-    };
-    Ok((Processor { start, started, thread, counters }, births))
-}
-
-fn be_born<V: Vm>(id: u32, vm: &V, birth: &Sender<Result<Born, hypervisor::Error>>) -> Option<V::Vcpu> {
-    let made = vm.create_vcpu(id).and_then(|vcpu| {
-        let born = Born { kicker: vcpu.kicker(), hardware_id: vcpu.hardware_id()? };
-        Ok((vcpu, born))
-    });
-    let (vcpu, born) = match made {
-        Ok((vcpu, born)) => (Some(vcpu), Ok(born)),
-        Err(error) => (None, Err(error)),
-    };
-    birth.send(born).ok().and(vcpu)
 }
 
 /// The loader fills the RAM that the hypervisor maps meanwhile; both only need to share it.

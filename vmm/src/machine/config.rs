@@ -10,6 +10,7 @@ use crate::console::Marker;
 use crate::devices::virtio::Device;
 use crate::hypervisor::PsciBy;
 use crate::slots::SlotId;
+use crate::snapshot::{Shape, Snapshot};
 
 /// The most processors a machine can have.
 pub const VCPUS_MAX: u32 = 32;
@@ -57,28 +58,57 @@ impl fmt::Debug for Config {
     }
 }
 
+/// A machine that goes on from a snapshot.
+pub struct Restore {
+    /// Where from.
+    pub snapshot: Snapshot,
+    /// Where the console's output goes from now on.
+    pub console: Box<dyn Write + Send>,
+    /// What to look for in it.
+    pub markers: Vec<Marker>,
+    /// Virtio devices by name: the same that the snapshot has, in any order.
+    pub devices: Vec<(SlotId, Box<dyn Device>)>,
+}
+
+impl fmt::Debug for Restore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Restore").field("snapshot", &self.snapshot.header).finish_non_exhaustive()
+    }
+}
+
+/// Whether there are machines like that.
+pub(super) fn check_shape(shape: &Shape) -> Result<(), Error> {
+    if !(1..=VCPUS_MAX).contains(&shape.vcpus) {
+        return Err(Error::Vcpus(shape.vcpus));
+    }
+    let memory = |why| Err(Error::Memory { bytes: shape.memory, why });
+    if shape.memory < MEMORY_MIN {
+        return memory("a machine needs at least 32 MiB");
+    }
+    if shape.memory > MEMORY_MAX {
+        return memory("a machine has at most 512 GiB");
+    }
+    if !shape.memory.is_multiple_of(MEMORY_GRAIN) {
+        return memory("it must be a multiple of 64 KiB");
+    }
+    if let Some(bytes) = shape.memory_max {
+        if bytes > MEMORY_MAX {
+            return Err(Error::Memory { bytes, why: "a machine has at most 512 GiB" });
+        }
+        super::ram::check_max(shape.memory, bytes).map_err(|why| Error::Memory { bytes, why })?;
+    }
+    Ok(())
+}
+
 impl Config {
+    /// What the machine is made of.
+    pub(super) fn shape(&self) -> Shape {
+        Shape { vcpus: self.vcpus, memory: self.memory, memory_max: self.memory_max, psci: self.psci }
+    }
+
     /// What can be found wrong without touching the host.
     pub(super) fn check(&self) -> Result<(), Error> {
-        if !(1..=VCPUS_MAX).contains(&self.vcpus) {
-            return Err(Error::Vcpus(self.vcpus));
-        }
-        let memory = |why| Err(Error::Memory { bytes: self.memory, why });
-        if self.memory < MEMORY_MIN {
-            return memory("a machine needs at least 32 MiB");
-        }
-        if self.memory > MEMORY_MAX {
-            return memory("a machine has at most 512 GiB");
-        }
-        if !self.memory.is_multiple_of(MEMORY_GRAIN) {
-            return memory("it must be a multiple of 64 KiB");
-        }
-        if let Some(bytes) = self.memory_max {
-            if bytes > MEMORY_MAX {
-                return Err(Error::Memory { bytes, why: "a machine has at most 512 GiB" });
-            }
-            super::ram::check_max(self.memory, bytes).map_err(|why| Error::Memory { bytes, why })?;
-        }
+        check_shape(&self.shape())?;
         let line = |why| Err(Error::CommandLine { why });
         if self.command_line.len() >= layout::COMMAND_LINE_MAX {
             let max = layout::COMMAND_LINE_MAX - 1;

@@ -1,22 +1,25 @@
 //! A machine's life: built, running, paused, ended.
 
-use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::Error;
-use super::board::Wire;
+use super::board::{SaveBoard, Wire};
 use super::generation::Generation;
 use super::ram::{Extent, MemoryStatus};
+use super::shell::Native;
+use crate::arch::native::Fingerprint;
 use crate::console::{InputGate, InputPort, Output, OutputStats};
 use crate::devices::virtio;
+use crate::devices::virtio::mmio::Transport;
 use crate::hypervisor::{Crash, Kick, SystemEvent};
 use crate::memory::GuestRam;
 use crate::slots::SlotId;
+use crate::snapshot::Shape;
 use crate::standstill::Standstill;
-use crate::vcpu::{Counters, Counts, Ended, Phase};
+use crate::vcpu::{Counters, Counts, Ended, Phase, Power};
 
 /// How a machine ended.
 #[derive(Debug, Clone)]
@@ -207,7 +210,7 @@ impl InputPort for HeldPort {
 pub(super) struct Attached {
     pub(super) id: SlotId,
     pub(super) kind: u32,
-    pub(super) counters: Arc<virtio::Counters>,
+    pub(super) transport: Arc<Transport>,
 }
 
 /// What a device has done so far.
@@ -226,7 +229,7 @@ pub struct DeviceCounts {
 pub struct Phases {
     /// Until the hypervisor's machine and processors existed.
     pub hypervisor: Duration,
-    /// Until kernel and initrd were in RAM, which happens meanwhile.
+    /// Until kernel and initrd were in RAM, or a snapshot was decoded, which happens meanwhile.
     pub load: Duration,
     /// Until all was done.
     pub build: Duration,
@@ -235,18 +238,25 @@ pub struct Phases {
 /// One microVM. Dropping it stops it.
 pub struct Machine {
     pub(super) shared: Arc<Shared>,
+    /// Held by whoever pauses, resumes or saves: one after the other.
+    pub(super) turn: Mutex<()>,
     pub(super) threads: Vec<JoinHandle<()>>,
     pub(super) counters: Vec<Arc<Counters>>,
     pub(super) console: Arc<HeldPort>,
     pub(super) output: Arc<Output>,
-    pub(super) power: Option<Wire>,
+    pub(super) button: Option<Wire>,
     pub(super) generation: Generation,
     pub(super) memory: Extent,
     pub(super) ram: Arc<GuestRam>,
     pub(super) devices: Vec<Attached>,
+    pub(super) shape: Shape,
+    pub(super) hypervisor: &'static str,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) power: Option<Arc<Power>>,
+    pub(super) save_board: SaveBoard,
     pub(super) phases: Phases,
-    // Keeps the hypervisor's machine until the threads have ended.
-    pub(super) _vm: Box<dyn Any + Send + Sync>,
+    /// Keeps the hypervisor's machine until the threads have ended.
+    pub(super) native: Box<dyn Native>,
 }
 
 impl fmt::Debug for Machine {
@@ -265,8 +275,14 @@ impl Machine {
         }
     }
 
+    /// Whoever pauses, resumes or saves waits for its turn.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Lets the guest run: from its first instruction, or from where it was paused.
     pub fn resume(&self) -> Result<(), Error> {
+        let _turn = self.turn();
         // Before anything that the guest does from here on; after the last notice it is none.
         self.shared.notify(&Notice::Status(Status::Running));
         if self.shared.set(Phase::Run) {
@@ -280,6 +296,7 @@ impl Machine {
     /// Makes the guest stand still: every processor between two instructions, every device between two
     /// requests. When that takes longer than `within`, the guest runs on and this is an error.
     pub fn pause(&self, within: Duration) -> Result<(), Error> {
+        let _turn = self.turn();
         if !self.shared.set(Phase::Pause) {
             return Err(Error::Order { what: "pause", status: Status::Ended });
         }
@@ -301,7 +318,7 @@ impl Machine {
 
     /// Asks the guest to turn itself off. What it makes of that is its business.
     pub fn press_power_button(&self) -> Result<(), Error> {
-        let press = self.power.as_ref().ok_or(Error::NoButton)?;
+        let press = self.button.as_ref().ok_or(Error::NoButton)?;
         Ok(press()?)
     }
 
@@ -394,7 +411,7 @@ impl Machine {
             .map(|device| DeviceCounts {
                 id: device.id.clone(),
                 kind: device.kind,
-                counts: device.counters.get(),
+                counts: device.transport.counters().get(),
             })
             .collect()
     }

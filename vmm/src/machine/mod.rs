@@ -6,14 +6,20 @@ mod config;
 mod generation;
 mod life;
 mod ram;
+mod save;
+mod shell;
 
-pub use config::{Config, VCPUS_MAX};
+pub use board::BoardState;
+pub use config::{Config, Restore, VCPUS_MAX};
 pub use life::{DeviceCounts, Machine, Notice, Observer, Outcome, Phases, Status};
 pub use ram::MemoryStatus;
 
 use std::time::Duration;
 
-use crate::{bus, devices, hypervisor, kernel, memory, slots, vcpu};
+use crate::{bus, devices, hypervisor, kernel, memory, slots, snapshot, vcpu};
+
+/// Which processors are on, where that is the monitor's business.
+pub type PowerState = crate::arch::native::PowerState;
 
 /// A machine could not be built, or did not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +76,27 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A processor's thread is gone before its time.
-    #[error("the thread of vcpu {0} ended while the machine was being built")]
+    #[error("the thread of vcpu {0} ended, or did not answer, while the machine was being built or saved")]
     Thread(u32),
+    /// From the snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    /// The machine and the snapshot have other devices.
+    #[error("cannot go on with device {id}: {why}")]
+    Device {
+        /// Which device.
+        id: slots::SlotId,
+        /// What is wrong, and the mend.
+        why: &'static str,
+    },
+    /// A device could not be saved.
+    #[error("cannot save device {id}: {source}; the machine stays paused")]
+    SaveDevice {
+        /// Which device.
+        id: slots::SlotId,
+        /// Why not.
+        source: devices::virtio::StateError,
+    },
     /// Not in this state.
     #[error("cannot {what} a machine that is {status}")]
     Order {

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use vm_memory::GuestAddress;
 
-use super::{Config, Error};
+use super::Error;
 use crate::arch::native::layout;
 use crate::devices::virtio::mem::{BLOCK, Handle, Mem};
 use crate::memory::{self, GuestRam};
+use crate::snapshot::{Shape, Snapshot};
 
 /// Linux adds memory in sections of this size or of a multiple; a part of one would be no use to it.
 const SECTION: u64 = 128 << 20;
@@ -22,14 +23,9 @@ pub(super) struct Ram {
 }
 
 impl Ram {
-    pub(super) fn new(config: &Config) -> Result<Self, Error> {
-        let boot = layout::ram(config.memory);
-        let more = config.memory_max.map_or(0, |max| max - config.memory);
-        let pluggable =
-            (more > 0).then(|| (layout::pluggable(config.memory), more.next_multiple_of(SECTION)));
-        let others: Vec<_> = layout::BESIDE_RAM.iter().copied().chain(pluggable).collect();
-        let mut regions: Vec<_> = boot.into_iter().chain(others.iter().copied()).collect();
-        regions.sort_unstable();
+    /// For a guest that boots.
+    pub(super) fn new(shape: &Shape) -> Result<Self, Error> {
+        let Layout { regions, others, pluggable } = Layout::of(shape);
         let all = memory::anonymous(&regions)?;
         let boot = others.iter().try_fold(all.clone(), |ram, (addr, len)| {
             ram.remove_region(GuestAddress(*addr), *len).map(|(ram, _)| ram)
@@ -38,9 +34,42 @@ impl Ram {
         Ok(Self { all: Arc::new(all), boot: Arc::new(boot), pluggable })
     }
 
+    /// Of a snapshot, which must have what a machine of its shape has.
+    pub(super) fn restored(snapshot: &Snapshot) -> Result<Self, Error> {
+        let Layout { regions, pluggable, .. } = Layout::of(&snapshot.state.shape);
+        let found: Vec<_> = snapshot.state.ram.iter().map(|region| (region.addr, region.len)).collect();
+        if found != regions {
+            let why = format!("its RAM is at {found:#x?}, and that of such a machine at {regions:#x?}");
+            return Err(snapshot.damaged(why).into());
+        }
+        let all = Arc::new(memory::restored(&snapshot.memory, &snapshot.state.ram)?);
+        Ok(Self { boot: Arc::clone(&all), all, pluggable })
+    }
+
     /// The device that plugs memory, where there is some to plug.
     pub(super) fn device(&self) -> Option<Mem> {
         self.pluggable.map(|(addr, len)| Mem::new(addr, len))
+    }
+}
+
+/// Where the memory of a machine is, as (address, length).
+struct Layout {
+    /// All of it, by address.
+    regions: Vec<(u64, u64)>,
+    /// Of it, what the kernel is not told of at its boot.
+    others: Vec<(u64, u64)>,
+    pluggable: Option<(u64, u64)>,
+}
+
+impl Layout {
+    fn of(shape: &Shape) -> Self {
+        let more = shape.memory_max.map_or(0, |max| max.saturating_sub(shape.memory));
+        let pluggable = (more > 0).then(|| (layout::pluggable(shape.memory), more.next_multiple_of(SECTION)));
+        let others: Vec<_> = layout::BESIDE_RAM.iter().copied().chain(pluggable).collect();
+        let boot = layout::ram(shape.memory);
+        let mut regions: Vec<_> = boot.into_iter().chain(others.iter().copied()).collect();
+        regions.sort_unstable();
+        Self { regions, others, pluggable }
     }
 }
 
@@ -66,8 +95,8 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    pub(super) fn new(config: &Config, mem: Option<Handle>) -> Self {
-        Self { boot: config.memory, max: config.memory_max.unwrap_or(config.memory), mem }
+    pub(super) fn new(shape: &Shape, mem: Option<Handle>) -> Self {
+        Self { boot: shape.memory, max: shape.memory_max.unwrap_or(shape.memory), mem }
     }
 
     pub(super) fn resize(&self, bytes: u64) -> Result<(), Error> {
@@ -111,6 +140,7 @@ pub(super) fn check_max(memory: u64, max: u64) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hypervisor::PsciBy;
 
     const MIB: u64 = 1 << 20;
 
@@ -149,8 +179,8 @@ mod tests {
     fn the_kernel_is_told_of_nothing_but_what_it_boots_with() {
         for memory in [128 * MIB, 4096 * MIB] {
             for memory_max in [None, Some(memory), Some(memory + 2 * MIB), Some(memory + 1024 * MIB)] {
-                let config = Config { memory_max, ..Config::small(memory) };
-                let ram = Ram::new(&config).unwrap();
+                let shape = Shape { vcpus: 1, memory, memory_max, psci: PsciBy::default() };
+                let ram = Ram::new(&shape).unwrap();
                 assert_eq!(memory::size(&ram.boot), memory);
                 let more = memory_max.map_or(0, |max| (max - memory).next_multiple_of(SECTION));
                 let beside: u64 = layout::BESIDE_RAM.iter().map(|(_, len)| len).sum();

@@ -190,6 +190,11 @@ impl Member {
         self.0.nudge();
     }
 
+    /// Whether the word says run.
+    pub fn is_running(&self) -> bool {
+        self.0.phase() == Phase::Run
+    }
+
     /// Does what the word says: returns at once while it says run, parks while it says pause. To be
     /// called between two instructions of the guest, before the first and after each kick.
     pub fn checkpoint(&self) -> Go {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Go, Member};
+use super::{Desk, Go, Member, desk};
 #[cfg(target_arch = "aarch64")]
 use crate::arch::aarch64::psci::Verdict;
 use crate::bus::Bus;
@@ -86,15 +86,24 @@ pub type Power = crate::arch::aarch64::psci::Psci;
 #[derive(Debug)]
 pub enum Power {}
 
+#[cfg(target_arch = "x86_64")]
+impl Power {
+    /// There is nothing to know.
+    pub fn save(&self) {
+        match *self {}
+    }
+}
+
 /// Serves a processor until it is told to stop or cannot go on.
-pub fn run(
-    vcpu: &mut impl Vcpu,
+pub fn run<V: Vcpu>(
+    vcpu: &mut V,
+    desk: &Desk<V::State>,
     buses: &Buses,
     power: Option<&Power>,
     member: &Member,
     counters: &Counters,
 ) -> Ended {
-    if let Err(ended) = begin(vcpu, power, member) {
+    if let Err(ended) = begin(vcpu, desk, power, member) {
         return ended;
     }
     #[cfg(target_arch = "aarch64")]
@@ -130,7 +139,7 @@ pub fn run(
                     Verdict::Return(value) => *answer = value,
                     Verdict::System(event) => return Ended::System(event),
                     Verdict::Off => {
-                        if let Err(ended) = begin(vcpu, power, member) {
+                        if let Err(ended) = begin(vcpu, desk, power, member) {
                             return ended;
                         }
                     }
@@ -138,8 +147,14 @@ pub fn run(
             }
             Exit::Kicked => {
                 counters.count(&counters.kicks, true);
-                if member.checkpoint() == Go::Away {
+                if member.is_running() && !desk.is_waiting() {
+                    continue;
+                }
+                if desk::wait(vcpu, desk, member, || true) == Go::Away {
                     return Ended::Stopped;
+                }
+                if let Err(error) = vcpu.stood_still() {
+                    return Ended::Failed(error);
                 }
             }
             Exit::Halted => return Ended::Halted,
@@ -152,16 +167,21 @@ pub fn run(
 
 /// Waits until the processor may run: until it is on, where it can be off.
 #[cfg(target_arch = "aarch64")]
-fn begin(vcpu: &mut impl Vcpu, power: Option<&Power>, member: &Member) -> Result<(), Ended> {
-    let mut entry = None;
+fn begin<V: Vcpu>(
+    vcpu: &mut V,
+    desk: &Desk<V::State>,
+    power: Option<&Power>,
+    member: &Member,
+) -> Result<(), Ended> {
+    let (id, mut entry) = (vcpu.id(), None);
     let ready = || match power {
-        Some(power) if !power.is_on(vcpu.id()) => {
-            entry = power.begin(vcpu.id());
+        Some(power) if !power.is_on(id) => {
+            entry = power.begin(id);
             entry.is_some()
         }
         _ => true,
     };
-    match member.wait(ready, || false) {
+    match desk::wait(vcpu, desk, member, ready) {
         Go::Away => Err(Ended::Stopped),
         Go::On => entry.map_or(Ok(()), |entry| vcpu.enter_at(&entry)).map_err(Ended::Failed),
     }
@@ -169,8 +189,13 @@ fn begin(vcpu: &mut impl Vcpu, power: Option<&Power>, member: &Member) -> Result
 
 /// As above.
 #[cfg(target_arch = "x86_64")]
-fn begin(_vcpu: &mut impl Vcpu, _power: Option<&Power>, member: &Member) -> Result<(), Ended> {
-    match member.checkpoint() {
+fn begin<V: Vcpu>(
+    vcpu: &mut V,
+    desk: &Desk<V::State>,
+    _power: Option<&Power>,
+    member: &Member,
+) -> Result<(), Ended> {
+    match desk::wait(vcpu, desk, member, || true) {
         Go::Away => Err(Ended::Stopped),
         Go::On => Ok(()),
     }
@@ -287,7 +312,7 @@ mod tests {
         buses.memory.insert("echo", 0x1000, 0x100, Arc::clone(&echo) as Arc<dyn BusDevice>).unwrap();
         let counters = Counters::default();
         let mut vcpu = Scripted { script: script.into(), epoch, data: [0xee; 4] };
-        let ended = run(&mut vcpu, &buses, None, &member, &counters);
+        let ended = run(&mut vcpu, &Desk::default(), &buses, None, &member, &counters);
         let stores = std::mem::take(&mut *echo.0.lock().unwrap());
         (ended, counters.get(), stores)
     }

@@ -7,4 +7,5 @@ pub mod layout;
 pub mod psci;
 mod state;
 
+pub use psci::State as PowerState;
 pub use state::{CpuModel, Entry, Fingerprint, Registers};

@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::Entry;
 use crate::hypervisor::SystemEvent;
 
@@ -81,6 +83,29 @@ struct Processor {
     entry: Mutex<Option<Entry>>,
 }
 
+/// Which processors are on, to be known to go on elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Each processor, by number.
+    pub processors: Vec<ProcessorState>,
+}
+
+/// A processor in a [`State`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProcessorState {
+    /// It runs.
+    On,
+    /// Somebody must turn it on.
+    Off,
+    /// Somebody has, and it is to begin here.
+    Pending {
+        /// Program counter.
+        pc: u64,
+        /// X0.
+        x0: u64,
+    },
+}
+
 /// The processors of a machine, as PSCI sees them. All but the first are off.
 #[derive(Debug)]
 pub struct Psci {
@@ -97,6 +122,36 @@ impl Psci {
             entry: Mutex::new(None),
         };
         Self { processors: mpidrs.iter().enumerate().map(processor).collect(), ram }
+    }
+
+    /// Becomes what was saved. None runs yet.
+    pub fn restore(&self, state: &State) -> Result<(), &'static str> {
+        if state.processors.len() != self.processors.len() {
+            return Err("the snapshot has another number of processors to turn on and off");
+        }
+        for (processor, saved) in self.processors.iter().zip(&state.processors) {
+            let (word, entry) = match *saved {
+                ProcessorState::On => (ON, None),
+                ProcessorState::Off => (OFF, None),
+                ProcessorState::Pending { pc, x0 } => (PENDING, Some(Entry { pc, x0 })),
+            };
+            *processor.entry.lock().unwrap_or_else(PoisonError::into_inner) = entry;
+            processor.state.store(word, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// What there is to know while all stand still.
+    pub fn save(&self) -> State {
+        let of = |processor: &Processor| {
+            let entry = processor.entry.lock().unwrap_or_else(PoisonError::into_inner);
+            match (processor.state.load(Ordering::Acquire), entry.as_ref()) {
+                (ON, _) => ProcessorState::On,
+                (PENDING, Some(entry)) => ProcessorState::Pending { pc: entry.pc, x0: entry.x0 },
+                _ => ProcessorState::Off,
+            }
+        };
+        State { processors: self.processors.iter().map(of).collect() }
     }
 
     /// Whether a processor may run.

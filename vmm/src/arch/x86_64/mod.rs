@@ -14,3 +14,6 @@ pub use state::{
     CR0_ET, CR0_PE, CpuidLeaf, DescriptorTable, Entry, Fingerprint, Msr, RFLAGS_RESERVED, Registers, Segment,
     SpecialRegisters,
 };
+
+/// Which processors are on: the hypervisor knows.
+pub type PowerState = ();

@@ -35,6 +35,13 @@ impl Wire {
     }
 }
 
+/// What a snapshot must hold of it: the guest has yet to hear, or to look at, that its transmitter is empty.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Saved {
+    due: bool,
+    came: bool,
+}
+
 #[derive(Debug, Default)]
 struct State {
     due: Option<Instant>,
@@ -91,6 +98,23 @@ impl Pace {
             .stack_size(128 * 1024)
             .spawn(move || behind.run(&wire))?;
         Ok(Self(shared))
+    }
+
+    /// For a snapshot. What is due may come meanwhile, as the guest would have it.
+    pub(super) fn save(&self) -> Saved {
+        let state = self.0.lock();
+        Saved { due: state.due.is_some(), came: state.came }
+    }
+
+    /// Goes on from there. What has come comes again: a snapshot of the interrupt controller may be older.
+    pub(super) fn restore(&self, saved: Saved, wire: &Wire) {
+        let mut state = self.0.lock();
+        state.came = saved.came;
+        state.due = saved.due.then(|| Instant::now() + LEAST);
+        if saved.came {
+            wire.pulse();
+        }
+        self.0.changed.notify_one();
     }
 
     /// There is to be an interrupt, when the transmitter could have sent what it has.
@@ -169,6 +193,27 @@ mod tests {
         let before = pulses(&wire);
         thread::sleep(2 * MOST);
         assert_eq!(pulses(&wire), before, "and no more without a cause");
+    }
+
+    #[test]
+    fn what_the_guest_has_not_looked_at_comes_again() {
+        for (saved, comes) in [
+            (Saved { due: false, came: false }, 0),
+            (Saved { due: true, came: false }, 1),
+            (Saved { due: false, came: true }, 1),
+        ] {
+            let (pace, wire) = pace();
+            pace.restore(saved, &Wire(Arc::clone(&wire) as Arc<dyn IrqLine>));
+            let late = Instant::now() + Duration::from_secs(10);
+            while pulses(&wire) < comes && Instant::now() < late {
+                thread::sleep(Duration::from_millis(1));
+            }
+            thread::sleep(2 * MOST);
+            assert_eq!(pulses(&wire), comes, "{saved:?}");
+            assert_eq!(pace.save(), Saved { due: false, came: comes > 0 }, "{saved:?}");
+            let expected = if comes > 0 { IIR_TRANSMITTER_EMPTY } else { IIR_NONE };
+            assert_eq!(pace.identify(IIR_NONE), expected);
+        }
     }
 
     #[test]

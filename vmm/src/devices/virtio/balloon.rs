@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_queue::Reader;
 
 use super::queue::Chain;
-use super::{ActivateError, Activation, Broken, Device, Serve, Signals, Worker};
+use super::state::{decode, encode};
+use super::{ActivateError, Activation, Broken, Device, Serve, Signals, StateError, Worker};
 use crate::memory::{self, RamSlice};
 
 const KIND: u32 = 5;
@@ -80,6 +81,13 @@ impl Handle {
     }
 }
 
+/// What host and guest have told each other, in pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct State {
+    target: u32,
+    actual: u32,
+}
+
 /// The device.
 #[derive(Debug, Default)]
 pub struct Balloon {
@@ -126,6 +134,19 @@ impl Device for Balloon {
         let worker = Worker::spawn("balloon", Freeing(self.handle.clone()), activation)
             .map_err(|source| ActivateError { device: "balloon", source })?;
         self.worker = Some(worker);
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, StateError> {
+        let Shared { target, actual, .. } = &*self.handle.0;
+        encode(&State { target: target.load(Ordering::Acquire), actual: actual.load(Ordering::Acquire) })
+    }
+
+    /// Nothing is freed: what the guest has handed back is not in the RAM that was saved either.
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        let State { target, actual } = decode(state)?;
+        self.handle.0.target.store(target, Ordering::Release);
+        self.handle.0.actual.store(actual, Ordering::Release);
         Ok(())
     }
 
@@ -229,6 +250,22 @@ mod tests {
         assert_eq!((handle.target(), handle.actual()), (3 * PAGE, 2 * PAGE));
         handle.set_target(u64::MAX);
         assert_eq!(handle.target(), u64::from(u32::MAX) * PAGE);
+    }
+
+    #[test]
+    fn what_was_asked_and_answered_is_kept() {
+        let mut balloon = Balloon::default();
+        balloon.handle().set_target(9 * PAGE);
+        balloon.write_config(CONFIG_ACTUAL, &4u32.to_le_bytes());
+        let bytes = balloon.save().unwrap();
+        let mut other = Balloon::default();
+        let handle = other.handle();
+        other.restore(&bytes).unwrap();
+        assert_eq!((handle.target(), handle.actual(), handle.freed()), (9 * PAGE, 4 * PAGE, 0));
+        assert_eq!(other.save().unwrap(), bytes);
+        for bytes in [&bytes[1..], &[], &[0xff; 11]] {
+            Balloon::default().restore(bytes).unwrap_err();
+        }
     }
 
     const RAM: u64 = 0x20_0000;

@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_queue::{Reader, Writer};
 
 use super::queue::Chain;
-use super::{ActivateError, Activation, Broken, Device, Serve, Signals, Worker, config_bytes};
+use super::state::{decode, encode, same};
+use super::{ActivateError, Activation, Broken, Device, Serve, Signals, StateError, Worker, config_bytes};
 use crate::memory::{self, GuestRam, RamSlice};
 
 const KIND: u32 = 24;
@@ -69,6 +70,22 @@ impl State {
         // No region has more blocks than an address space has words.
         let words = count.div_ceil(64) as usize;
         Self { addr, requested: 0, blocks: vec![0; words], count }
+    }
+
+    /// Whether one that was saved can go on in place of this one, which is of a region that is there.
+    fn check(&self, saved: &Self) -> Result<(), StateError> {
+        same("region's address", &saved.addr, &self.addr)?;
+        same("number of blocks", &saved.count, &self.count)?;
+        let words = self.blocks.len();
+        // Bits behind the last block stand for nothing.
+        let spare = words as u64 * 64 - self.count;
+        let within = saved.blocks.len() == words
+            && saved.blocks.last().is_none_or(|last| u64::from(last.leading_zeros()) >= spare);
+        let asked = saved.requested.is_multiple_of(BLOCK) && saved.requested <= self.region();
+        if within && asked {
+            return Ok(());
+        }
+        Err(StateError("what was saved of its blocks contradicts itself".into()))
     }
 
     fn region(&self) -> u64 {
@@ -250,6 +267,18 @@ impl Device for Mem {
         Ok(())
     }
 
+    fn save(&mut self) -> Result<Vec<u8>, StateError> {
+        encode(&self.handle.lock().state)
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        let saved: State = decode(state)?;
+        let mut inner = self.handle.lock();
+        inner.state.check(&saved)?;
+        inner.state = saved;
+        Ok(())
+    }
+
     /// What is plugged stays plugged: the next kernel finds its memory so.
     fn reset(&mut self) {
         self.worker = None;
@@ -381,7 +410,57 @@ mod tests {
         assert_eq!([0, 16, 24, 32, 40, 48].map(field), [BLOCK, ADDR, 4 * BLOCK, 4 * BLOCK, 0, BLOCK]);
     }
 
+    #[test]
+    fn what_is_plugged_is_kept_for_the_same_region_only() {
+        let mut mem = Mem::new(ADDR, BLOCKS * BLOCK);
+        mem.handle().request(66 * BLOCK).unwrap();
+        mem.handle.lock().state.answer(&request(T_PLUG, ADDR + 3 * BLOCK, 65));
+        let bytes = mem.save().unwrap();
+        let mut other = Mem::new(ADDR, BLOCKS * BLOCK);
+        other.restore(&bytes).unwrap();
+        assert_eq!(other.handle.lock().state, mem.handle.lock().state);
+        assert_eq!((other.handle().requested(), other.handle().plugged()), (66 * BLOCK, 65 * BLOCK));
+        assert_eq!(other.save().unwrap(), bytes);
+        for (mut other, word) in [
+            (Mem::new(ADDR + BLOCK, BLOCKS * BLOCK), "address"),
+            (Mem::new(ADDR, (BLOCKS - 1) * BLOCK), "number of blocks"),
+        ] {
+            assert!(other.restore(&bytes).unwrap_err().to_string().contains(word));
+        }
+        let state: State = decode(&bytes).unwrap();
+        let cases: [&dyn Fn(&mut State); 5] = [
+            &|state| state.blocks.push(0),
+            &|state| state.blocks.clear(),
+            &|state| state.blocks[1] |= 1 << 6,
+            &|state| state.requested += 1,
+            &|state| state.requested = (BLOCKS + 1) * BLOCK,
+        ];
+        for change in cases {
+            let mut changed = state.clone();
+            change(&mut changed);
+            let error = other.restore(&encode(&changed).unwrap()).unwrap_err().to_string();
+            assert!(error.contains("contradicts"), "{error}");
+        }
+        assert_eq!(other.save().unwrap(), bytes, "what is refused changes nothing");
+    }
+
     proptest! {
+        /// Whatever is restored, the device counts within its region.
+        #[test]
+        fn no_state_upsets_it(
+            bytes in proptest::collection::vec(any::<u8>(), 0..40),
+            blocks in proptest::collection::vec(any::<u64>(), 0..3),
+            requested in any::<u64>(),
+        ) {
+            let mut mem = Mem::new(ADDR, BLOCKS * BLOCK);
+            let made = encode(&State { addr: ADDR, requested, blocks, count: BLOCKS }).unwrap();
+            for bytes in [bytes, made] {
+                let _ = mem.restore(&bytes);
+                let state = mem.handle.lock().state.clone();
+                prop_assert!(state.plugged() <= state.region() && state.requested <= state.region());
+            }
+        }
+
         /// No sequence of requests plugs more than was asked for, or frees what is not of the region.
         #[test]
         fn no_request_upsets_it(

@@ -1,15 +1,20 @@
 //! The MMIO transport, section 4.2, without the legacy interface.
 
+mod state;
+
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::{Queue, QueueT};
 
+use super::queue::{Position, Track};
 use super::{Activation, Counters, Device, F_COMMON, F_EVENT_IDX, F_VERSION_1, Signals, VirtQueue};
 use crate::bus::{self, BusDevice};
 use crate::event::Event;
 use crate::memory::GuestRam;
 use crate::standstill::Standstill;
+
+pub use state::{QueueState, State};
 
 const MAGIC_VALUE: u64 = 0x000;
 const VERSION: u64 = 0x004;
@@ -57,6 +62,8 @@ pub struct Transport {
     signals: Arc<Signals>,
     standstill: Arc<Standstill>,
     doorbells: Vec<Arc<Event>>,
+    /// How far each queue is, also while a device's thread has it.
+    tracks: Vec<Arc<Track>>,
 }
 
 struct Inner {
@@ -96,6 +103,7 @@ impl Transport {
         standstill: Arc<Standstill>,
     ) -> Result<Self, Error> {
         let queues = fresh(&*device)?;
+        let tracks = queues.iter().map(|_| Arc::default()).collect();
         let doorbells: Result<_, _> = queues.iter().map(|_| Event::new().map(Arc::new)).collect();
         let inner = Inner {
             device,
@@ -112,6 +120,7 @@ impl Transport {
             signals: Arc::new(signals),
             standstill,
             doorbells: doorbells.map_err(Error::Doorbell)?,
+            tracks,
         })
     }
 
@@ -167,16 +176,17 @@ impl Transport {
 
     fn activation(&self, inner: &Inner) -> Result<Activation, String> {
         let event_idx = inner.driver_features & F_EVENT_IDX != 0;
-        let queues =
-            inner.queues.iter().zip(&self.doorbells).enumerate().map(|(index, (queue, doorbell))| {
-                if queue.ready() && !queue.is_valid(&*self.ram) {
-                    return Err(format!("queue {index} is not in the guest's RAM"));
-                }
-                let mut queue = Queue::try_from(queue.state()).map_err(|error| error.to_string())?;
-                queue.set_event_idx(event_idx);
-                let counters = Arc::clone(self.signals.counters());
-                Ok(VirtQueue::new(queue, Arc::clone(&self.ram), Arc::clone(doorbell), counters))
-            });
+        let ends = self.doorbells.iter().zip(&self.tracks);
+        let queues = inner.queues.iter().zip(ends).enumerate().map(|(index, (queue, (doorbell, track)))| {
+            if queue.ready() && !queue.is_valid(&*self.ram) {
+                return Err(format!("queue {index} is not in the guest's RAM"));
+            }
+            let mut queue = Queue::try_from(queue.state()).map_err(|error| error.to_string())?;
+            queue.set_event_idx(event_idx);
+            let counters = Arc::clone(self.signals.counters());
+            let queue = VirtQueue::new(queue, Arc::clone(&self.ram), Arc::clone(doorbell), counters);
+            Ok(queue.on(Arc::clone(track)))
+        });
         Ok(Activation {
             ram: Arc::clone(&self.ram),
             queues: queues.collect::<Result<_, _>>()?,
@@ -197,6 +207,9 @@ impl Transport {
         self.signals.reset();
         for doorbell in &self.doorbells {
             doorbell.take();
+        }
+        for track in &self.tracks {
+            track.set(Position::default());
         }
     }
 

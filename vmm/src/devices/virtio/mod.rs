@@ -18,6 +18,7 @@ pub mod rng;
 #[cfg(target_os = "linux")]
 mod scatter;
 mod signals;
+mod state;
 #[cfg(test)]
 mod testing;
 pub mod vsock;

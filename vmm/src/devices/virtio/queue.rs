@@ -2,7 +2,7 @@
 
 use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -34,6 +34,36 @@ const AVAIL_NO_INTERRUPT: u16 = 1;
 const RING_HEADER: u64 = 4;
 const USED_ELEMENT: u64 = 8;
 
+/// How far a queue has come, as counts that run on around the end of their rings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Position {
+    /// Requests that were taken.
+    pub taken: u16,
+    /// Requests that were given back.
+    pub given: u16,
+    /// How many had been given back when the driver was last considered for an interrupt.
+    pub signalled: u16,
+}
+
+/// Where the position of a queue can be read while a device's thread moves it. The three counts are one
+/// word, so that what is read has been true at a time; whoever needs them to stand still pauses the machine,
+/// which orders them with everything else that the thread did.
+#[derive(Debug, Default)]
+pub(super) struct Track(AtomicU64);
+
+impl Track {
+    pub(super) fn get(&self) -> Position {
+        let word = self.0.load(Ordering::Relaxed);
+        Position { taken: word as u16, given: (word >> 16) as u16, signalled: (word >> 32) as u16 }
+    }
+
+    pub(super) fn set(&self, position: Position) {
+        let Position { taken, given, signalled } = position;
+        let word = u64::from(taken) | u64::from(given) << 16 | u64::from(signalled) << 32;
+        self.0.store(word, Ordering::Relaxed);
+    }
+}
+
 /// One queue of an active device.
 #[derive(Debug)]
 pub struct VirtQueue {
@@ -43,6 +73,7 @@ pub struct VirtQueue {
     /// How far the used ring was when the driver was last considered for an interrupt.
     signalled: Wrapping<u16>,
     counters: Arc<Counters>,
+    track: Arc<Track>,
 }
 
 /// A request: a chain of descriptors.
@@ -56,7 +87,24 @@ impl VirtQueue {
         counters: Arc<Counters>,
     ) -> Self {
         let signalled = Wrapping(queue.next_used());
-        Self { queue, ram, doorbell, signalled, counters }
+        Self { queue, ram, doorbell, signalled, counters, track: Arc::default() }
+    }
+
+    /// The same, but where `track` says that it is, which will say so from now on.
+    pub(super) fn on(mut self, track: Arc<Track>) -> Self {
+        let Position { taken, given, signalled } = track.get();
+        self.queue.set_next_avail(taken);
+        self.queue.set_next_used(given);
+        self.signalled = Wrapping(signalled);
+        Self { track, ..self }
+    }
+
+    fn moved(&self) {
+        self.track.set(Position {
+            taken: self.queue.next_avail(),
+            given: self.queue.next_used(),
+            signalled: self.signalled.0,
+        });
     }
 
     /// Set by the driver when there is something to do.
@@ -76,19 +124,23 @@ impl VirtQueue {
 
     /// Takes the next request.
     pub fn pop(&mut self) -> Result<Option<Chain>, Broken> {
-        let mut available = self.queue.iter(Arc::clone(&self.ram))?;
-        Ok(available.next())
+        let next = self.queue.iter(Arc::clone(&self.ram))?.next();
+        self.moved();
+        Ok(next)
     }
 
     /// Puts the last request that was taken back, as if it had not been.
     pub fn unpop(&mut self) {
         self.queue.go_to_previous_position();
+        self.moved();
     }
 
     /// Gives a request back, with `len` bytes written to it.
     pub fn push(&mut self, head: u16, len: u32) -> Result<(), Broken> {
         self.counters.request(len);
-        Ok(self.queue.add_used(&*self.ram, head, len)?)
+        self.queue.add_used(&*self.ram, head, len)?;
+        self.moved();
+        Ok(())
     }
 
     /// Gives requests back, each with the bytes written to it, such that the driver sees all of them or
@@ -115,6 +167,7 @@ impl VirtQueue {
         if new == old {
             return Ok(());
         }
+        self.moved();
         // What was given back is there before the driver's wish is read; it does it the other way round.
         fence(Ordering::SeqCst);
         let available = self.queue.avail_ring();
@@ -194,6 +247,48 @@ mod tests {
                 ];
                 assert_eq!(element, [head, head * 10]);
             }
+        }
+    }
+
+    #[test]
+    fn a_queue_says_where_it_is_and_another_goes_on_there() {
+        for start in [0, u16::MAX - 1] {
+            let (queue, ram, signals, wire) = queue(false, 0);
+            let track = Arc::new(Track::default());
+            track.set(Position { taken: start, given: start, signalled: start });
+            let mut queue = queue.on(Arc::clone(&track));
+            ram.write_obj(start.wrapping_add(5), GuestAddress(AVAILABLE + 2)).unwrap();
+            let at = |taken: u16, given: u16, signalled: u16| Position {
+                taken: start.wrapping_add(taken),
+                given: start.wrapping_add(given),
+                signalled: start.wrapping_add(signalled),
+            };
+            for _ in 0..3 {
+                queue.pop().unwrap().unwrap();
+            }
+            assert_eq!(track.get(), at(3, 0, 0));
+            queue.unpop();
+            queue.push(0, 0).unwrap();
+            assert_eq!(track.get(), at(2, 1, 0));
+            queue.notify(&signals).unwrap();
+            assert_eq!(track.get(), at(2, 1, 1));
+            queue.push(0, 0).unwrap();
+            // What the first one did not tell, the second one does.
+            let mut other = VirtQueue::new(
+                Queue::try_from(queue.queue.state()).unwrap(),
+                ram,
+                Arc::new(Event::new().unwrap()),
+                Arc::default(),
+            )
+            .on(track);
+            let before = wire.0.load(Ordering::SeqCst);
+            other.notify(&signals).unwrap();
+            assert_eq!(wire.0.load(Ordering::SeqCst), before + 1);
+            for left in [2, 1, 0] {
+                assert!(other.pop().unwrap().is_some(), "{left} are left after it");
+            }
+            assert!(other.pop().unwrap().is_none());
+            assert_eq!(other.track.get(), at(5, 2, 2));
         }
     }
 

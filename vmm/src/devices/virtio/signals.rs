@@ -124,6 +124,16 @@ impl Signals {
         self.config_generation.load(Ordering::Acquire)
     }
 
+    /// Becomes what was saved, and interrupts the driver for `causes`: what it has not acknowledged, and what it may
+    /// not have heard of.
+    pub(super) fn restore(&self, config_generation: u32, causes: u32, needs_reset: bool) {
+        self.config_generation.store(config_generation, Ordering::Release);
+        self.needs_reset.store(needs_reset, Ordering::Release);
+        if causes != 0 {
+            self.interrupt(causes);
+        }
+    }
+
     pub(super) fn reset(&self) {
         self.counters.resets.fetch_add(1, Ordering::Relaxed);
         self.interrupt_status.store(0, Ordering::Release);

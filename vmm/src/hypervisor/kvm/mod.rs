@@ -75,6 +75,10 @@ impl Hypervisor for Kvm {
         KvmVm::new(self, plan)
     }
 
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
     fn cpu_model(&self) -> Result<native::CpuModel, Error> {
         arch::cpu_model(self)
     }

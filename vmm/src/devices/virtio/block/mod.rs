@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::limit::{Limiter, Limits};
-use super::{ActivateError, Activation, Device, Worker, config_bytes};
+use super::state::{decode, encode, same};
+use super::{ActivateError, Activation, Device, StateError, Worker, config_bytes};
 
 use counters::Counters;
 pub use counters::Counts;
@@ -75,6 +76,16 @@ pub enum Error {
         /// Its path.
         path: PathBuf,
     },
+}
+
+/// What a guest has learned of its disk and relies on. What is on the disk is not part of it: whoever saves a
+/// machine keeps the image as it is until the machine goes on.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct State {
+    sectors: u64,
+    unit: u32,
+    read_only: bool,
+    serial: String,
 }
 
 /// The device.
@@ -192,6 +203,17 @@ impl Block {
         Worker::spawn("block", disk, activation).map(Engine::Worker)
     }
 
+    fn state(&self) -> State {
+        // A guest is told no more of it.
+        let serial: Vec<u8> = self.id.bytes().take(SERIAL_MAX).collect();
+        State {
+            sectors: self.len / SECTOR,
+            unit: self.unit,
+            read_only: self.read_only,
+            serial: String::from_utf8_lossy(&serial).into_owned(),
+        }
+    }
+
     fn config(&self) -> [u8; 60] {
         let mut config = [0; 60];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
@@ -259,6 +281,21 @@ impl Device for Block {
         Ok(())
     }
 
+    /// No request is under way: the kernel has finished what it was given before the machine stood still, and
+    /// what a limit holds up is in the queue.
+    fn save(&mut self) -> Result<Vec<u8>, StateError> {
+        encode(&self.state())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        let (saved, here): (State, _) = (decode(state)?, self.state());
+        let access = |read_only| if read_only { "read-only" } else { "writable" };
+        same("access", &access(saved.read_only), &access(here.read_only))?;
+        same("capacity in sectors", &saved.sectors, &here.sectors)?;
+        same("logical block", &saved.unit, &here.unit)?;
+        same("serial number", &saved.serial, &here.serial)
+    }
+
     fn reset(&mut self) {
         match self.engine.take() {
             #[cfg(target_os = "linux")]
@@ -283,7 +320,24 @@ mod tests {
         let disk = Block::open(&image, false).unwrap();
         assert_eq!((disk.len, disk.unit, disk.id.as_str()), (4096, 512, "image"));
         assert!(matches!(Block::open(&image, true).unwrap_err(), Error::Busy { .. }));
-        assert_eq!(disk.named("c0b0").id, "c0b0");
+        let mut disk = disk.named("c0b0");
+        assert_eq!(disk.id, "c0b0");
+        let bytes = disk.save().unwrap();
+        disk.restore(&bytes).unwrap();
+        disk.restore(&bytes[1..]).unwrap_err();
+        drop(disk);
+        for (len, read_only, serial, word) in [
+            (4096, false, "c0b0", ""),
+            (4608, false, "c0b0", "capacity in sectors was 8 and is 9 here"),
+            (4096, true, "c0b0", "access was writable and is read-only here"),
+            (4096, false, "c0b1", "serial number was c0b0 and is c0b1 here"),
+        ] {
+            File::options().write(true).open(&image).unwrap().set_len(len).unwrap();
+            let mut other = Block::open(&image, read_only).unwrap().named(serial);
+            let said = other.restore(&bytes).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(said.contains(word) && said.is_empty() == word.is_empty(), "{said}");
+        }
+        File::options().write(true).open(&image).unwrap().set_len(4096).unwrap();
         for path in [fifo.as_path(), &directory, Path::new("/dev/null"), Path::new("/none")] {
             assert!(matches!(Block::open(path, true).unwrap_err(), Error::Open { .. }), "{}", path.display());
         }

@@ -10,40 +10,47 @@ use crate::hypervisor::testing::Wire;
 use crate::memory;
 use crate::vcpu::Phase;
 
-struct Guest {
-    transport: Transport,
-    ram: Arc<GuestRam>,
-    wire: Arc<Wire>,
+pub(super) struct Guest {
+    pub(super) transport: Transport,
+    pub(super) ram: Arc<GuestRam>,
+    pub(super) wire: Arc<Wire>,
+    pub(super) standstill: Arc<Standstill>,
 }
 
-const DESCRIPTORS: u64 = 0x1000;
-const AVAILABLE: u64 = 0x2000;
-const USED: u64 = 0x3000;
-const BUFFER: u64 = 0x4000;
+pub(super) const DESCRIPTORS: u64 = 0x1000;
+pub(super) const AVAILABLE: u64 = 0x2000;
+pub(super) const USED: u64 = 0x3000;
+pub(super) const BUFFER: u64 = 0x4000;
 
 impl Guest {
-    fn new() -> Self {
-        let ram = Arc::new(memory::anonymous(&[(0, 0x1_0000)]).unwrap());
+    pub(super) fn new() -> Self {
+        let guest = Self::over(Arc::new(memory::anonymous(&[(0, 0x1_0000)]).unwrap()));
+        guest.standstill.set(Phase::Run);
+        guest
+    }
+
+    /// One that stands still, over RAM that is there already.
+    pub(super) fn over(ram: Arc<GuestRam>) -> Self {
         let wire = Arc::new(Wire::default());
         let signals = Signals::new(wire.clone());
         let standstill = Arc::new(Standstill::new().unwrap());
-        standstill.set(Phase::Run);
         let transport =
-            Transport::new(Box::new(Rng::default()), Arc::clone(&ram), signals, standstill).unwrap();
-        Self { transport, ram, wire }
+            Transport::new(Box::new(Rng::default()), Arc::clone(&ram), signals, Arc::clone(&standstill))
+                .unwrap();
+        Self { transport, ram, wire, standstill }
     }
 
-    fn get(&self, offset: u64) -> u32 {
+    pub(super) fn get(&self, offset: u64) -> u32 {
         let mut data = [0; 4];
         self.transport.read(offset, &mut data);
         u32::from_le_bytes(data)
     }
 
-    fn set(&self, offset: u64, value: u32) {
+    pub(super) fn set(&self, offset: u64, value: u32) {
         self.transport.write(offset, &value.to_le_bytes());
     }
 
-    fn negotiate(&self, features: u64) {
+    pub(super) fn negotiate(&self, features: u64) {
         self.set(STATUS, S_ACKNOWLEDGE);
         self.set(STATUS, S_ACKNOWLEDGE | S_DRIVER);
         for select in [0, 1] {
@@ -53,8 +60,12 @@ impl Guest {
         self.set(STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK);
     }
 
-    fn start(&self, used: u64) {
-        self.negotiate(F_VERSION_1);
+    pub(super) fn start(&self, used: u64) {
+        self.start_with(F_VERSION_1, used);
+    }
+
+    pub(super) fn start_with(&self, features: u64, used: u64) {
+        self.negotiate(features);
         self.set(QUEUE_SEL, 0);
         self.set(QUEUE_NUM, 16);
         for (offset, value) in
@@ -67,7 +78,7 @@ impl Guest {
     }
 
     /// Puts a writable buffer into the ring as request number `index` (from 0).
-    fn offer(&self, index: u16, address: u64, len: u32) {
+    pub(super) fn offer(&self, index: u16, address: u64, len: u32) {
         let slot = u64::from(index % 16);
         let descriptor = DESCRIPTORS + slot * 16;
         self.ram.write_obj(address, GuestAddress(descriptor)).unwrap();
@@ -78,7 +89,7 @@ impl Guest {
         self.set(QUEUE_NOTIFY, 0);
     }
 
-    fn wait(&self, what: impl Fn(&Self) -> bool) {
+    pub(super) fn wait(&self, what: impl Fn(&Self) -> bool) {
         let until = Instant::now() + Duration::from_secs(20);
         while !what(self) {
             assert!(Instant::now() < until, "{:?}", self.transport);
@@ -86,7 +97,7 @@ impl Guest {
         }
     }
 
-    fn used(&self) -> u16 {
+    pub(super) fn used(&self) -> u16 {
         self.ram.read_obj(GuestAddress(USED + 2)).unwrap()
     }
 }

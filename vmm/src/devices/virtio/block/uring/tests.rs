@@ -6,7 +6,8 @@ use std::time::Instant;
 use proptest::prelude::*;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
-use super::super::super::limit::Limiter;
+use super::super::super::limit::{Limiter, Limits, Rate};
+use super::super::super::queue::Track;
 use super::*;
 use crate::event::Event;
 use crate::hypervisor::testing::Wire;
@@ -42,6 +43,8 @@ fn disk(file: &Arc<File>, read_only: bool) -> Disk {
 
 /// Requests as (type, sector, length of the data, whether the device writes it).
 type Request = (u32, u64, u32, bool);
+
+type Served = (Running, Arc<Signals>);
 
 /// All of the requests in one ring.
 struct Bed {
@@ -84,32 +87,42 @@ impl Bed {
         queue
     }
 
-    /// Has the kernel serve them; false when the device needs a reset, or where there is no io_uring.
-    fn run(&self, disk: Disk) -> Option<bool> {
+    /// Has the kernel begin to serve them, from where `track` says. None where there is no io_uring.
+    fn begin(&self, disk: Disk, track: &Arc<Track>, standstill: &Arc<Standstill>) -> Option<Served> {
         let ring = Uring::new().inspect_err(|error| eprintln!("not tested: {error}")).ok()?;
         let bell = Arc::new(Event::new().unwrap());
         let signals = Arc::new(Signals::new(Arc::new(Wire::default())));
-        let standstill = Arc::new(Standstill::new().unwrap());
-        standstill.set(Phase::Run);
+        let queue = VirtQueue::new(Self::queue(), Arc::clone(&self.ram), bell, Arc::default());
         let activation = Activation {
             ram: Arc::clone(&self.ram),
-            queues: vec![VirtQueue::new(Self::queue(), Arc::clone(&self.ram), bell, Arc::default())],
+            queues: vec![queue.on(Arc::clone(track))],
             signals: Arc::clone(&signals),
             features: 0,
-            standstill,
+            standstill: Arc::clone(standstill),
         };
-        let running = Running::spawn(disk, ring, activation).unwrap();
+        Some((Running::spawn(disk, ring, activation).unwrap(), signals))
+    }
+
+    fn used(&self) -> u16 {
+        self.ram.load(GuestAddress(USED + 2), Ordering::Acquire).unwrap()
+    }
+
+    /// Waits for all answers; false when the device needs a reset.
+    fn finish(&self, (running, signals): Served) -> bool {
         let until = Instant::now() + Duration::from_secs(20);
-        while !signals.is_reset_needed() {
-            let used: u16 = self.ram.load(GuestAddress(USED + 2), Ordering::Acquire).unwrap();
-            if used == self.count {
-                break;
-            }
-            assert!(Instant::now() < until, "{used} of {}", self.count);
+        while !signals.is_reset_needed() && self.used() != self.count {
+            assert!(Instant::now() < until, "{} of {}", self.used(), self.count);
             thread::yield_now();
         }
         running.stop().unwrap();
-        Some(!signals.is_reset_needed())
+        !signals.is_reset_needed()
+    }
+
+    /// Both, at once.
+    fn run(&self, disk: Disk) -> Option<bool> {
+        let standstill = Arc::new(Standstill::new().unwrap());
+        standstill.set(Phase::Run);
+        self.begin(disk, &Arc::default(), &standstill).map(|served| self.finish(served))
     }
 
     /// Serves them one after the other.
@@ -185,5 +198,42 @@ fn a_request_without_a_header_stops_the_device_when_the_others_are_done() {
     if let Some(fine) = bed.run(disk(&image(), false)) {
         assert!(!fine);
         assert_eq!(bed.result(0).0, S_OK);
+    }
+}
+
+#[test]
+fn in_a_pause_nothing_is_under_way_and_what_a_limit_holds_up_is_in_the_queue() {
+    let requests: Vec<Request> = (0..60).map(|index| (0, index * 8, 4096, true)).collect();
+    let limits = Limits { operations: Rate { per_second: 500, burst: 10, once: 0 }, ..Limits::default() };
+    for _ in 0..8 {
+        let (bed, file, track) = (Bed::new(&requests), image(), Arc::new(Track::default()));
+        // Each pause is followed by another device that goes on.
+        let mut pauses = 0;
+        while bed.used() != bed.count {
+            let standstill = Arc::new(Standstill::new().unwrap());
+            standstill.set(Phase::Run);
+            let disk =
+                Disk::new(Arc::clone(&file), DISK, false, "disk", Limiter::new(limits), Arc::default());
+            let (before, until) = (bed.used(), Instant::now() + Duration::from_secs(20));
+            let Some((running, signals)) = bed.begin(disk, &track, &standstill) else { return };
+            while bed.used() == before {
+                assert!(Instant::now() < until, "{before} of {}", bed.count);
+                thread::yield_now();
+            }
+            standstill.set(Phase::Pause);
+            standstill.epoch().wait_parked(Duration::from_secs(20)).unwrap();
+            let position = track.get();
+            assert_eq!((position.taken, position.given), (bed.used(), bed.used()));
+            assert_eq!(position.signalled, position.given);
+            assert!(!signals.is_reset_needed());
+            drop(running);
+            pauses += 1;
+        }
+        assert!(pauses > 1, "the limit held nothing up");
+        let content = content(&file);
+        for index in 0..60 {
+            let at = index as usize * 4096;
+            assert!(bed.result(index) == (S_OK, content[at..at + 4096].to_vec()), "{index}");
+        }
     }
 }

@@ -1,0 +1,231 @@
+//! A machine without devices or guest: memory, interrupt controller, and processors whose threads wait to be told
+//! how to begin, and then where their accesses go.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::life::{Notice, Shared};
+use super::{Error, OnSystemEvent};
+use crate::arch::native::Entry;
+use crate::console::OnMarker;
+use crate::hypervisor::{self, Hypervisor, Kick, Vcpu, Vm, VmPlan};
+use crate::vcpu::{self, Buses, Counters, Desk, Member, Power};
+
+/// What a processor's thread needs; it is on no deep call path.
+const STACK: usize = 256 * 1024;
+/// A processor is made, or gets its state, in microseconds; an emulated host takes milliseconds.
+const READY: Duration = Duration::from_secs(30);
+
+pub(super) type VcpuState<V> = <<V as Vm>::Vcpu as Vcpu>::State;
+
+/// The shell.
+pub(super) struct Shell<V: Vm> {
+    pub(super) vm: Arc<V>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) hardware_ids: Vec<u64>,
+    processors: Vec<Processor<VcpuState<V>>>,
+}
+
+struct Processor<S> {
+    begin: Sender<Begin<S>>,
+    begun: Receiver<Result<(), hypervisor::Error>>,
+    start: Sender<Start>,
+    thread: JoinHandle<()>,
+    counters: Arc<Counters>,
+    desk: Arc<Desk<S>>,
+}
+
+/// How a processor begins.
+pub(super) enum Begin<S> {
+    /// Here, or when somebody in the guest says where.
+    Enter(Option<Entry>),
+    /// Where another one stood still.
+    Restore(Box<S>),
+}
+
+struct Start {
+    buses: Arc<Buses>,
+    power: Option<Arc<Power>>,
+}
+
+/// What a processor's thread reports when its processor exists.
+struct Born {
+    kicker: Arc<dyn Kick>,
+    hardware_id: u64,
+}
+
+/// The threads of a machine that was started.
+pub(super) struct Crew<V: Vm> {
+    pub(super) threads: Vec<JoinHandle<()>>,
+    pub(super) counters: Vec<Arc<Counters>>,
+    pub(super) desks: Vec<Arc<Desk<VcpuState<V>>>>,
+    pub(super) vm: Arc<V>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl<V: Vm> Shell<V> {
+    /// Makes machine and processors.
+    pub(super) fn build<H: Hypervisor<Vm = V>>(hypervisor: &H, plan: &VmPlan) -> Result<Self, Error> {
+        let vm = Arc::new(hypervisor.create_vm(plan)?);
+        let shared = Arc::new(Shared::new()?);
+        let mut processors = Vec::new();
+        let mut births = Vec::new();
+        for id in 0..plan.vcpus {
+            let (processor, birth) = spawn(id, &vm, &shared)?;
+            processors.push(processor);
+            births.push((id, birth));
+        }
+        let mut hardware_ids = Vec::new();
+        for (id, birth) in births {
+            let born = birth.recv_timeout(READY).map_err(|_| Error::Thread(id))??;
+            shared.add_kicker(born.kicker);
+            hardware_ids.push(born.hardware_id);
+        }
+        vm.seal()?;
+        Ok(Self { vm, shared, hardware_ids, processors })
+    }
+
+    /// For devices, which must not keep the machine that keeps them.
+    pub(super) fn on_system_event(&self) -> OnSystemEvent {
+        let shared: Weak<Shared> = Arc::downgrade(&self.shared);
+        Arc::new(move |event| {
+            if let Some(shared) = shared.upgrade() {
+                shared.system_event(event);
+            }
+        })
+    }
+
+    /// For the console, likewise.
+    pub(super) fn on_marker(&self) -> OnMarker {
+        let shared: Weak<Shared> = Arc::downgrade(&self.shared);
+        Box::new(move |marker| {
+            if let Some(shared) = shared.upgrade() {
+                shared.notify(&Notice::Marker(marker));
+            }
+        })
+    }
+
+    /// Tells each processor how to begin, all at the same time, and waits until they have.
+    pub(super) fn begin(&self, how: impl IntoIterator<Item = Begin<VcpuState<V>>>) -> Result<(), Error> {
+        for ((id, processor), how) in (0..).zip(&self.processors).zip(how) {
+            processor.begin.send(how).map_err(|_| Error::Thread(id))?;
+        }
+        for (id, processor) in (0..).zip(&self.processors) {
+            processor.begun.recv_timeout(READY).map_err(|_| Error::Thread(id))??;
+        }
+        Ok(())
+    }
+
+    /// Lets the processors follow the epoch. They have begun.
+    pub(super) fn start(self, buses: Buses, power: Option<&Arc<Power>>) -> Result<Crew<V>, Error> {
+        let buses = Arc::new(buses);
+        let mut crew = Crew {
+            threads: Vec::new(),
+            counters: Vec::new(),
+            desks: Vec::new(),
+            vm: self.vm,
+            shared: self.shared,
+        };
+        for (id, processor) in (0..).zip(self.processors) {
+            let start = Start { buses: Arc::clone(&buses), power: power.cloned() };
+            processor.start.send(start).map_err(|_| Error::Thread(id))?;
+            crew.threads.push(processor.thread);
+            crew.counters.push(processor.counters);
+            crew.desks.push(processor.desk);
+        }
+        Ok(crew)
+    }
+}
+
+/// What all of the machine but its RAM and devices is, encoded.
+pub(super) struct Encoded {
+    pub(super) vcpus: Vec<Vec<u8>>,
+    pub(super) vm: Vec<u8>,
+}
+
+/// Where a machine's state comes from, whatever the hypervisor's types.
+pub(super) trait Native: Send + Sync {
+    /// The machine stands still.
+    fn save(&self) -> Result<Encoded, Error>;
+}
+
+/// The processors' desks and their machine.
+pub(super) struct Source<V: Vm> {
+    pub(super) vm: Arc<V>,
+    pub(super) desks: Vec<Arc<Desk<VcpuState<V>>>>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl<V: Vm> Native for Source<V> {
+    fn save(&self) -> Result<Encoded, Error> {
+        let answers: Vec<_> = self.desks.iter().map(|desk| desk.ask()).collect();
+        self.shared.standstill.epoch().nudge();
+        let mut vcpus = Vec::new();
+        for (id, answer) in (0..).zip(answers) {
+            vcpus.push(encode(&answer.recv_timeout(READY).map_err(|_| Error::Thread(id))??)?);
+        }
+        Ok(Encoded { vcpus, vm: encode(&self.vm.save()?)? })
+    }
+}
+
+fn encode(state: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
+    postcard::to_stdvec(state).map_err(|error| crate::snapshot::Error::Unfit(error.to_string()).into())
+}
+
+type Birth = Receiver<Result<Born, hypervisor::Error>>;
+
+fn spawn<V: Vm>(
+    id: u32,
+    vm: &Arc<V>,
+    shared: &Arc<Shared>,
+) -> Result<(Processor<VcpuState<V>>, Birth), Error> {
+    let (birth, births) = channel();
+    let (begin, begins) = channel();
+    let (begun_tx, begun) = channel();
+    let (start, starts) = channel();
+    let counters = Arc::new(Counters::default());
+    let desk = Arc::new(Desk::default());
+    let thread = {
+        let (vm, shared) = (Arc::clone(vm), Arc::clone(shared));
+        let (counters, desk) = (Arc::clone(&counters), Arc::clone(&desk));
+        let member = Member::join(shared.standstill.epoch());
+        thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .stack_size(STACK)
+            .spawn(move || {
+                let Some(mut vcpu) = be_born(id, &*vm, &birth) else { return };
+                drop(vm);
+                // Whoever builds gave up: there is nothing to run.
+                let Ok(how) = begins.recv() else { return };
+                let done = match how {
+                    Begin::Enter(entry) => entry.map_or(Ok(()), |entry| vcpu.enter_at(&entry)),
+                    Begin::Restore(state) => vcpu.restore(&state).and_then(|()| vcpu.stood_still()),
+                };
+                let ready = done.is_ok();
+                if begun_tx.send(done).is_err() || !ready {
+                    return;
+                }
+                let Ok(Start { buses, power }) = starts.recv() else { return };
+                let ended = vcpu::run(&mut vcpu, &desk, &buses, power.as_deref(), &member, &counters);
+                // What it means for the machine is told by its outcome.
+                log::debug!("vcpu {id}: {ended:?}");
+                shared.ended(id, ended);
+            })
+            .map_err(|source| Error::Host { what: "start a processor's thread", source })?
+    };
+    Ok((Processor { begin, begun, start, thread, counters, desk }, births))
+}
+
+fn be_born<V: Vm>(id: u32, vm: &V, birth: &Sender<Result<Born, hypervisor::Error>>) -> Option<V::Vcpu> {
+    let made = vm.create_vcpu(id).and_then(|vcpu| {
+        let born = Born { kicker: vcpu.kicker(), hardware_id: vcpu.hardware_id()? };
+        Ok((vcpu, born))
+    });
+    let (vcpu, born) = match made {
+        Ok((vcpu, born)) => (Some(vcpu), Ok(born)),
+        Err(error) => (None, Err(error)),
+    };
+    birth.send(born).ok().and(vcpu)
+}

@@ -1,0 +1,28 @@
+//! Snapshots: a machine on disk, from which any number of machines can go on.
+//!
+//! A snapshot is a directory of two files. [`STATE_FILE`] is small and read whole: a [`Header`], which says what
+//! the snapshot is and where it can go on, and the [`MachineState`], what every part of the machine has to know.
+//! [`MEMORY_FILE`] is the guest's RAM, region behind region, with holes where there is nothing but zeroes. It is
+//! mapped privately by those who go on from it, so they share what none of them changes; for as long as one of them
+//! lives it must not be written to, but it may be removed.
+//!
+//! What is read is believed nowhere: lengths are compared with the file's before anything is made of them, both
+//! parts of the state have a checksum, and there is no default for what is missing. A change of any type in the
+//! state is a new [`EPOCH`], since a snapshot of another one is of no use: it can be made again.
+
+mod error;
+mod file;
+mod header;
+mod make;
+mod memory;
+mod presence;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use error::Error;
+pub use file::{MEMORY_FILE, STATE_FILE, Snapshot, read_header, verify, write_state};
+pub use header::{EPOCH, Header, Slot};
+pub use make::{is_aside, make};
+pub use memory::{Written, write as write_memory};
+pub use state::{MachineState, Shape};

@@ -1,0 +1,41 @@
+//! The parts of a machine's state.
+
+use serde::{Deserialize, Serialize};
+
+use crate::devices::virtio::mmio;
+use crate::hypervisor::PsciBy;
+use crate::machine::{BoardState, PowerState};
+use crate::memory::Region;
+
+/// Everything about a machine but its RAM. What the hypervisor's backend says of processors and machine is encoded
+/// by its own types, since no other backend could read it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineState {
+    /// What it is made of.
+    pub shape: Shape,
+    /// Where its RAM is in the memory's file.
+    pub ram: Vec<Region>,
+    /// Each processor, by number.
+    pub vcpus: Vec<Vec<u8>>,
+    /// Which processors are on, where that is the monitor's business.
+    pub power: Option<PowerState>,
+    /// What is no processor's.
+    pub vm: Vec<u8>,
+    /// What is soldered on.
+    pub board: BoardState,
+    /// The virtio devices by name, in the order of their slots.
+    pub devices: Vec<(String, mmio::State)>,
+}
+
+/// What a machine is made of, beside its devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// Processors.
+    pub vcpus: u32,
+    /// Bytes of RAM at its boot.
+    pub memory: u64,
+    /// Bytes of RAM to which it can grow, where it can.
+    pub memory_max: Option<u64>,
+    /// Who turns processors on and off.
+    pub psci: PsciBy,
+}

@@ -1,0 +1,66 @@
+//! What a processor is asked for while it stands still.
+//!
+//! Its state can be had by its own thread only. So whoever wants it leaves an order and wakes the thread, which
+//! looks for one whenever it parks, and answers.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Go, Member};
+use crate::hypervisor::{Error, Vcpu};
+
+type Order<S> = Sender<Result<S, Error>>;
+
+/// Where orders for one processor are left.
+#[derive(Debug)]
+pub struct Desk<S> {
+    order: Mutex<Option<Order<S>>>,
+}
+
+impl<S> Default for Desk<S> {
+    fn default() -> Self {
+        Self { order: Mutex::new(None) }
+    }
+}
+
+impl<S> Desk<S> {
+    fn order(&self) -> MutexGuard<'_, Option<Order<S>>> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for the processor's state. The caller nudges the [epoch](super::Epoch) afterwards. The answer comes
+    /// when the processor parks, or never, when its thread ends or another one asks.
+    pub fn ask(&self) -> Receiver<Result<S, Error>> {
+        let (answer, answers) = channel();
+        *self.order() = Some(answer);
+        answers
+    }
+
+    /// Whether there is an order.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.order().is_some()
+    }
+
+    fn take(&self) -> Option<Order<S>> {
+        self.order().take()
+    }
+}
+
+/// Waits until the word says run and `ready` says so too, and does what is ordered meanwhile.
+pub(super) fn wait<V: Vcpu>(
+    vcpu: &mut V,
+    desk: &Desk<V::State>,
+    member: &Member,
+    mut ready: impl FnMut() -> bool,
+) -> Go {
+    loop {
+        match member.wait(&mut ready, || desk.is_waiting()) {
+            Go::On => return Go::On,
+            Go::Away => match desk.take() {
+                // Nobody may be waiting for the answer any more.
+                Some(order) => drop(order.send(vcpu.save())),
+                None => return Go::Away,
+            },
+        }
+    }
+}
