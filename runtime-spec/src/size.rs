@@ -77,7 +77,8 @@ pub fn sandbox(
 
 fn of(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<Machine> {
     let vm = &settings.config.vm;
-    let size = Size { cpus: cpus(settings, demand, pod, host)?, memory: memory(settings, demand, pod, host)? };
+    let size =
+        Size { cpus: cpus(settings, demand, pod, host)?, memory: memory(settings, demand, pod, host)? };
     Ok(Machine {
         size,
         shape: shape(&settings.config, size, host),

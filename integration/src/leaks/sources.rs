@@ -186,6 +186,9 @@ fn belongs_to_containerd(root: &Path, path: &Path) -> bool {
 /// A place that containerd, runc or a shim of ours makes for the first container and keeps for all later ones. What
 /// stands on a shelf counts, the shelf does not.
 fn is_shelf(path: &Path, namespaces: &[String]) -> bool {
+    if let Ok(inside) = path.strip_prefix(TEMPLATES) {
+        return is_of_templates(inside);
+    }
     const OF_ALL: [&str; 3] = ["fifo", "s", "runc"];
     const OF_OURS: [&str; 4] = ["tasks", "shims", "machines", "containerd-version"];
     const WITH_NAMESPACES: [&str; 5] = ["runc", "io.containerd.runtime.v2.task", "cgroup", "tasks", "shims"];
@@ -197,6 +200,15 @@ fn is_shelf(path: &Path, namespaces: &[String]) -> bool {
     (parent == "containerd" && OF_ALL.contains(&own.as_str()))
         || (path.parent() == Some(Path::new("/run/supermachine")) && OF_OURS.contains(&own.as_str()))
         || (is_namespace && (WITH_NAMESPACES.contains(&parent.as_str()) || in_controller))
+}
+
+/// Templates, which the first container makes and all later ones use.
+const TEMPLATES: &str = "/var/lib/supermachine/templates";
+
+/// What is there for long; what is being made, or removed, is not.
+fn is_of_templates(inside: &Path) -> bool {
+    let first = inside.components().next().map(|first| first.as_os_str().to_string_lossy().into_owned());
+    first.is_none_or(|first| !first.ends_with(".new") && !first.ends_with(".old"))
 }
 
 /// Calls `found` for everything below `root`, other file systems and symbolic links left alone.
@@ -280,6 +292,10 @@ mod tests {
             ("/run/supermachine/tasks/default", true),
             ("/run/supermachine/tasks/default/it-1", false),
             ("/run/supermachine/machines/0123", false),
+            ("/var/lib/supermachine/templates", true),
+            ("/var/lib/supermachine/templates/0123/state", true),
+            ("/var/lib/supermachine/templates/0123.lock", true),
+            ("/var/lib/supermachine/templates/0123.new/state", false),
             ("/sys/fs/cgroup/default", true),
             ("/sys/fs/cgroup/memory/default", true),
             ("/sys/fs/cgroup/default/it-1", false),
