@@ -63,6 +63,7 @@ pub struct Boot {
     console: Option<String>,
     kernel: PathBuf,
     append: String,
+    snapshot: Option<PathBuf>,
     jailed: bool,
 }
 
@@ -78,6 +79,7 @@ impl Boot {
             console: None,
             kernel: parts.kernel(),
             append: COMMAND_LINE.to_owned(),
+            snapshot: None,
             jailed: true,
         }
     }
@@ -93,6 +95,13 @@ impl Boot {
     #[must_use]
     pub fn unjailed(mut self) -> Self {
         self.jailed = false;
+        self
+    }
+
+    /// Goes on from the snapshot in `directory`, instead of booting. The initrd is then of no use.
+    #[must_use]
+    pub fn restore(mut self, directory: &Path) -> Self {
+        self.snapshot = Some(directory.to_owned());
         self
     }
 
@@ -157,15 +166,16 @@ impl Boot {
             command = command.arg("--jail").arg(root);
         }
         let place = self.console.unwrap_or_else(|| format!("file:{}", console.display()));
-        let command = command
-            .arg("--kernel")
-            .arg(&self.kernel)
-            .arg("--initrd")
-            .arg(initrd.path())
-            .args(["--append", &self.append])
-            .args(["--console", &place])
-            .arg("--vsock")
-            .arg(&vsock);
+        let command = match &self.snapshot {
+            Some(directory) => command.arg("--restore").arg(directory),
+            None => command
+                .arg("--kernel")
+                .arg(&self.kernel)
+                .arg("--initrd")
+                .arg(initrd.path())
+                .args(["--append", &self.append]),
+        };
+        let command = command.args(["--console", &place]).arg("--vsock").arg(&vsock);
         let begun = Instant::now();
         Ok(Guest { running: command.start()?, vmm: self.vmm, vsock, control, console, begun })
     }

@@ -26,8 +26,8 @@ Usage:
   supermachine-vmm run --restore DIR [options]
                                      go on from a snapshot
   supermachine-vmm ctl PATH COMMAND  drive the machine whose control socket is at PATH
-  supermachine-vmm inspect DIR [--verify]
-                                     print what a snapshot is; read all of it before
+  supermachine-vmm inspect DIR [--verify] [--all]
+                                     print what a snapshot is; read all of it before; print all of its state
   supermachine-vmm fingerprint       print what decides whether a snapshot can go on here, in JSON
   supermachine-vmm --version
   supermachine-vmm --help

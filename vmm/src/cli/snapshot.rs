@@ -9,28 +9,53 @@ use vmm::snapshot::{EPOCH, Header, read_header, verify};
 
 use super::Usage;
 
-/// Prints what the snapshot in a directory says about itself; with `--verify` after all of it was read.
+/// Prints what the snapshot in a directory says about itself: with `--verify` after all of it was read, with `--all`
+/// the state of all its parts too.
 pub(super) fn inspect(mut args: lexopt::Parser) -> Result<ExitCode, Usage> {
-    let (mut directory, mut all) = (None, false);
+    let (mut directory, mut whole, mut all) = (None, false, false);
     while let Some(arg) = args.next()? {
         match arg {
-            Long("verify") => all = true,
+            Long("verify") => whole = true,
+            Long("all") => all = true,
             Value(value) if directory.is_none() => directory = Some(PathBuf::from(value)),
             other => return Err(other.unexpected()),
         }
     }
     let directory = directory.ok_or("the directory of a snapshot is missing")?;
-    let header = if all { verify(&directory, |_, _| ()) } else { read_header(&directory) };
-    Ok(match header {
-        Ok(header) => {
-            println!("{:#}", describe(&header));
-            ExitCode::SUCCESS
-        }
+    let header = if whole { verify(&directory, |_, _| ()) } else { read_header(&directory) };
+    let told = header.map_err(anyhow::Error::from).and_then(|header| {
+        println!("{:#}", describe(&header));
+        if all { tell(&directory) } else { Ok(()) }
+    });
+    Ok(match told {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("supermachine-vmm: {error}");
             ExitCode::FAILURE
         }
     })
+}
+
+/// What no two versions need to agree upon: for people, and for comparing two snapshots of one version.
+#[cfg(target_os = "linux")]
+fn tell(directory: &std::path::Path) -> anyhow::Result<()> {
+    use vmm::hypervisor::{Vcpu, Vm, kvm};
+    use vmm::snapshot::Snapshot;
+
+    type Processor = <kvm::KvmVcpu as Vcpu>::State;
+    let mut snapshot = Snapshot::open(directory)?;
+    for (id, bytes) in std::mem::take(&mut snapshot.state.vcpus).iter().enumerate() {
+        println!("vcpu {id}: {:#?}", snapshot.decode::<Processor>(bytes, "a processor")?);
+    }
+    let vm = std::mem::take(&mut snapshot.state.vm);
+    println!("vm: {:#?}", snapshot.decode::<<kvm::KvmVm as Vm>::State>(&vm, "the interrupt controller")?);
+    println!("machine: {:#?}", snapshot.state);
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn tell(_directory: &std::path::Path) -> anyhow::Result<()> {
+    anyhow::bail!("this build has no hypervisor whose state it could read; use a Linux host with KVM")
 }
 
 fn describe(header: &Header) -> serde_json::Value {

@@ -226,6 +226,16 @@ pub enum Error {
         /// The first that was not.
         next: String,
     },
+    /// A saved state is damaged, or of a machine that is not like this one.
+    #[error(
+        "cannot restore {object}: {why}; take a snapshot that was made whole, of a machine like this one"
+    )]
+    State {
+        /// What it was to be the state of.
+        object: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Guest RAM has more regions or other addresses than the hypervisor can map.
     #[error("cannot give the guest RAM at {base:#x}, {len:#x} bytes: {why}")]
     Ram {

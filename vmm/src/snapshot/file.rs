@@ -220,11 +220,7 @@ impl Snapshot {
     }
 
     /// A part of the state that has an encoding of its own.
-    pub(crate) fn decode<'a, T: serde::Deserialize<'a>>(
-        &self,
-        bytes: &'a [u8],
-        what: &str,
-    ) -> Result<T, Error> {
+    pub fn decode<'a, T: serde::Deserialize<'a>>(&self, bytes: &'a [u8], what: &str) -> Result<T, Error> {
         match postcard::take_from_bytes(bytes) {
             Ok((part, [])) => Ok(part),
             Ok(_) => Err(self.damaged(format!("bytes are left behind the state of {what}"))),

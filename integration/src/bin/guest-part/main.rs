@@ -11,6 +11,7 @@ mod scribble;
 mod tcp;
 mod unix;
 mod vsock;
+mod witness;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part wild SEED ACCESSES          write anything to any register, whatever becomes of the guest
        guest-part flood THREADS SECONDS PORT PORT
                                               connect to ports of the host and send as much as they take
+       guest-part witness CPUS FILE           watch clocks, timers and registers, and write what was seen
        guest-part button                      wait for the power button, and turn the machine off
        guest-part boot-time RUNS FILE         boot our machine and QEMU's in turn, on a host";
 
@@ -71,6 +73,7 @@ fn run(words: &[&str]) -> Result<()> {
             let ports: Vec<u32> = ports.iter().map(|port| number(port)).collect::<Result<_>>()?;
             flood::run(number(threads)?, number(seconds)?, &ports)
         }
+        ["witness", cpus, file] => witness::watch(number(cpus)?, Path::new(file)),
         ["button"] => button::wait(),
         ["boot-time", runs, file] => {
             let guest = Path::new("/usr/share/supermachine/guest");

@@ -2,10 +2,12 @@
 
 pub mod boot;
 mod fdt;
+mod fingerprint;
 mod image;
 pub mod layout;
 pub mod psci;
 mod state;
 
+pub use fingerprint::{Fingerprint, IdRegister};
 pub use psci::State as PowerState;
-pub use state::{CpuModel, Entry, Fingerprint, Registers};
+pub use state::{CpuModel, Entry, Registers};

@@ -46,19 +46,3 @@ pub struct Entry {
 /// the host, so there is nothing to choose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuModel;
-
-/// What of a host's processor a saved guest depends on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fingerprint {}
-
-impl Fingerprint {
-    #[cfg(test)]
-    pub(crate) fn example() -> Self {
-        Self {}
-    }
-
-    /// What a guest saved on a host with this one misses on `host`; nothing, if it can go on there. In words.
-    pub fn missing_on(&self, _host: &Self) -> Vec<String> {
-        Vec::new()
-    }
-}

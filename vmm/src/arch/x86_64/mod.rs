@@ -5,13 +5,15 @@ pub mod boot;
 mod bzimage;
 mod cpuid;
 mod elf;
+mod fingerprint;
 pub mod layout;
 mod pvh;
 mod state;
 
 pub use cpuid::CpuModel;
+pub use fingerprint::{Fingerprint, Host, same_frequency};
 pub use state::{
-    CR0_ET, CR0_PE, CpuidLeaf, DescriptorTable, Entry, Fingerprint, Msr, RFLAGS_RESERVED, Registers, Segment,
+    CR0_ET, CR0_PE, CpuidLeaf, DescriptorTable, Entry, Msr, RFLAGS_RESERVED, Registers, Segment,
     SpecialRegisters,
 };
 

@@ -79,6 +79,10 @@ pub struct Segment {
     pub long: bool,
     /// The limit was given in pages.
     pub granularity: bool,
+    /// The descriptor's bit for systems software.
+    pub available: bool,
+    /// No segment: any use of it faults.
+    pub unusable: bool,
 }
 
 impl Segment {
@@ -99,6 +103,8 @@ impl Segment {
             default_big: false,
             long: false,
             granularity: false,
+            available: false,
+            unusable: false,
         }
     }
 
@@ -227,20 +233,4 @@ pub struct Entry {
     pub msrs: Vec<Msr>,
     /// Registers of the processor that boots.
     pub registers: Option<(Registers, SpecialRegisters)>,
-}
-
-/// What of a host's processor a saved guest depends on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fingerprint {}
-
-impl Fingerprint {
-    #[cfg(test)]
-    pub(crate) fn example() -> Self {
-        Self {}
-    }
-
-    /// What a guest saved on a host with this one misses on `host`; nothing, if it can go on there. In words.
-    pub fn missing_on(&self, _host: &Self) -> Vec<String> {
-        Vec::new()
-    }
 }

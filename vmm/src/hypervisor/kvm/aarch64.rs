@@ -1,5 +1,14 @@
 //! What KVM wants to hear on aarch64.
 
+mod counter;
+mod gic;
+mod identity;
+mod registers;
+mod state;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
     KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER, KVM_CAP_ARM_VM_IPA_SIZE, KVM_DEV_ARM_VGIC_CTRL_INIT,
@@ -12,12 +21,31 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use vm_memory::{Address, GuestMemory};
 
-use super::super::{Error, PsciBy, Vcpu};
+use super::super::{Error, PsciBy, Vcpu, VmPlan};
 use super::vm::call;
-use super::{Attempt, Kvm, KvmVcpu, KvmVm};
+use super::{Attempt, Kvm, KvmVcpu, KvmVm, lock};
 use crate::arch::aarch64::layout::{GICD_BASE, GICR_BASE, SPI_BASE, SPI_COUNT};
 use crate::arch::aarch64::{CpuModel, Entry, Registers, psci};
 use crate::memory::GuestRam;
+
+pub(super) use identity::fingerprint;
+pub use state::{VcpuState, VmState};
+
+/// What the processors of a machine have to know of it and of each other.
+#[derive(Debug)]
+pub(super) struct Shared {
+    psci: PsciBy,
+    counter: counter::Counter,
+    /// MPIDR_EL1 of each that has been made, by number: the GIC knows them by that.
+    mpidrs: Mutex<BTreeMap<u32, u64>>,
+}
+
+impl Shared {
+    #[expect(clippy::unnecessary_wraps, reason = "as on the other architecture")]
+    pub(super) fn new(_kvm: &Kvm, plan: &VmPlan) -> Result<Self, Error> {
+        Ok(Self { psci: plan.psci, counter: counter::Counter::default(), mpidrs: Mutex::default() })
+    }
+}
 
 /// The width that every KVM has, and the default where none is asked for.
 const DEFAULT_IPA_BITS: u32 = 40;
@@ -43,6 +71,7 @@ pub(super) fn cpu_model(_kvm: &Kvm) -> Result<CpuModel, Error> {
 
 /// The GIC is configured here because it wants to know all vCPUs: each gets a redistributor.
 pub(super) fn seal(vm: &KvmVm) -> Result<(), Error> {
+    vm.shared().counter.begin(vm)?;
     if !vm.plan().interrupt_controller {
         return Ok(());
     }
@@ -97,15 +126,32 @@ pub(super) fn prepare(vm: &KvmVm) -> Result<(), Error> {
     Ok(())
 }
 
+/// Features that processors are made with. A saved one can go on only where it was made with the same.
+const FEATURES: u32 = 1 << KVM_ARM_VCPU_PSCI_0_2;
+
 /// Makes the vCPU what it is at its power-on.
 pub(super) fn init_vcpu(vcpu: &KvmVcpu) -> Result<(), Error> {
     let mut init = kvm_vcpu_init::default();
     call("KVM_ARM_PREFERRED_TARGET", vcpu.vm.fd.get_preferred_target(&mut init))?;
-    init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
-    if vcpu.id() != 0 && vcpu.vm.psci == PsciBy::Hypervisor {
+    init.features[0] |= FEATURES;
+    if vcpu.id() != 0 && vcpu.vm.arch.psci == PsciBy::Hypervisor {
         init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
     }
     vcpu.call("KVM_ARM_VCPU_INIT", vcpu.fd().vcpu_init(&init))
+}
+
+/// Its first power-on, and what the machine has to know of it.
+pub(super) fn begin_vcpu(vcpu: &KvmVcpu) -> Result<(), Error> {
+    init_vcpu(vcpu)?;
+    let mpidr = hardware_id(vcpu)?;
+    lock(&vcpu.vm.arch.mpidrs).insert(vcpu.id(), mpidr);
+    vcpu.vm.arch.counter.look(vcpu)
+}
+
+/// No clock of the guest's says that it stood still: its counter did too.
+#[expect(clippy::unnecessary_wraps, reason = "as on the other architecture")]
+pub(super) fn stood_still(_vcpu: &KvmVcpu) -> Result<(), Error> {
+    Ok(())
 }
 
 /// Id of a 64-bit register of `struct kvm_regs`, by its index in that struct taken as an array.
@@ -186,31 +232,6 @@ pub(super) fn registers(vcpu: &KvmVcpu) -> Result<Registers, Error> {
         *x = get(vcpu, core_register(index))?;
     }
     Ok(registers)
-}
-
-// To be replaced: the state of processors and machine.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct VcpuState;
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct VmState;
-
-pub(super) fn fingerprint(_kvm: &Kvm) -> Result<crate::arch::native::Fingerprint, Error> {
-    Ok(crate::arch::native::Fingerprint {})
-}
-pub(super) fn save_vcpu(_vcpu: &KvmVcpu) -> Result<VcpuState, Error> {
-    Ok(VcpuState)
-}
-pub(super) fn restore_vcpu(_vcpu: &KvmVcpu, _state: &VcpuState) -> Result<(), Error> {
-    Ok(())
-}
-pub(super) fn stood_still(_vcpu: &KvmVcpu) -> Result<(), Error> {
-    Ok(())
-}
-pub(super) fn save_vm(_vm: &KvmVm) -> Result<VmState, Error> {
-    Ok(VmState)
-}
-pub(super) fn restore_vm(_vm: &KvmVm, _state: &VmState) -> Result<(), Error> {
-    Ok(())
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+#[cfg(target_arch = "x86_64")]
+use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{Error as KvmErrno, Kvm as KvmFd};
 
@@ -43,6 +46,8 @@ type Attempt<T> = Result<T, KvmErrno>;
 pub struct Kvm {
     fd: KvmFd,
     path: PathBuf,
+    #[cfg(target_arch = "x86_64")]
+    known: Arc<arch::Known>,
 }
 
 impl Kvm {
@@ -56,7 +61,12 @@ impl Kvm {
         if found != API_VERSION {
             return Err(Error::Version { path: path.to_owned(), found, wanted: API_VERSION });
         }
-        Ok(Self { fd, path: path.to_owned() })
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+            #[cfg(target_arch = "x86_64")]
+            known: Arc::default(),
+        })
     }
 
     fn call<T>(&self, call: &'static str, result: Attempt<T>) -> Result<T, Error> {
@@ -66,6 +76,19 @@ impl Kvm {
             source: errno.into(),
         })
     }
+}
+
+/// Nobody leaves what is locked in this module half changed, so a panic elsewhere spoils nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Size of a page of the host's memory.
+fn page_size() -> u64 {
+    // SAFETY: sysconf takes no pointer.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    // Every Linux answers this.
+    u64::try_from(size).unwrap_or(0)
 }
 
 impl Hypervisor for Kvm {

@@ -33,7 +33,6 @@ pub struct KvmVcpu {
     #[cfg(target_arch = "aarch64")]
     has_run: bool,
     /// The fd keeps the kernel's VM, this keeps the RAM that the VM maps.
-    #[cfg_attr(target_arch = "x86_64", expect(dead_code))]
     pub(super) vm: VmShare,
     // Not Send: it belongs to the thread that made it.
     _thread: PhantomData<*const ()>,
@@ -85,8 +84,7 @@ impl KvmVcpu {
             vm: vm.share(),
             _thread: PhantomData,
         };
-        #[cfg(target_arch = "aarch64")]
-        arch::init_vcpu(&vcpu)?;
+        arch::begin_vcpu(&vcpu)?;
         Ok(vcpu)
     }
 
@@ -139,6 +137,11 @@ impl KvmVcpu {
             && arch::may_run_again(self)?;
         self.unread += 1;
         Ok((!again).then(|| format!("KVM_EXIT_INTERNAL_ERROR {suberror}")))
+    }
+
+    /// Says that a saved state cannot be this vCPU's.
+    pub(super) fn unfit(&self, why: impl Into<String>) -> Error {
+        Error::State { object: format!("vcpu {}", self.id), why: why.into() }
     }
 
     fn crash(&self, reason: String) -> Exit<'static> {
@@ -273,11 +276,22 @@ impl Vcpu for KvmVcpu {
     }
 
     fn save(&mut self) -> Result<arch::VcpuState, Error> {
-        arch::save_vcpu(self)
+        // The caller sees the answer in its register when it goes on, here or elsewhere.
+        #[cfg(target_arch = "aarch64")]
+        if let Some(answer) = self.call.take() {
+            arch::finish_call(self, answer)?;
+        }
+        arch::VcpuState::save(self)
     }
 
     fn restore(&mut self, state: &arch::VcpuState) -> Result<(), Error> {
-        arch::restore_vcpu(self, state)
+        // It is no more as it was made: its next entry is a reset.
+        #[cfg(target_arch = "aarch64")]
+        {
+            self.has_run = true;
+            self.call = None;
+        }
+        state.restore(self)
     }
 
     fn stood_still(&mut self) -> Result<(), Error> {

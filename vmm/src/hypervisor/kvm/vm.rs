@@ -16,6 +16,7 @@ use crate::memory::GuestRam;
 pub struct KvmVm {
     fd: Arc<VmFd>,
     plan: VmPlan,
+    shared: Arc<arch::Shared>,
     /// Made when the machine is sealed.
     #[cfg(target_arch = "aarch64")]
     pub(super) gic: std::sync::OnceLock<kvm_ioctls::DeviceFd>,
@@ -30,6 +31,7 @@ impl KvmVm {
         let vm = Self {
             fd: Arc::new(fd),
             plan: plan.clone(),
+            shared: Arc::new(arch::Shared::new(kvm, plan)?),
             #[cfg(target_arch = "aarch64")]
             gic: std::sync::OnceLock::new(),
         };
@@ -72,19 +74,24 @@ impl KvmVm {
         &self.plan
     }
 
+    #[cfg(target_arch = "aarch64")]
+    pub(super) fn shared(&self) -> &arch::Shared {
+        &self.shared
+    }
+
     pub(super) fn share(&self) -> VmShare {
-        VmShare {
-            fd: Arc::clone(&self.fd),
-            _ram: Arc::clone(&self.plan.ram),
-            #[cfg(target_arch = "aarch64")]
-            psci: self.plan.psci,
-        }
+        VmShare { fd: Arc::clone(&self.fd), _ram: Arc::clone(&self.plan.ram), arch: Arc::clone(&self.shared) }
     }
 }
 
 /// Says which call on the VM it was that failed.
 pub(super) fn call<T>(call: &'static str, result: Attempt<T>) -> Result<T, Error> {
     result.map_err(|errno| Error::Call { call, object: "the VM".into(), source: errno.into() })
+}
+
+/// Says that a saved state cannot be the VM's.
+pub(super) fn unfit(why: impl Into<String>) -> Error {
+    Error::State { object: "the VM".into(), why: why.into() }
 }
 
 impl Vm for KvmVm {
@@ -110,11 +117,11 @@ impl Vm for KvmVm {
     }
 
     fn save(&self) -> Result<arch::VmState, Error> {
-        arch::save_vm(self)
+        arch::VmState::save(self)
     }
 
     fn restore(&self, state: &arch::VmState) -> Result<(), Error> {
-        arch::restore_vm(self, state)
+        state.restore(self)
     }
 }
 
@@ -123,8 +130,8 @@ impl Vm for KvmVm {
 pub(super) struct VmShare {
     pub(super) fd: Arc<VmFd>,
     _ram: Arc<GuestRam>,
-    #[cfg(target_arch = "aarch64")]
-    pub(super) psci: super::super::PsciBy,
+    /// What its processors have to know of the machine and of each other.
+    pub(super) arch: Arc<arch::Shared>,
 }
 
 /// KVM_CREATE_VM answers EINTR when a signal arrives while it waits for other processors.

@@ -15,6 +15,7 @@ mod net;
 mod posix;
 mod psci;
 mod scribble;
+mod snapshot;
 mod vsock;
 
 use std::time::Duration;
@@ -46,6 +47,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         generation::tests(),
         psci::tests(),
         scribble::tests(),
+        snapshot::tests(),
     ]
     .into_iter()
     .flatten()

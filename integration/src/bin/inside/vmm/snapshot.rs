@@ -1,0 +1,230 @@
+//! Machines that are saved, and go on: here, again, and often.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use integration::guest::{Guest, Initrd};
+use integration::wait::{Attempt, until};
+use integration::{Ctx, Outcome, Rounds, Test};
+
+use super::{A_MOMENT, boot, initrd_with_part, up};
+use crate::world::Inside;
+
+/// Where the witness in the guest writes what it has seen.
+const REPORT: &str = "/run/witness";
+/// What a kernel says when it takes a pause for a fault of its own, or a processor for lost.
+const COMPLAINTS: &str = "BUG:|soft lockup|rcu.*stall|rcu.*detected|clocksource.*unstable|hung task|Oops";
+
+pub fn tests() -> Vec<Test<Inside>> {
+    let test = |name, proves, run, tags| Test {
+        name,
+        proves,
+        run,
+        deadline: Duration::from_mins(90),
+        rounds: Rounds::once_or(1),
+        tags,
+    };
+    vec![
+        test(
+            "vmm.restore-2",
+            "a machine with two processors goes on from its snapshot 5 times (500 in a soak): the clock is one on all \
+             processors, timers fire, vector registers are intact, the kernel complains of nothing, no two draw the \
+             same random numbers, and the one that was saved goes on too",
+            |ctx| restored(ctx, 2, ctx.either(5, 500)),
+            &[],
+        ),
+        test(
+            "vmm.restore-4",
+            "the same with four processors, 3 times (200)",
+            |ctx| restored(ctx, 4, ctx.either(3, 200)),
+            &[],
+        ),
+        test(
+            "vmm.resnapshot",
+            "a machine that was restored and not run yet is saved as what it was restored from, but for what is told \
+             to the guest",
+            resnapshot,
+            &[],
+        ),
+        test(
+            "vmm.snapshot-misuse",
+            "a snapshot that is damaged, of another format, or given with other devices is refused in one line that \
+             says why, and leaves nothing; one is not taken of a machine that runs, or into files with something in them",
+            misuse,
+            &["alike"],
+        ),
+    ]
+}
+
+/// Boots a machine with a witness in it, and saves it. The guest goes on.
+fn saved(ctx: &Ctx<'_, Inside>, initrd: &Initrd, cpus: u32) -> Result<(Guest, PathBuf)> {
+    let options = ["--cpus".to_owned(), cpus.to_string()];
+    let guest = up(ctx, boot(ctx, "first").controlled().options(options), initrd)?;
+    let witness = format!("guest-part witness {cpus} {REPORT} >/dev/null 2>/run/witness-error </dev/null &");
+    guest.sh(&witness, A_MOMENT)?;
+    goes_on(&guest)?;
+    let directory = ctx.path("snapshot");
+    let begun = Instant::now();
+    let said = guest.ctl(["snapshot".as_ref(), directory.as_os_str()])?;
+    ctx.note(format!("saved in {:.2} s: {}", begun.elapsed().as_secs_f64(), said.trim()));
+    Ok((guest, directory))
+}
+
+/// How many checks the witness has made, if none of them has failed.
+fn checks(guest: &Guest) -> Result<u64> {
+    let line = guest.sh(&format!("cat {REPORT} /run/witness-error"), A_MOMENT)?;
+    let (checks, fault) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
+    ensure!(fault.is_empty(), "the witness in the guest: {fault}");
+    checks.parse().with_context(|| format!("the witness wrote {line:?}"))
+}
+
+/// The witness goes on, and all its threads do.
+fn goes_on(guest: &Guest) -> Result<()> {
+    let mut first = None;
+    // Each thread makes a check in some milliseconds; that many are more than one thread's in this time.
+    until("the witness to go on", A_MOMENT, || match checks(guest) {
+        Ok(checks) => match first {
+            None => {
+                first = Some(checks);
+                Attempt::Pending("it has just been asked".to_owned())
+            }
+            Some(first) if checks > first + 20 => Attempt::Done(Ok(())),
+            Some(first) => Attempt::Pending(format!("{first} checks, then {checks}")),
+        },
+        Err(error) if format!("{error:#}").contains("No such file") => {
+            Attempt::Pending("it starts".to_owned())
+        }
+        Err(error) => Attempt::Done(Err(error)),
+    })?
+}
+
+/// The kernel has nothing to complain of.
+fn quiet(guest: &Guest) -> Result<()> {
+    let said = guest.sh(&format!("dmesg | grep -iE '{COMPLAINTS}' || true"), A_MOMENT)?;
+    ensure!(said.is_empty(), "the guest's kernel says: {said}");
+    Ok(())
+}
+
+fn restored(ctx: &mut Ctx<'_, Inside>, cpus: u32, times: u32) -> Result<Outcome> {
+    let initrd = initrd_with_part(ctx)?;
+    let (first, directory) = saved(ctx, &initrd, cpus)?;
+    goes_on(&first).context("the one that was saved")?;
+    let mut drawn = BTreeSet::new();
+    let draw = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid";
+    let mut slowest = Duration::ZERO;
+    for time in 0..times {
+        let name = format!("r{time}");
+        let machine = boot(ctx, &name).controlled().restore(&directory);
+        let begun = Instant::now();
+        let guest = machine.up(&initrd, A_MOMENT).with_context(|| format!("restore {time}"))?;
+        let took = begun.elapsed();
+        slowest = slowest.max(took);
+        let mut checked = || -> Result<()> {
+            for line in guest.sh(draw, A_MOMENT)?.lines() {
+                ensure!(drawn.insert(line.trim().to_owned()), "{line} was drawn twice");
+            }
+            goes_on(&guest)?;
+            quiet(&guest)
+        };
+        checked().with_context(|| format!("restore {time}"))?;
+        if time == 0 {
+            ctx.note(format!("the guest answers {:.3} s after its restore", took.as_secs_f64()));
+            guest.ends_well()?;
+        }
+        for leaf in ["", ".control", ".jail"] {
+            let _ = fs::remove_dir_all(ctx.path(&format!("{name}{leaf}")));
+        }
+    }
+    ctx.note(format!("the slowest of {times} restores answered after {:.3} s", slowest.as_secs_f64()));
+    goes_on(&first).context("the one that was saved")?;
+    quiet(&first).context("the one that was saved")?;
+    first.ends_well()?;
+    Ok(Outcome::Passed)
+}
+
+/// The lines in which two texts differ, by the last line before them with less indentation.
+fn differences(one: &str, other: &str) -> Vec<String> {
+    if one.lines().count() != other.lines().count() {
+        return vec![format!("{} lines and {}", one.lines().count(), other.lines().count())];
+    }
+    let pairs = one.lines().zip(other.lines());
+    pairs.filter(|(one, other)| one != other).map(|(one, other)| format!("{one} -> {other}")).collect()
+}
+
+fn resnapshot(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    let initrd = initrd_with_part(ctx)?;
+    let (first, directory) = saved(ctx, &initrd, 2)?;
+    drop(first);
+    let machine = boot(ctx, "again").controlled().restore(&directory).options(["--paused"]);
+    let again = machine.start(&initrd)?;
+    until("its control socket", A_MOMENT, || match again.ctl(["state"]) {
+        Ok(state) => Attempt::Done(state),
+        Err(error) => Attempt::Pending(format!("{error:#}")),
+    })?;
+    let second = ctx.path("second");
+    again.ctl(["snapshot".as_ref(), second.as_os_str()])?;
+    let told = |directory: &Path| -> Result<String> {
+        let arguments = ["inspect".as_ref(), "--all".as_ref(), directory.as_os_str()];
+        Ok(ctx.cmd(&ctx.world.vmm).args(arguments).ok()?.out().into_owned())
+    };
+    let differ = differences(&told(&directory)?, &told(&second)?);
+    let unexpected: Vec<_> =
+        differ.iter().filter(|line| !EXPECTED.iter().any(|known| line.contains(known))).collect();
+    ctx.note(format!("{} lines differ", differ.len()));
+    ensure!(unexpected.is_empty(), "what was not expected to differ: {unexpected:#?}");
+    ensure!(again.ctl(["resume"]).is_ok(), "it does not go on");
+    Ok(Outcome::Passed)
+}
+
+/// What a restore changes: what the guest is told, and clocks that went on.
+const EXPECTED: &[&str] = &[];
+
+fn misuse(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    let initrd = initrd_with_part(ctx)?;
+    let (first, directory) = saved(ctx, &initrd, 1)?;
+    // Over one that is there, and while the guest runs.
+    let over = first.try_ctl(["snapshot".as_ref(), directory.as_os_str()])?;
+    ensure!(
+        over.code() == Some(1) && over.err().contains("exists"),
+        "a snapshot was written over: {}",
+        over.err()
+    );
+    let mut driver = first.drive()?;
+    let refused = driver.call(&serde_json::json!("snapshot"));
+    ensure!(refused.is_err(), "a snapshot without files was granted: {refused:?}");
+    ensure!(first.ctl(["state"])? == "running\n", "it does not go on after a snapshot that was refused");
+    drop(first);
+    let state = fs::read(directory.join("state"))?;
+    let memory = directory.join("memory");
+    let length = fs::metadata(&memory)?.len();
+    let mut flipped = state.clone();
+    flipped[state.len() / 2] ^= 4;
+    let mut newer = state.clone();
+    newer[8] = 77;
+    let none: [&str; 0] = [];
+    let cases: [(&str, &[u8], u64, &[&str], &str); 8] = [
+        ("cut", &state[..state.len() - 1], length, &none, "damaged"),
+        ("flipped", &flipped, length, &none, "checksum"),
+        ("newer", &newer, length, &none, "damaged"),
+        ("empty", &[], length, &none, "no snapshot"),
+        ("foreign", b"#!/bin/sh\nexec something else altogether\n", length, &none, "no snapshot"),
+        ("short", &state, length - 4096, &none, "instead of"),
+        ("more", &state, length, &["--share", "x=/tmp"], "leave it out"),
+        ("option", &state, length, &["--cpus", "2"], "leave it out"),
+    ];
+    for (name, bytes, length, options, word) in cases {
+        fs::write(directory.join("state"), bytes)?;
+        fs::OpenOptions::new().write(true).open(&memory)?.set_len(length)?;
+        let machine = boot(ctx, name).restore(&directory).options(options).start(&initrd)?;
+        let done = machine.wait()?;
+        let said = done.err();
+        ensure!(matches!(done.code(), Some(1 | 2)), "{name}: it ended with {}: {said}", done.status);
+        if said.trim_end().lines().count() != 1 || !said.contains(word) {
+            bail!("{name}: the monitor said {said:?}, without {word:?} or in more than a line");
+        }
+    }
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,93 @@
+//! The counter of a machine: one offset between it and the host's.
+//!
+//! A guest has two counters, virtual and physical. On Linux 6.4 and later both are given the same offset, from the
+//! beginning, so that both count from when the machine was made and go on from where they were when it is restored.
+//! Earlier kernels know an offset of the virtual counter only, which is that of all processors and is set by writing
+//! the counter of one; there a guest that looks at its physical counter sees the host's, and a leap.
+
+use std::sync::Mutex;
+
+use kvm_bindings::{KVMIO, kvm_arm_counter_offset};
+use kvm_ioctls::Cap;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
+
+use super::super::super::Error;
+use super::super::vm::{call, unfit};
+use super::super::{KvmErrno, KvmVcpu, KvmVm, lock};
+use super::registers::{PTIMER_CNT, TIMER_CNT};
+use super::{get, set};
+
+ioctl_iow_nr!(KVM_ARM_SET_COUNTER_OFFSET, KVMIO, 0xb5, kvm_arm_counter_offset);
+
+/// What the processors of a machine find out together.
+#[derive(Debug, Default)]
+pub(super) struct Counter(Mutex<Offsets>);
+
+#[derive(Debug, Default)]
+struct Offsets {
+    /// What the host counted when the first processor was made.
+    born: Option<u64>,
+    /// The offset that KVM has been given.
+    given: u64,
+    /// The one with which the machine goes on, once a processor has been restored.
+    resumed: Option<u64>,
+}
+
+impl Counter {
+    /// Takes down when the machine began.
+    pub(super) fn look(&self, vcpu: &KvmVcpu) -> Result<(), Error> {
+        let mut offsets = lock(&self.0);
+        if offsets.born.is_none() {
+            offsets.born = Some(get(vcpu, PTIMER_CNT)?);
+        }
+        Ok(())
+    }
+
+    /// To be called when no vCPU is in use.
+    pub(super) fn begin(&self, vm: &KvmVm) -> Result<(), Error> {
+        let mut offsets = lock(&self.0);
+        let Some(born) = offsets.born.filter(|_| has_offset(vm)) else { return Ok(()) };
+        set_offset(vm, born)?;
+        offsets.given = born;
+        Ok(())
+    }
+
+    /// The first to be restored says from where the machine's counter goes on, `count`; all have stood still when
+    /// theirs was read, so it is later than any that a guest has seen.
+    pub(super) fn resume(&self, vcpu: &KvmVcpu, count: u64) -> Result<(), Error> {
+        let mut offsets = lock(&self.0);
+        if offsets.resumed.is_none() {
+            let host = get(vcpu, PTIMER_CNT)?.wrapping_add(offsets.given);
+            offsets.resumed = Some(host.wrapping_sub(count));
+            if !vcpu.vm.fd.check_extension(Cap::CounterOffset) {
+                set(vcpu, TIMER_CNT, count)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// To be called when all processors have been restored and none is in use.
+    pub(super) fn settle(&self, vm: &KvmVm) -> Result<(), Error> {
+        let mut offsets = lock(&self.0);
+        let Some(resumed) = offsets.resumed else {
+            return Err(unfit("none of its processors has been restored"));
+        };
+        if has_offset(vm) {
+            set_offset(vm, resumed)?;
+            offsets.given = resumed;
+        }
+        Ok(())
+    }
+}
+
+fn has_offset(vm: &KvmVm) -> bool {
+    vm.fd().check_extension(Cap::CounterOffset)
+}
+
+fn set_offset(vm: &KvmVm, counter_offset: u64) -> Result<(), Error> {
+    let offset = kvm_arm_counter_offset { counter_offset, reserved: 0 };
+    // SAFETY: the kernel reads a structure of exactly this type.
+    let done = unsafe { ioctl_with_ref(&**vm.fd(), KVM_ARM_SET_COUNTER_OFFSET(), &offset) };
+    call("KVM_ARM_SET_COUNTER_OFFSET", if done == 0 { Ok(()) } else { Err(KvmErrno::last()) })
+}
