@@ -186,9 +186,6 @@ fn belongs_to_containerd(root: &Path, path: &Path) -> bool {
 /// A place that containerd, runc or a shim of ours makes for the first container and keeps for all later ones. What
 /// stands on a shelf counts, the shelf does not.
 fn is_shelf(path: &Path, namespaces: &[String]) -> bool {
-    if let Ok(inside) = path.strip_prefix(TEMPLATES) {
-        return is_of_templates(inside);
-    }
     const OF_ALL: [&str; 3] = ["fifo", "s", "runc"];
     const OF_OURS: [&str; 4] = ["tasks", "shims", "machines", "containerd-version"];
     const WITH_NAMESPACES: [&str; 5] = ["runc", "io.containerd.runtime.v2.task", "cgroup", "tasks", "shims"];
@@ -197,7 +194,8 @@ fn is_shelf(path: &Path, namespaces: &[String]) -> bool {
     let is_namespace = namespaces.contains(&own);
     // Control groups of version 1 have a hierarchy for each controller in between.
     let in_controller = path.parent().and_then(Path::parent) == Some(Path::new("/sys/fs/cgroup"));
-    (parent == "containerd" && OF_ALL.contains(&own.as_str()))
+    path.strip_prefix(TEMPLATES).is_ok_and(is_of_templates)
+        || (parent == "containerd" && OF_ALL.contains(&own.as_str()))
         || (path.parent() == Some(Path::new("/run/supermachine")) && OF_OURS.contains(&own.as_str()))
         || (is_namespace && (WITH_NAMESPACES.contains(&parent.as_str()) || in_controller))
 }
@@ -207,8 +205,9 @@ const TEMPLATES: &str = "/var/lib/supermachine/templates";
 
 /// What is there for long; what is being made, or removed, is not.
 fn is_of_templates(inside: &Path) -> bool {
-    let first = inside.components().next().map(|first| first.as_os_str().to_string_lossy().into_owned());
-    first.is_none_or(|first| !first.ends_with(".new") && !first.ends_with(".old"))
+    let first = inside.components().next().map(|first| Path::new(first.as_os_str()));
+    let extension = first.and_then(Path::extension);
+    extension.is_none_or(|extension| extension != "new" && extension != "old")
 }
 
 /// Calls `found` for everything below `root`, other file systems and symbolic links left alone.

@@ -72,7 +72,7 @@ impl Bed {
 
 fn fill(making: &Making) {
     (&making.state).write_all(b"state").unwrap();
-    (&making.memory).write_all(&[7; 100_000]).unwrap();
+    (&making.memory).write_all(&vec![7; 100_000]).unwrap();
 }
 
 fn age(path: &Path, seconds: u64) {
@@ -207,7 +207,7 @@ async fn one_that_is_not_what_it_was_is_made_again() {
     type Harm = fn(&Path);
     let harms: [(&str, Harm); 6] = [
         ("its memory is cut", |path| {
-            File::options().write(true).open(path.join("memory")).unwrap().set_len(5).unwrap()
+            File::options().write(true).open(path.join("memory")).unwrap().set_len(5).unwrap();
         }),
         ("its memory is gone", |path| fs::remove_file(path.join("memory")).unwrap()),
         ("its state is longer", |path| fs::write(path.join("state"), "state and more").unwrap()),

@@ -1,5 +1,6 @@
 //! `supermachine snapshot`: snapshots wherever they are.
 
+use std::fmt::Write;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -146,7 +147,7 @@ fn show(path: &Path, header: &Header, json: bool) {
             }
             other => other.to_string(),
         };
-        text += &format!("{name:<13} {}\n", printable(&value));
+        let _ = writeln!(text, "{name:<13} {}", printable(&value));
     }
     print(&text);
 }
@@ -188,7 +189,7 @@ mod tests {
         }
         fs::write(snapshot.join(STATE_FILE), "x").unwrap();
         let place = directory.display().to_string();
-        assert_eq!(known(&[&place]).unwrap(), [snapshot.clone()]);
+        assert_eq!(known(&[&place]).unwrap(), std::slice::from_ref(&snapshot));
         assert!(known(&[&format!("{place}/none")]).unwrap().is_empty());
         assert!(
             row(&snapshot, &read_header(&snapshot).map_err(|error| error.to_string()))[4]

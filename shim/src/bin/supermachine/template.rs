@@ -42,7 +42,9 @@ pub fn run(root: &Path, words: &[String], json: bool, all: bool) -> Result<ExitC
         ["prune"] => {
             sweep(root);
             let removed = if all { prune_all(&store)? } else { store.prune(None)? };
-            removed.iter().for_each(|key| print(&format!("removed {key}\n")));
+            for key in removed {
+                print(&format!("removed {key}\n"));
+            }
         }
         _ => return Err("template does ls, build, rm KEY... and prune; supermachine --help says more".into()),
     }

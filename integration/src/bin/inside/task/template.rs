@@ -191,8 +191,10 @@ const HARMS: [(&str, Harm, bool); 4] = [
 
 fn spoilt(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let directory = ctx.path("templates");
-    let _on =
-        Configured::with(&format!("[vm]\nboot = \"restore\"\n[template]\ndirectory = {directory:?}\n"))?;
+    let _on = Configured::with(&format!(
+        "[vm]\nboot = \"restore\"\n[template]\ndirectory = \"{}\"\n",
+        directory.display()
+    ))?;
     let api = ctx.world.api()?;
     let run = || says(ctx, &api, "echo well", |_| {});
     let verified = |path: &Path| {
@@ -221,7 +223,8 @@ fn store(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let directory = ctx.path("templates");
     let configure = |more: &str| {
         Configured::with(&format!(
-            "[vm]\nboot = \"restore\"\n{more}\n[template]\ndirectory = {directory:?}\nmax_bytes = 1\n"
+            "[vm]\nboot = \"restore\"\n{more}\n[template]\ndirectory = \"{}\"\nmax_bytes = 1\n",
+            directory.display()
         ))
     };
     let ask = |words: &[&str]| ctx.cmd("supermachine").args(words).ok();
