@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use agent_api::READY_PORT;
 use log::warn;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sched::{CloneFlags, unshare};
 use runtime_spec::plan::{Block, BlockSource};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixListener;
@@ -302,9 +303,13 @@ fn spawn(start: &Start<'_>, control: &StdStream) -> Result<Child> {
     if let Some(network) = &start.network {
         inherited.push((above(network)?, NETNS_FD));
     }
+    let alone = start.network.is_none();
     // SAFETY: after the fork there are only system calls that take numbers.
     unsafe {
         command.pre_exec(move || {
+            if alone {
+                unshare(CloneFlags::CLONE_NEWNET)?;
+            }
             for (from, to) in &inherited {
                 if libc::dup2(from.as_raw_fd(), *to) < 0 {
                     return Err(std::io::Error::last_os_error());
