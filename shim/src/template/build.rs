@@ -42,10 +42,11 @@ pub async fn make(
         noted(monitor.process())?;
         save(&monitor, greeting, ready, making, step).await
     };
-    made.await.map_err(|error| {
-        let killed = monitor.has_ended().is_some_and(|ended| ended.killed);
-        if killed { Unmade::Here(error) } else { Unmade::Anywhere(error) }
-    })
+    let made = made.await;
+    let killed = monitor.has_ended().is_some_and(|ended| ended.killed);
+    // Before anybody removes what it has open.
+    monitor.kill().await;
+    made.map_err(|error| if killed { Unmade::Here(error) } else { Unmade::Anywhere(error) })
 }
 
 fn start(parts: &Parts, directory: &Path) -> Result<((Monitor, Greeting), UnixListener)> {
@@ -100,7 +101,6 @@ async fn save(
          saved after {:?}",
         begun.elapsed()
     );
-    monitor.kill().await;
     match making.memory.metadata().attempt(what)?.len() {
         found if found == length => Ok(()),
         found => {

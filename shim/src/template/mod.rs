@@ -105,7 +105,7 @@ pub async fn obtain(
     match made.await {
         Ok(template) => {
             drop(lock);
-            prune(store, &key);
+            prune(store, &key).await;
             Ok((template, Way::Made))
         }
         Err(unmade) => {
@@ -129,8 +129,10 @@ async fn locked(store: &Store, key: &Key, wait: Duration) -> Result<Lock> {
 }
 
 /// Keeps the templates within their limit.
-fn prune(store: &Store, keep: &Key) {
-    match store.prune(Some(keep)) {
+async fn prune(store: &Store, keep: &Key) {
+    let (pruning, keep) = (store.clone(), keep.clone());
+    let pruned = tokio::task::spawn_blocking(move || pruning.prune(Some(&keep))).await;
+    match pruned.map_err(std::io::Error::other).and_then(|pruned| pruned) {
         Ok(removed) => removed.iter().for_each(|key| info!("template {key} had to go")),
         Err(error) => warn!("pruning {}: {error}", store.directory().display()),
     }
