@@ -12,7 +12,7 @@ use super::life::{Attached, HeldPort, Machine, Phases};
 use super::ram::{Extent, Ram};
 use super::shell::{Begin, Shell, Source, VcpuState};
 use super::{Config, Error, Restore};
-use crate::arch::native::{Fingerprint, boot, layout};
+use crate::arch::native::{boot, layout};
 use crate::console::{Marker, Output};
 use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::mmio::{self, Transport};
@@ -122,10 +122,9 @@ fn raise<H: Hypervisor>(
         interrupt_controller: true,
         psci: shape.psci,
     };
-    let fingerprint = hypervisor.fingerprint()?;
     let (guest, load, shell, made) = thread::scope(|scope| {
         let loader = scope.spawn(|| {
-            let guest = Guest::<H::Vm>::load(origin, &ram.boot, hypervisor.name(), &fingerprint);
+            let guest = Guest::<H::Vm>::load(origin, &ram.boot);
             (guest, begun.elapsed())
         });
         let shell = Shell::build(hypervisor, &plan);
@@ -134,6 +133,11 @@ fn raise<H: Hypervisor>(
         (guest, load, shell, made)
     });
     let (shell, mut guest) = (shell?, guest?);
+    // Cheap now that there is a processor to ask.
+    let fingerprint = hypervisor.fingerprint()?;
+    if let Some(snapshot) = guest.snapshot() {
+        snapshot.check_host(hypervisor.name(), &fingerprint)?;
+    }
     guest.begin_early(&shell)?;
     let output = Output::new(fittings.console, fittings.markers, shell.on_marker())
         .map_err(|source| Error::Host { what: "start the console's thread", source })?;
@@ -193,13 +197,12 @@ enum Guest<V: Vm> {
 
 impl<V: Vm> Guest<V> {
     /// Needs nothing of the machine but its memory.
-    fn load(origin: Origin, ram: &GuestRam, hypervisor: &str, host: &Fingerprint) -> Result<Self, Error> {
+    fn load(origin: Origin, ram: &GuestRam) -> Result<Self, Error> {
         match origin {
             Origin::Boot(Boot { kernel, initrd, command_line }) => {
                 Ok(Self::Booting { loaded: boot::load(ram, kernel, initrd)?, command_line })
             }
             Origin::Snapshot(mut snapshot) => {
-                snapshot.check_host(hypervisor, host)?;
                 let encoded = std::mem::take(&mut snapshot.state.vcpus);
                 let vcpus = encoded.iter().map(|bytes| Ok(Box::new(snapshot.decode(bytes, "a processor")?)));
                 let vcpus = vcpus.collect::<Result<_, Error>>()?;

@@ -186,6 +186,29 @@ impl VirtQueue {
         Ok(())
     }
 
+    /// How many requests the driver has ever offered.
+    pub fn offered(&self) -> Result<u16, Broken> {
+        Ok(self.queue.avail_idx(&*self.ram, Ordering::Acquire)?.0)
+    }
+
+    /// How many requests there are to take. One that breaks the rules says more than there can be.
+    pub fn waiting(&self) -> Result<u16, Broken> {
+        Ok(self.offered()?.wrapping_sub(self.queue.next_avail()))
+    }
+
+    /// Asks to be told about requests beyond those that are there, which stay there, and says how many have ever
+    /// been offered. What comes meanwhile rings too.
+    pub fn await_more(&mut self) -> Result<u16, Broken> {
+        let (next, offered) = (self.queue.next_avail(), self.offered()?);
+        self.queue.set_next_avail(offered);
+        let more = self.queue.enable_notification(&*self.ram);
+        self.queue.set_next_avail(next);
+        if more? {
+            self.doorbell.set();
+        }
+        Ok(offered)
+    }
+
     /// Asks not to be told about new requests for now.
     pub fn disable_doorbell(&mut self) -> Result<(), Broken> {
         Ok(self.queue.disable_notification(&*self.ram)?)

@@ -74,7 +74,6 @@ impl KvmVm {
         &self.plan
     }
 
-    #[cfg(target_arch = "aarch64")]
     pub(super) fn shared(&self) -> &arch::Shared {
         &self.shared
     }

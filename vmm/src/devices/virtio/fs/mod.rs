@@ -6,14 +6,19 @@
 #[cfg(all(target_os = "linux", feature = "fs"))]
 pub mod passthrough;
 #[cfg(all(target_os = "linux", feature = "fs"))]
+mod replay;
+#[cfg(all(target_os = "linux", feature = "fs"))]
 mod request;
+#[cfg(all(target_os = "linux", feature = "fs"))]
+mod saved;
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use super::queue::Chain;
-use super::{ActivateError, Activation, Broken, Device, Serve, Worker, config_bytes};
+use super::state::{decode, encode, same};
+use super::{ActivateError, Activation, Broken, Device, Serve, StateError, Worker, config_bytes};
 
 const KIND: u32 = 26;
 /// Bytes of a tag.
@@ -24,7 +29,7 @@ const QUEUE_SIZE: u16 = 256;
 pub const REQUEST_QUEUES_MAX: u16 = 8;
 
 /// What the guest may keep of what it has read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub enum Cache {
     /// Nothing: whatever the host changes is seen at once.
     Never,
@@ -47,6 +52,12 @@ pub trait Server: Send + Sync {
 
     /// The guest has gone or starts over: forget its files.
     fn forget(&self);
+
+    /// All that it knows of the guest, while nothing is asked of it. It goes on as if it had not been asked.
+    fn save(&self) -> Result<Vec<u8>, StateError>;
+
+    /// Becomes what was saved, over the same files or a copy of them, before anything is asked of it.
+    fn restore(&self, state: &[u8]) -> Result<(), StateError>;
 }
 
 /// The tag cannot name a share.
@@ -54,17 +65,25 @@ pub trait Server: Send + Sync {
 #[error("the tag {0:?} of a share: it has 1 to {TAG_MAX} bytes")]
 pub struct TagError(String);
 
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct State {
+    tag: String,
+    server: Vec<u8>,
+}
+
 /// The device.
 pub struct Fs {
     tag: [u8; TAG_MAX],
     sizes: Vec<u16>,
     server: Arc<dyn Server>,
     workers: Vec<Worker<OneQueue>>,
+    /// The server may know something of the guest.
+    known: bool,
 }
 
 impl fmt::Debug for Fs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Fs({:?})", String::from_utf8_lossy(&self.tag))
+        write!(f, "Fs({:?})", self.tag())
     }
 }
 
@@ -77,7 +96,17 @@ impl Fs {
         let mut padded = [0; TAG_MAX];
         padded[..tag.len()].copy_from_slice(tag.as_bytes());
         let queues = 1 + request_queues.clamp(1, REQUEST_QUEUES_MAX);
-        Ok(Self { tag: padded, sizes: vec![QUEUE_SIZE; queues.into()], server, workers: Vec::new() })
+        Ok(Self {
+            tag: padded,
+            sizes: vec![QUEUE_SIZE; queues.into()],
+            server,
+            workers: Vec::new(),
+            known: false,
+        })
+    }
+
+    fn tag(&self) -> String {
+        String::from_utf8_lossy(&self.tag).trim_end_matches('\0').to_owned()
     }
 }
 
@@ -113,6 +142,7 @@ impl Device for Fs {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { ram, queues, signals, standstill, features } = activation;
+        self.known = true;
         for (index, queue) in queues.into_iter().enumerate() {
             let part = Activation {
                 ram: Arc::clone(&ram),
@@ -128,9 +158,20 @@ impl Device for Fs {
         Ok(())
     }
 
+    fn save(&mut self) -> Result<Vec<u8>, StateError> {
+        encode(&State { tag: self.tag(), server: self.server.save()? })
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        let State { tag, server } = decode(state)?;
+        same("tag", &tag, &self.tag())?;
+        self.known = true;
+        self.server.restore(&server)
+    }
+
     fn reset(&mut self) {
-        if !self.workers.is_empty() {
-            self.workers.clear();
+        self.workers.clear();
+        if std::mem::take(&mut self.known) {
             self.server.forget();
         }
     }
@@ -138,9 +179,14 @@ impl Device for Fs {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
-    struct Nothing;
+    #[derive(Default)]
+    struct Nothing {
+        forgotten: AtomicU32,
+    }
 
     impl Server for Nothing {
         fn enter_thread(&self) -> io::Result<()> {
@@ -149,20 +195,50 @@ mod tests {
         fn handle(&self, _: Chain) -> Result<u32, Broken> {
             Ok(0)
         }
-        fn forget(&self) {}
+        fn forget(&self) {
+            self.forgotten.fetch_add(1, Ordering::SeqCst);
+        }
+        fn save(&self) -> Result<Vec<u8>, StateError> {
+            Ok(vec![7])
+        }
+        fn restore(&self, state: &[u8]) -> Result<(), StateError> {
+            if state == [7] { Ok(()) } else { Err(StateError("it is not a seven".into())) }
+        }
     }
 
     #[test]
     fn a_tag_fits_or_is_refused() {
         for (tag, ok) in [("r", true), (&"x".repeat(36), true), (&"x".repeat(37), false), ("", false)] {
-            assert_eq!(Fs::new(tag, 1, Arc::new(Nothing)).is_ok(), ok, "{tag:?}");
+            assert_eq!(Fs::new(tag, 1, Arc::new(Nothing::default())).is_ok(), ok, "{tag:?}");
         }
+    }
+
+    #[test]
+    fn a_share_goes_on_by_its_tag_and_what_was_restored_can_be_forgotten() {
+        let bytes = Fs::new("rootfs", 1, Arc::new(Nothing::default())).unwrap().save().unwrap();
+        let server = Arc::new(Nothing::default());
+        let forgotten = || server.forgotten.load(Ordering::SeqCst);
+        let mut fs = Fs::new("rootfs", 1, Arc::clone(&server) as Arc<dyn Server>).unwrap();
+        fs.reset();
+        assert_eq!(forgotten(), 0);
+        fs.restore(&bytes).unwrap();
+        assert_eq!(fs.save().unwrap(), bytes);
+        fs.reset();
+        fs.reset();
+        assert_eq!(forgotten(), 1);
+        let mut other = Fs::new("data", 1, server.clone()).unwrap();
+        let error = other.restore(&bytes).unwrap_err().to_string();
+        assert!(error.contains("tag was rootfs and is data here"), "{error}");
+        let strange = encode(&State { tag: "rootfs".into(), server: vec![8] }).unwrap();
+        assert!(fs.restore(&strange).unwrap_err().to_string().contains("seven"));
+        fs.reset();
+        assert_eq!(forgotten(), 2);
     }
 
     #[test]
     fn the_configuration_names_tag_and_queues() {
         for (asked, queues) in [(0, 1), (1, 1), (4, 4), (1000, REQUEST_QUEUES_MAX)] {
-            let fs = Fs::new("rootfs", asked, Arc::new(Nothing)).unwrap();
+            let fs = Fs::new("rootfs", asked, Arc::new(Nothing::default())).unwrap();
             assert_eq!(fs.queues().len(), usize::from(queues) + 1);
             let mut config = [0; 48];
             fs.read_config(0, &mut config);

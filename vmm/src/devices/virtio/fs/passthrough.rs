@@ -1,23 +1,37 @@
 //! A directory of the host as a share, by virtiofsd's file system, in this process.
 
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
 use vhost::vhost_user::Backend;
 use virtiofsd::descriptor_utils::{Reader, Writer};
-use virtiofsd::filesystem::FileSystem;
+use virtiofsd::filesystem::{FileSystem, SerializableFileSystem};
 use virtiofsd::passthrough::credentials::drop_effective_cap;
 use virtiofsd::passthrough::read_only::PassthroughFsRo;
-use virtiofsd::passthrough::{CachePolicy, Config, NegotiationMode, PassthroughFs};
+use virtiofsd::passthrough::{
+    CachePolicy, Config, MigrationMode, MigrationOnError, NegotiationMode, PassthroughFs,
+};
 
-use super::super::Broken;
 use super::super::queue::Chain;
+use super::super::state::{MAX, decode, encode, same};
+use super::super::{Broken, StateError};
+use super::replay::{REQUEST_MAX, Replay};
 use super::request::{OUT_HEADER, Request};
+use super::saved::Tree;
 use super::{Cache, Server};
+
+/// Files that are named in one message.
+const NAMED_MAX: usize = 5;
 
 /// The directory cannot be shared.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +41,23 @@ pub struct Error {
     source: io::Error,
 }
 
+/// What has to be known to go on elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct State {
+    read_only: bool,
+    cache: Cache,
+    /// The request by which the guest mounted it, and the files that it knows since.
+    mounted: Option<(Vec<u8>, Tree)>,
+}
+
 /// The share.
 pub struct Passthrough {
     inner: Inner,
+    path: PathBuf,
+    cache: Cache,
+    /// The request by which the guest mounted it: what was agreed on then follows from it, and the server does not
+    /// save all of that.
+    mounted_by: Mutex<Vec<u8>>,
 }
 
 enum Inner {
@@ -75,6 +103,13 @@ impl Passthrough {
             posix_acl: NegotiationMode::Auto,
             // Without it nothing could be mapped shared where the guest keeps nothing.
             allow_mmap: true,
+            // A place in the tree is what another host, or a copy of the tree, has in common with this one; handles
+            // and inode numbers are not, and overlays have no handles. What is not there is an error and not a file
+            // that fails later. Nothing moves between finding the places and saving them, as the guest stands still.
+            migration_mode: MigrationMode::FindPaths,
+            migration_on_error: MigrationOnError::Abort,
+            migration_verify_handles: false,
+            migration_confirm_paths: false,
             ..Config::default()
         };
         // The server clears the mask of the whole process; it is its threads that need it clear.
@@ -85,15 +120,91 @@ impl Passthrough {
             PassthroughFs::new(config).map(|fs| Inner::ReadWrite(virtiofsd::server::Server::new(fs)))
         };
         umask(before);
-        Ok(Self { inner: made.map_err(failed)? })
+        Ok(Self { inner: made.map_err(failed)?, path: path.to_owned(), cache, mounted_by: Mutex::default() })
+    }
+
+    fn is_read_only(&self) -> bool {
+        matches!(self.inner, Inner::ReadOnly(_))
+    }
+
+    fn mounted_by(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.mounted_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serializable(&self) -> &dyn SerializableFileSystem {
+        match &self.inner {
+            Inner::ReadOnly(server) => server,
+            Inner::ReadWrite(server) => server,
+        }
+    }
+
+    fn serialize(&self) -> io::Result<Vec<u8>> {
+        let (ours, theirs) = UnixStream::pair()?;
+        thread::scope(|scope| {
+            let reader = scope.spawn(move || {
+                let mut bytes = Vec::new();
+                ours.take(MAX as u64 + 1).read_to_end(&mut bytes).map(|_| bytes)
+            });
+            let server = self.serializable();
+            server.prepare_serialization(Arc::new(AtomicBool::new(false)));
+            let written = server.serialize(File::from(OwnedFd::from(theirs)));
+            let bytes = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            written.and(bytes)
+        })
+    }
+
+    fn deserialize(&self, bytes: &[u8]) -> io::Result<()> {
+        let (mut ours, theirs) = UnixStream::pair()?;
+        thread::scope(|scope| {
+            // The server reads to the end, which comes when this one is dropped.
+            scope.spawn(move || ours.write_all(bytes));
+            self.serializable().deserialize_and_apply(File::from(OwnedFd::from(theirs)))
+        })
+    }
+
+    fn open_but_gone(&self, count: usize) -> String {
+        if count == 0 {
+            return "its server has written down something else".into();
+        }
+        let names = match deleted(&self.path) {
+            names if names.is_empty() => String::new(),
+            names => format!(" (among those that were removed: {})", names.join(", ")),
+        };
+        format!("its guest has {count} files open that have no name in it any more{names}; close them first")
+    }
+
+    /// Has the server agree on what it once did with the guest.
+    fn mount_again(&self, request: &[u8]) -> Result<(), Broken> {
+        if !Request::is_mount(request) {
+            return Err(Broken("what was saved as the request to mount it is another".into()));
+        }
+        let replay = Replay::new(request)?;
+        self.handle(replay.chain()?)?;
+        match replay.error()? {
+            0 => Ok(()),
+            error => Err(Broken(io::Error::from_raw_os_error(-error).to_string())),
+        }
     }
 }
 
+/// Files below `root` that this process has open and that have no name any more, as far as it can be found out.
+fn deleted(root: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    let targets = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    let names = targets.filter_map(|path| {
+        let name = path.strip_prefix(root).ok()?.to_str()?.strip_suffix(" (deleted)")?.to_owned();
+        Some(name)
+    });
+    let names: std::collections::BTreeSet<_> = names.collect();
+    names.into_iter().take(NAMED_MAX).collect()
+}
+
+/// Answers a request and says how many bytes that took, and, where it changes that, by what the share is mounted now.
 fn handle<F: FileSystem + Sync>(
     server: &virtiofsd::server::Server<F>,
     chain: Chain,
     read_only: bool,
-) -> Result<u32, Broken> {
+) -> Result<(u32, Option<Vec<u8>>), Broken> {
     let broken = |error: &dyn fmt::Display| Broken(error.to_string());
     let ram = chain.memory().clone();
     let reader = Reader::new(&ram, chain.clone()).map_err(|error| broken(&error))?;
@@ -104,6 +215,13 @@ fn handle<F: FileSystem + Sync>(
     if writer.available_bytes() < OUT_HEADER && request.wants_reply() {
         return Err(Broken("a request without room for the header of its reply".into()));
     }
+    let mounted_by = if request.mounts() {
+        let mut bytes = Vec::new();
+        reader.clone().take(REQUEST_MAX as u64).read_to_end(&mut bytes).map_err(|error| broken(&error))?;
+        Some(bytes)
+    } else {
+        request.unmounts().then(Vec::new)
+    };
     let len = if read_only && request.truncates() {
         request.refuse(writer, libc::EROFS).map_err(|error| broken(&error))?
     } else {
@@ -116,7 +234,7 @@ fn handle<F: FileSystem + Sync>(
         server.handle_message(reader, writer, None::<&mut Backend>).map_err(|error| broken(&error))?
     };
     // A reply is bounded by the request's size, which is bounded by the server.
-    Ok(u32::try_from(len).unwrap_or(u32::MAX))
+    Ok((u32::try_from(len).unwrap_or(u32::MAX), mounted_by))
 }
 
 impl Server for Passthrough {
@@ -129,13 +247,45 @@ impl Server for Passthrough {
     }
 
     fn handle(&self, chain: Chain) -> Result<u32, Broken> {
-        match &self.inner {
+        let (len, mounted_by) = match &self.inner {
             Inner::ReadOnly(server) => handle(server, chain, true),
             Inner::ReadWrite(server) => handle(server, chain, false),
+        }?;
+        if let Some(mounted_by) = mounted_by {
+            *self.mounted_by() = mounted_by;
         }
+        Ok(len)
+    }
+
+    fn save(&self) -> Result<Vec<u8>, StateError> {
+        let mounted_by = self.mounted_by().clone();
+        let mut mounted = None;
+        if !mounted_by.is_empty() {
+            let failed =
+                |error| StateError(format!("the files of {} cannot be saved: {error}", self.path.display()));
+            let bytes = self.serialize().map_err(|error| failed(error.to_string()))?;
+            let tree = Tree::from_server(&bytes).map_err(|open| failed(self.open_but_gone(open)))?;
+            mounted = (!tree.is_empty()).then_some((mounted_by, tree));
+        }
+        encode(&State { read_only: self.is_read_only(), cache: self.cache, mounted })
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<(), StateError> {
+        let State { read_only, cache, mounted } = decode(state)?;
+        let access = |read_only| if read_only { "read-only" } else { "writable" };
+        same("access", &access(read_only), &access(self.is_read_only()))?;
+        same("cache", &format!("{cache:?}"), &format!("{:?}", self.cache))?;
+        let Some((request, tree)) = mounted else { return Ok(()) };
+        let failed = |error: &dyn fmt::Display| {
+            StateError(format!("its files are not found again in {}: {error}", self.path.display()))
+        };
+        let tree = tree.to_server(read_only)?;
+        self.mount_again(&request).map_err(|error| failed(&error))?;
+        self.deserialize(&tree).map_err(|error| failed(&error))
     }
 
     fn forget(&self) {
+        self.mounted_by().clear();
         match &self.inner {
             Inner::ReadOnly(server) => server.destroy(),
             Inner::ReadWrite(server) => server.destroy(),
@@ -144,130 +294,4 @@ impl Server for Passthrough {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use proptest::prelude::*;
-    use vm_memory::{Bytes, GuestAddress};
-
-    use super::super::super::testing;
-    use super::*;
-    use crate::memory::{self, GuestRam};
-
-    #[test]
-    fn a_share_is_a_directory_that_is_there() {
-        for (path, word) in [("/nonexistent", "No such file"), ("/proc/self/status", "directory")] {
-            let error = Passthrough::open(Path::new(path), false, Cache::Auto).unwrap_err().to_string();
-            assert!(error.contains(path) && error.contains(word), "{error}");
-        }
-        for read_only in [false, true] {
-            Passthrough::open(&std::env::temp_dir(), read_only, Cache::Auto).unwrap();
-        }
-    }
-
-    /// A directory with a file in it, gone when it is dropped.
-    struct Directory(PathBuf);
-
-    impl Directory {
-        fn new() -> Self {
-            let thread = std::thread::current().id();
-            let path = std::env::temp_dir().join(format!("vmm-fs-{}-{thread:?}", std::process::id()));
-            std::fs::create_dir_all(&path).unwrap();
-            std::fs::write(path.join("file"), "content").unwrap();
-            Self(path)
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
-    const ROOM: u32 = 0x2000;
-
-    /// A FUSE request in two parts, and where its answer goes.
-    fn request(ram: &Arc<GuestRam>, header: &[u8; 40], body: &[u8], room: u32) -> Chain {
-        let at = testing::DATA;
-        ram.write_slice(header, GuestAddress(at)).unwrap();
-        ram.write_slice(body, GuestAddress(at + 0x1000)).unwrap();
-        let parts = [(at, 40, 0), (at + 0x1000, body.len() as u32, 0), (at + 0x4000, room, testing::WRITE)];
-        testing::chain(ram, &parts)
-    }
-
-    fn header(len: u32, opcode: u32, node: u64) -> [u8; 40] {
-        let mut header = [0; 40];
-        header[..4].copy_from_slice(&len.to_le_bytes());
-        header[4..8].copy_from_slice(&opcode.to_le_bytes());
-        header[8..16].copy_from_slice(&7u64.to_le_bytes());
-        header[16..24].copy_from_slice(&node.to_le_bytes());
-        header
-    }
-
-    /// What a driver says first: FUSE 7.31, nothing special.
-    fn greet(share: &Passthrough, ram: &Arc<GuestRam>) {
-        const INIT: u32 = 26;
-        let body: Vec<u8> = [7u32, 31, 0x2_0000, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
-        let chain = request(ram, &header(40 + body.len() as u32, INIT, 0), &body, ROOM);
-        share.handle(chain).unwrap();
-    }
-
-    fn ram() -> Arc<GuestRam> {
-        Arc::new(memory::anonymous(&[(0, 0x4_0000)]).unwrap())
-    }
-
-    #[test]
-    fn an_answer_fits_the_room_and_names_its_request() {
-        const LOOKUP: u32 = 1;
-        let directory = Directory::new();
-        let share = Passthrough::open(&directory.0, false, Cache::Auto).unwrap();
-        let ram = ram();
-        greet(&share, &ram);
-        for (name, error) in [("file", 0), ("none", -libc::ENOENT)] {
-            let body = [name.as_bytes(), &[0]].concat();
-            let chain = request(&ram, &header(40 + body.len() as u32, LOOKUP, 1), &body, ROOM);
-            let len = share.handle(chain).unwrap();
-            let answer: [u32; 3] =
-                [0, 4, 8].map(|at| ram.read_obj(GuestAddress(testing::DATA + 0x4000 + at)).unwrap());
-            assert_eq!((answer[0], answer[1].cast_signed(), answer[2]), (len, error, 7), "{name}");
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(256))]
-        /// Requests of any kind with anything in them are answered within the room there is, or break
-        /// the queue. The requests are made on a thread of their own, as in a machine.
-        #[test]
-        fn no_request_upsets_it(
-            requests in proptest::collection::vec(
-                (prop_oneof![8 => 1u32..53, 1 => any::<u32>()],
-                 prop_oneof![4 => 0u64..5, 1 => any::<u64>()],
-                 prop_oneof![3 => Just(None), 1 => any::<u32>().prop_map(Some)],
-                 prop_oneof![
-                     Just(b"file\0other\0".to_vec()),
-                     proptest::collection::vec(any::<u8>(), 0..200),
-                     proptest::collection::vec(prop_oneof![Just(0u8), 0..8u8], 0..120),
-                 ],
-                 prop_oneof![2 => Just(ROOM), 1 => 1..200u32]),
-                1..12),
-            read_only in any::<bool>(),
-        ) {
-            let directory = Directory::new();
-            let share = Passthrough::open(&directory.0, read_only, Cache::Auto).unwrap();
-            let ram = ram();
-            let answered = std::thread::spawn(move || {
-                share.enter_thread().unwrap();
-                greet(&share, &ram);
-                for (opcode, node, len, body, room) in requests {
-                    let len = len.unwrap_or(40 + body.len() as u32);
-                    let chain = request(&ram, &header(len, opcode, node), &body, room);
-                    if let Ok(written) = share.handle(chain) {
-                        assert!(written <= room, "{written} bytes into {room}");
-                    }
-                }
-                share.forget();
-            });
-            prop_assert!(answered.join().is_ok());
-        }
-    }
-}
+mod tests;

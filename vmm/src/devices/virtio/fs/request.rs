@@ -12,8 +12,10 @@ pub const OUT_HEADER: usize = 16;
 
 const FORGET: u32 = 2;
 const OPEN: u32 = 14;
+const INIT: u32 = 26;
 const CREATE: u32 = 35;
 const INTERRUPT: u32 = 36;
+const DESTROY: u32 = 38;
 const BATCH_FORGET: u32 = 42;
 const FALLOCATE: u32 = 43;
 const COPY_FILE_RANGE: u32 = 47;
@@ -49,6 +51,21 @@ impl Request {
     /// Forgetting and interrupting are not answered.
     pub fn wants_reply(&self) -> bool {
         ![FORGET, INTERRUPT, BATCH_FORGET].contains(&self.opcode)
+    }
+
+    /// Whether a whole request, as bytes, is one to mount the share.
+    pub fn is_mount(bytes: &[u8]) -> bool {
+        bytes.get(4..8) == Some(&INIT.to_le_bytes())
+    }
+
+    /// Whether the guest mounts the share by it.
+    pub fn mounts(&self) -> bool {
+        self.opcode == INIT
+    }
+
+    /// Whether the guest takes the share off by it.
+    pub fn unmounts(&self) -> bool {
+        self.opcode == DESTROY
     }
 
     /// Whether a file that is changed by this loses its setuid and setgid bits, as it does when its guest's user

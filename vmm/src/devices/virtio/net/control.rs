@@ -1,4 +1,5 @@
-//! The control queue, section 5.1.6.5: how many queue pairs the driver uses.
+//! The control queue, section 5.1.6.5: how many queue pairs the driver uses, and that it has told the network where
+//! it is.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -7,32 +8,42 @@ use virtio_queue::{Reader, Writer};
 
 use super::super::queue::Chain;
 use super::super::{Broken, Serve};
+use super::Shared;
 use super::port::Port;
 use crate::memory::RamSlice;
 
+const CLASS_ANNOUNCE: u8 = 3;
+const ANNOUNCE_ACK: u8 = 0;
 const CLASS_MQ: u8 = 4;
 const MQ_VQ_PAIRS_SET: u8 = 0;
 
 const OK: u8 = 0;
 const ERR: u8 = 1;
 
-/// Switches pairs on and off.
+/// Does what the driver asks for.
 #[derive(Debug)]
 pub struct Control {
     pairs: Vec<Arc<Port>>,
+    shared: Arc<Shared>,
 }
 
 impl Control {
     /// Of these pairs, by their number.
-    pub fn new(pairs: Vec<Arc<Port>>) -> Self {
-        Self { pairs }
+    pub fn new(pairs: Vec<Arc<Port>>, shared: Arc<Shared>) -> Self {
+        Self { pairs, shared }
     }
 
     fn command(&self, reader: &mut impl Read) -> std::io::Result<u8> {
         let mut head = [0; 2];
         reader.read_exact(&mut head)?;
-        if head != [CLASS_MQ, MQ_VQ_PAIRS_SET] {
-            return Ok(ERR);
+        match head {
+            [CLASS_ANNOUNCE, ANNOUNCE_ACK] => {
+                self.shared.announced();
+                return Ok(OK);
+            }
+            // Which is there only where there is more than one.
+            [CLASS_MQ, MQ_VQ_PAIRS_SET] => {}
+            _ => return Ok(ERR),
         }
         let mut wanted = [0; 2];
         reader.read_exact(&mut wanted)?;
@@ -67,9 +78,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_announcement_is_heard() {
+        let shared = Arc::new(Shared::new(vec![]));
+        let control = Control::new(vec![], Arc::clone(&shared));
+        shared.set_link(true);
+        shared.announce.store(true, std::sync::atomic::Ordering::Release);
+        for (bytes, answer, status) in [(&[3, 1][..], ERR, 3), (&[3, 0], OK, 1), (&[3, 0], OK, 1)] {
+            assert_eq!((control.command(&mut &*bytes).unwrap(), shared.status()), (answer, status));
+        }
+    }
+
+    #[test]
     fn only_the_number_of_pairs_can_be_set_and_only_to_what_there_is() {
         let ports: Vec<_> = (0..3).map(|_| Arc::new(Port::new(true).unwrap())).collect();
-        let control = Control::new(ports.clone());
+        let control = Control::new(ports.clone(), Arc::new(Shared::new(vec![])));
         for (bytes, expected, on) in [
             (&[4, 0, 2, 0][..], Some(OK), Some([true, true, false])),
             (&[4, 0, 3, 0], Some(OK), Some([true, true, true])),

@@ -1,7 +1,8 @@
 //! The network device, section 5.1, on a tap of the host.
 //!
 //! `tap` is the host's side, `pair` moves packets between one queue pair and one queue of the tap, on a
-//! thread of its own, `control` hears how many pairs the driver wants. Checksums and the cutting of
+//! thread of its own, `control` hears how many pairs the driver wants, and that it has announced itself after it
+//! came from elsewhere. Checksums and the cutting of
 //! large packets are left to whoever is last to see them, in both directions: the header that the
 //! driver and the tap put before each packet is the same, and goes through as it is.
 
@@ -18,7 +19,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::limit::{Limiter, Limits};
-use super::{ActivateError, Activation, Device, Signals, Worker, config_bytes};
+use super::state::{decode, encode};
+use super::{ActivateError, Activation, Device, Signals, StateError, Worker, config_bytes};
 
 use control::Control;
 pub use counters::{Counts, DirectionCounts};
@@ -45,12 +47,14 @@ const F_HOST_ECN: u64 = 1 << 13;
 const F_MRG_RXBUF: u64 = 1 << 15;
 const F_STATUS: u64 = 1 << 16;
 const F_CTRL_VQ: u64 = 1 << 17;
+const F_GUEST_ANNOUNCE: u64 = 1 << 21;
 const F_MQ: u64 = 1 << 22;
 const F_GUEST_USO4: u64 = 1 << 54;
 const F_GUEST_USO6: u64 = 1 << 55;
 const F_HOST_USO: u64 = 1 << 56;
 
 const S_LINK_UP: u16 = 1;
+const S_ANNOUNCE: u16 = 2;
 
 /// Which large or unfinished packets the driver takes, and how the tap is told.
 const OFFLOADS: [(u64, c_uint); 5] = [
@@ -126,6 +130,8 @@ struct Shared {
     /// What the driver takes, as taps are told. Locked while taps or driver come.
     offload: Mutex<c_uint>,
     link: AtomicBool,
+    /// The driver is to tell the network where it is now, as soon as the cable is in.
+    announce: AtomicBool,
     counters: counters::Counters,
     signals: Mutex<Option<Arc<Signals>>>,
 }
@@ -136,6 +142,7 @@ impl Shared {
             ports,
             offload: Mutex::new(0),
             link: AtomicBool::new(false),
+            announce: AtomicBool::new(false),
             counters: counters::Counters::default(),
             signals: Mutex::new(None),
         }
@@ -178,6 +185,19 @@ impl Shared {
     fn link(&self) -> bool {
         self.link.load(Ordering::Acquire)
     }
+
+    fn announced(&self) {
+        self.announce.store(false, Ordering::Release);
+    }
+
+    /// The status in the configuration space.
+    fn status(&self) -> u16 {
+        match (self.link(), self.announce.load(Ordering::Acquire)) {
+            (false, _) => 0,
+            (true, false) => S_LINK_UP,
+            (true, true) => S_LINK_UP | S_ANNOUNCE,
+        }
+    }
 }
 
 /// What the host can ask and tell. It stays valid when the device is gone, and does nothing then.
@@ -207,6 +227,16 @@ impl Handle {
     }
 }
 
+/// What has to be known to go on elsewhere. The hardware address is not among it: machines that go on from one state
+/// have each their own, which somebody in the guest gives to the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct State {
+    mtu: Option<u16>,
+    link: bool,
+    /// How many pairs the driver uses; none before it begins.
+    pairs: u16,
+}
+
 /// The device.
 #[derive(Debug)]
 pub struct Net {
@@ -219,6 +249,8 @@ pub struct Net {
     shared: Arc<Shared>,
     pairs: Vec<Running>,
     control: Option<Worker<Control>>,
+    /// Where the driver was that will be served.
+    came_from: Option<State>,
 }
 
 impl Net {
@@ -244,9 +276,10 @@ impl Net {
             features |= F_MTU;
         }
         let mut sizes = vec![QUEUE_SIZE; pairs * 2];
+        features |= F_CTRL_VQ | F_GUEST_ANNOUNCE;
+        sizes.push(CONTROL_SIZE);
         if pairs > 1 {
-            features |= F_MQ | F_CTRL_VQ;
-            sizes.push(CONTROL_SIZE);
+            features |= F_MQ;
         }
         Ok(Self {
             mac: config.mac,
@@ -258,6 +291,7 @@ impl Net {
             shared: Arc::new(shared),
             pairs: Vec::new(),
             control: None,
+            came_from: None,
         })
     }
 
@@ -268,7 +302,7 @@ impl Net {
 
     fn config(&self) -> [u8; 12] {
         let mut config = [0; 12];
-        let status = if self.shared.link() { S_LINK_UP } else { 0 };
+        let status = self.shared.status();
         // At most PAIRS_MAX.
         let pairs = self.shared.ports.len() as u16;
         config[..6].copy_from_slice(&self.mac);
@@ -283,6 +317,8 @@ impl Net {
         let failed = |error: tap::Error| std::io::Error::other(error);
         let pairs = if features & F_MQ == 0 { 1 } else { self.shared.ports.len() };
         let ports = self.shared.ports[..pairs].to_vec();
+        // The driver begins with one pair and asks for the others.
+        let used = self.came_from.map_or(1, |state| usize::from(state.pairs).max(1));
         {
             let mut offload = self.shared.offload();
             *offload = tap_offload(features);
@@ -290,8 +326,7 @@ impl Net {
                 if let Some(tap) = port.tap() {
                     tap.set_offload(*offload).map_err(failed)?;
                 }
-                // The driver begins with one pair and asks for the others.
-                port.switch(index == 0).map_err(failed)?;
+                port.switch(index < used.min(pairs)).map_err(failed)?;
             }
         }
         let mut queues = queues.into_iter();
@@ -314,7 +349,7 @@ impl Net {
             self.pairs.push(pair.spawn(rx, tx, &standstill)?);
         }
         if let Some(queue) = queues.next().filter(|queue| features & F_CTRL_VQ != 0 && queue.is_ready()) {
-            let control = Control::new(ports);
+            let control = Control::new(ports, Arc::clone(&self.shared));
             let part = Activation { ram, queues: vec![queue], signals, features, standstill };
             self.control = Some(Worker::spawn("net-control", control, part)?);
         }
@@ -381,11 +416,47 @@ impl Device for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.shared.set_signals(Some(Arc::clone(&activation.signals)));
-        self.start(activation).map_err(|source| ActivateError { device: "net", source })
+        let (signals, features) = (Arc::clone(&activation.signals), activation.features);
+        self.shared.set_signals(Some(Arc::clone(&signals)));
+        self.start(activation).map_err(|source| ActivateError { device: "net", source })?;
+        if let Some(state) = self.came_from.take() {
+            let announces = features & F_GUEST_ANNOUNCE != 0;
+            self.shared.announce.store(announces, Ordering::Release);
+            if announces || state.link != self.shared.link() {
+                signals.config_changed();
+            }
+        }
+        Ok(())
+    }
+
+    /// No packet is on its way: each goes from the ring to the tap, or from the tap to the ring, at once, and what a
+    /// limit holds up has not been taken.
+    fn save(&mut self) -> Result<Vec<u8>, StateError> {
+        let pairs = self.shared.ports.iter().filter(|port| !self.pairs.is_empty() && port.is_on()).count();
+        // At most PAIRS_MAX.
+        encode(&State { mtu: self.mtu, link: self.shared.link(), pairs: pairs as u16 })
+    }
+
+    /// The tap is another, and is told what the driver takes when the device is activated.
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        let state: State = decode(state)?;
+        if usize::from(state.pairs) > self.shared.ports.len() {
+            return Err(StateError(format!("its driver used {} queue pairs", state.pairs)));
+        }
+        if let (Some(saved), Some(here)) = (state.mtu, self.mtu)
+            && here < saved
+        {
+            return Err(StateError(format!(
+                "its MTU was {saved} and is {here} here, where its packets do not fit; raise that of the network"
+            )));
+        }
+        self.came_from = Some(state);
+        Ok(())
     }
 
     fn reset(&mut self) {
+        self.came_from = None;
+        self.shared.announced();
         self.control = None;
         self.pairs.clear();
         self.shared.set_signals(None);
@@ -394,7 +465,14 @@ impl Device for Net {
 
 #[cfg(test)]
 mod tests {
+    use virtio_queue::{Queue, QueueT};
+
+    use super::super::VirtQueue;
     use super::*;
+    use crate::event::Event;
+    use crate::hypervisor::testing::Wire;
+    use crate::memory;
+    use crate::standstill::Standstill;
 
     #[test]
     fn what_cannot_be_is_named() {
@@ -417,6 +495,97 @@ mod tests {
         ] {
             let error = Net::new(config).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
+        }
+    }
+
+    fn net(pairs: usize, mtu: Option<u16>) -> Net {
+        let limits = Limits::default();
+        let mac = [2, 0, 0, 0, 0, 1];
+        Net::new(Config { pairs, taps: vec![], mac, mtu, rx: limits, tx: limits }).unwrap()
+    }
+
+    /// Its driver is ready; whether it was told of a change.
+    fn activate(net: &mut Net, features: u64) -> bool {
+        let ram = Arc::new(memory::anonymous(&[(0, 0x1000)]).unwrap());
+        let standstill = Arc::new(Standstill::new().unwrap());
+        let wire = Arc::new(Wire::default());
+        let signals = Arc::new(Signals::new(wire.clone()));
+        let queues = net.queues().to_vec().into_iter().map(|size| {
+            let mut queue = Queue::new(size).unwrap();
+            queue.set_ready(true);
+            VirtQueue::new(queue, ram.clone(), Arc::new(Event::new().unwrap()), Arc::default())
+        });
+        let queues = queues.collect();
+        net.activate(Activation { ram, queues, signals, standstill, features }).unwrap();
+        wire.0.load(Ordering::SeqCst) > 0
+    }
+
+    fn status(net: &Net) -> u16 {
+        let mut status = [0; 2];
+        net.read_config(6, &mut status);
+        u16::from_le_bytes(status)
+    }
+
+    #[test]
+    fn a_driver_that_came_from_elsewhere_uses_the_pairs_that_it_did_and_announces_itself() {
+        for (features, used, on) in [(F_MQ, 3, 3), (F_MQ, 1, 1), (F_MQ, 0, 1), (0, 1, 1)] {
+            for announces in [0, F_GUEST_ANNOUNCE] {
+                let mut first = net(4, None);
+                assert!(!activate(&mut first, features | announces), "nothing is new to it");
+                for (index, port) in first.shared.ports.iter().enumerate() {
+                    port.switch(index < used).unwrap();
+                }
+                let bytes = first.save().unwrap();
+                let mut second = net(4, None);
+                second.restore(&bytes).unwrap();
+                assert_eq!(activate(&mut second, features | announces), announces != 0);
+                let ports = second.shared.ports.iter();
+                assert_eq!(ports.map(|port| port.is_on()).filter(|on| *on).count(), on);
+                // As soon as there is somebody to hear it.
+                assert_eq!(status(&second), 0);
+                second.shared.set_link(true);
+                assert_eq!(status(&second), if announces == 0 { 1 } else { 3 });
+                second.reset();
+                assert!(!activate(&mut second, features | announces), "it starts over");
+                assert_eq!(status(&second), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_that_is_another_is_told() {
+        for (before, after, told) in [(false, false, false), (true, true, false), (false, true, true)] {
+            let mut first = net(1, None);
+            first.shared.set_link(before);
+            activate(&mut first, 0);
+            let mut second = net(1, None);
+            second.restore(&first.save().unwrap()).unwrap();
+            second.shared.set_link(after);
+            assert_eq!(activate(&mut second, 0), told, "{before} {after}");
+        }
+    }
+
+    #[test]
+    fn what_the_driver_could_not_go_on_with_is_named() {
+        let bytes = |mtu| net(1, mtu).save().unwrap();
+        for (saved, here, fits) in [
+            (None, None, true),
+            (None, Some(1400), true),
+            (Some(1400), Some(1400), true),
+            (Some(1400), Some(9000), true),
+            (Some(1500), Some(1400), false),
+        ] {
+            let result = net(1, here).restore(&bytes(saved));
+            assert_eq!(result.is_ok(), fits, "{saved:?} {here:?}");
+            if let Err(error) = result {
+                assert!(error.to_string().contains("MTU was 1500 and is 1400"), "{error}");
+            }
+        }
+        let state = State { mtu: None, link: true, pairs: 2 };
+        let error = net(1, None).restore(&encode(&state).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("2 queue pairs"), "{error}");
+        for bytes in [&[][..], &[1], &[0, 0, 0, 0]] {
+            net(1, None).restore(bytes).unwrap_err();
         }
     }
 

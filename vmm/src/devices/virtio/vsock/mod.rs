@@ -5,6 +5,7 @@
 //! device serves hosts without a vsock of their own.
 
 mod connection;
+mod gate;
 mod muxer;
 mod packet;
 
@@ -21,18 +22,22 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use virtio_queue::{Reader, Writer};
 
 use super::queue::Chain;
-use super::{ActivateError, Activation, Broken, Device, Signals, VirtQueue, config_bytes};
+use super::state::{decode, encode};
+use super::{ActivateError, Activation, Broken, Device, Signals, StateError, VirtQueue, config_bytes};
+use crate::entropy;
 use crate::memory::RamSlice;
 use crate::standstill::{Follower, Leash};
 use crate::vcpu::Go;
 
-use muxer::{Muxer, Source};
-use packet::{HEADER, Header};
+use gate::Gate;
+use muxer::{FIRST_HOST_PORT, Muxer, Source};
+use packet::{HEADER, Header, op};
 
 const KIND: u32 = 19;
 const QUEUES: [u16; 3] = [256, 256, 64];
 const RX: usize = 0;
 const TX: usize = 1;
+const EVENT: usize = 2;
 /// The most data of one packet, in either direction.
 const DATA_MAX: usize = 64 * 1024;
 /// The socket in the directory to which hosts connect.
@@ -46,6 +51,15 @@ pub struct Vsock {
     directory: PathBuf,
     listener: Arc<UnixListener>,
     worker: Option<(Arc<Leash>, JoinHandle<()>)>,
+    /// The driver that will be served has streams of another machine's.
+    moved: bool,
+}
+
+/// Streams are not saved: their other ends are sockets of the host's, which are gone where the guest goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct State {
+    /// A driver was at work, which may have had some.
+    active: bool,
 }
 
 impl Vsock {
@@ -54,7 +68,13 @@ impl Vsock {
         let path = directory.join(SOCKET);
         let listener = UnixListener::bind(&path)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { cid, directory: directory.to_owned(), listener: Arc::new(listener), worker: None })
+        Ok(Self {
+            cid,
+            directory: directory.to_owned(),
+            listener: Arc::new(listener),
+            worker: None,
+            moved: false,
+        })
     }
 }
 
@@ -82,8 +102,12 @@ impl Device for Vsock {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let failed = |source| ActivateError { device: "vsock", source };
         let leash = Leash::new(&activation.standstill).map_err(failed)?;
+        let mut random = [0; 4];
+        entropy::fill(&mut random).map_err(failed)?;
+        let first_port = FIRST_HOST_PORT + u32::from_ne_bytes(random) % FIRST_HOST_PORT;
         let work = Work {
-            muxer: Muxer::new(self.cid, &self.directory),
+            muxer: Muxer::new(self.cid, &self.directory, first_port),
+            gate: Gate::new(std::mem::take(&mut self.moved)),
             listener: Arc::clone(&self.listener),
             follower: leash.follow(),
             buffer: vec![0; DATA_MAX],
@@ -98,7 +122,18 @@ impl Device for Vsock {
         Ok(())
     }
 
+    fn save(&mut self) -> Result<Vec<u8>, StateError> {
+        encode(&State { active: self.worker.is_some() })
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        let State { active } = decode(state)?;
+        self.moved = active;
+        Ok(())
+    }
+
     fn reset(&mut self) {
+        self.moved = false;
         if let Some((leash, thread)) = self.worker.take() {
             leash.stop();
             // A panic has been reported by itself; the thread is gone either way.
@@ -109,6 +144,7 @@ impl Device for Vsock {
 
 struct Work {
     muxer: Muxer,
+    gate: Gate,
     listener: Arc<UnixListener>,
     follower: Follower,
     buffer: Vec<u8>,
@@ -128,8 +164,11 @@ impl Work {
 
     fn serve(&mut self, queues: &mut [VirtQueue], signals: &Signals) -> Result<(), Broken> {
         while self.follower.checkpoint() == Go::On {
-            self.serve_tx(&mut queues[TX], signals)?;
-            self.serve_rx(&mut queues[RX], signals)?;
+            let [rx, tx, events] = &mut *queues else { return Err(Broken("it has three queues".into())) };
+            if self.gate.pass(events, tx, signals)? {
+                self.serve_tx(tx, signals)?;
+                self.serve_rx(rx, signals)?;
+            }
             let happened = self.wait(queues).map_err(|error| Broken(format!("poll: {error}")))?;
             for (source, flags) in happened {
                 self.muxer.happened(source, flags);
@@ -140,14 +179,18 @@ impl Work {
 
     /// Waits for anything to do, and says what happened on hosts' sockets.
     fn wait(&mut self, queues: &[VirtQueue]) -> io::Result<Vec<(Source, PollFlags)>> {
-        const FIXED: usize = 5;
+        const FIXED: usize = 6;
         let (accepts, rings, happened) = {
+            let open = self.gate.is_open();
             let watched = self.muxer.watched(!self.starved);
             let input = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            let only = |now, fd| PollFd::new(fd, if now { PollFlags::POLLIN } else { PollFlags::empty() });
             let mut fds = Vec::with_capacity(FIXED + watched.len());
-            fds.push(input(self.listener.as_fd()));
+            // Hosts wait in the listener's backlog meanwhile.
+            fds.push(only(open, self.listener.as_fd()));
             fds.push(input(queues[RX].doorbell().as_fd()));
             fds.push(input(queues[TX].doorbell().as_fd()));
+            fds.push(only(!open, queues[EVENT].doorbell().as_fd()));
             fds.extend(self.follower.fds().map(input));
             fds.extend(watched.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)));
             while let Err(error) = poll(&mut fds, PollTimeout::NONE) {
@@ -160,7 +203,7 @@ impl Work {
                 let flags = fd.revents().unwrap_or(PollFlags::POLLERR);
                 (!flags.is_empty()).then_some((*source, flags))
             });
-            (any(0), (any(1), any(2)), happened.collect())
+            (any(0), (any(1), any(2), any(3)), happened.collect())
         };
         if rings.0 {
             queues[RX].doorbell().take();
@@ -168,6 +211,9 @@ impl Work {
         }
         if rings.1 {
             queues[TX].doorbell().take();
+        }
+        if rings.2 {
+            queues[EVENT].doorbell().take();
         }
         if accepts {
             // One at a time; the others make the next wait end at once.
@@ -194,7 +240,8 @@ impl Work {
                 return queue.notify(signals);
             };
             let head = chain.head_index();
-            self.packet(chain)?;
+            let stale = self.gate.is_stale();
+            self.packet(chain, stale)?;
             queue.push(head, 0)?;
         }
         // Hosts and the other queue get their turn before the rest.
@@ -202,7 +249,8 @@ impl Work {
         queue.notify(signals)
     }
 
-    fn packet(&mut self, chain: Chain) -> Result<(), Broken> {
+    /// Takes a packet. A stale one is about streams that are no more, unless it asks for one.
+    fn packet(&mut self, chain: Chain, stale: bool) -> Result<(), Broken> {
         let ram = chain.memory().clone();
         let mut reader: Reader<'_, RamSlice<'_>> = chain.reader(&ram)?;
         let mut header = [0; HEADER];
@@ -214,7 +262,9 @@ impl Work {
         }
         let data = &mut self.buffer[..len];
         reader.read_exact(data).map_err(|error| Broken(format!("a packet's data: {error}")))?;
-        self.muxer.take(&header, data);
+        if !stale || header.op == op::REQUEST {
+            self.muxer.take(&header, data);
+        }
         Ok(())
     }
 
@@ -259,3 +309,6 @@ impl Work {
         queue.notify(signals)
     }
 }
+
+#[cfg(test)]
+mod tests;

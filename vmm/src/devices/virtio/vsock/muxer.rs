@@ -28,8 +28,8 @@ const HANDSHAKES_MAX: usize = 64;
 pub const RESETS_MAX: usize = 1024;
 /// `CONNECT ` and a port.
 const LINE_MAX: usize = 32;
-/// Ports given to streams that the host begins.
-const FIRST_HOST_PORT: u32 = 1 << 30;
+/// Ports given to streams that the host begins: this one and those above.
+pub const FIRST_HOST_PORT: u32 = 1 << 30;
 
 /// The streams.
 #[derive(Debug)]
@@ -62,8 +62,9 @@ pub enum Source {
 }
 
 impl Muxer {
-    /// Of the guest with that context id.
-    pub fn new(cid: u64, directory: &Path) -> Self {
+    /// Of the guest with that context id. The first stream that the host begins gets `first_port`, of those that
+    /// there are for it: a guest that goes on elsewhere must not take a new stream for one that it had.
+    pub fn new(cid: u64, directory: &Path, first_port: u32) -> Self {
         Self {
             cid,
             directory: directory.to_owned(),
@@ -72,7 +73,7 @@ impl Muxer {
             cursor: None,
             resets: VecDeque::new(),
             handshakes: VecDeque::new(),
-            next_port: FIRST_HOST_PORT,
+            next_port: first_port.max(FIRST_HOST_PORT),
         }
     }
 

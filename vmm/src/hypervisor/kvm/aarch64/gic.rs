@@ -248,6 +248,59 @@ fn named(what: &'static str, group: u32, attr: u64, done: Attempt<()>) -> Result
     })
 }
 
+/// For tests of those that have a GIC.
+#[cfg(test)]
+impl Gic {
+    /// Makes it unlike that of a new machine, as a guest would.
+    pub(super) fn disturb(&mut self) {
+        const ENABLE_GROUP_1: u32 = 1 << 1;
+        /// Interrupts 33 and 40 of 32 to 63.
+        const SOME: u32 = 1 << 1 | 1 << 8;
+        let kind = Kind::shared();
+        let setting = |offset| kind.settings.iter().position(|setting| *setting == offset).unwrap();
+        let settings = &mut self.shared.settings;
+        settings[setting(GICD_CTLR)] |= ENABLE_GROUP_1;
+        settings[setting(IGROUPR + 4)] |= SOME;
+        settings[setting(ISENABLER + 4)] |= SOME;
+        settings[setting(IPRIORITYR + 32)] = 0xa0a0_50a0;
+        // KVM's are edge-triggered until they are told otherwise, and then no level is told of. 33 is.
+        settings[setting(ICFGR + 8)] &= !(0b10 << 2);
+        // 40 goes to the second processor.
+        settings[setting(GICD_IROUTER + 8 * 40)] = 1;
+        self.shared.levels[0] |= 1 << 1;
+        self.shared.conditions[0] |= 1 << 8;
+        // Active: 70.
+        let active = kind.conditions.iter().position(|condition| *condition == ISACTIVER + 8).unwrap();
+        self.shared.conditions[active] |= 1 << 6;
+
+        let kind = Kind::private(0);
+        let setting =
+            |offset| kind.settings.iter().position(|setting| *setting == GICR_SGI + offset).unwrap();
+        let second = &mut self.processors[1];
+        second.private.settings[setting(ISENABLER)] |= 1 << 27;
+        second.private.settings[setting(IPRIORITYR + 24)] = 0x8000_0000;
+        // A software-generated interrupt that is pending, and the level of the timer's wire.
+        second.private.conditions[0] |= 1 << 5;
+        second.private.levels[0] |= 1 << 27;
+        let names = interface(second.control);
+        let register = |name| names.iter().position(|other| *other == name).unwrap();
+        second.registers[register(ICC_PMR_EL1)] = 0xf0;
+        second.registers[register(ICC_IGRPEN1_EL1)] = 1;
+    }
+
+    pub(super) fn lose_a_register(&mut self) {
+        self.shared.settings.pop();
+    }
+
+    pub(super) fn lose_a_processor(&mut self) {
+        self.processors.pop();
+    }
+
+    pub(super) fn lose_an_interface(&mut self) {
+        self.processors[0].registers.clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -122,6 +122,36 @@ fn get(vcpu: &KvmVcpu, id: u64, value: &mut [u8]) -> Result<(), Error> {
     vcpu.call("KVM_GET_ONE_REG", vcpu.fd().get_one_reg(id, value)).map(drop)
 }
 
+/// For tests of those that have such registers.
+#[cfg(test)]
+impl Registers {
+    pub(super) fn change(&mut self, id: u64, value: &[u8]) {
+        let at: usize = self.ids.iter().take_while(|other| **other != id).map(|id| size(*id).unwrap()).sum();
+        assert!(self.ids.contains(&id) && size(id) == Some(value.len()), "{id:#x}");
+        self.values[at..at + value.len()].copy_from_slice(value);
+    }
+
+    pub(super) fn spoil_values(&mut self) {
+        self.values.push(0);
+    }
+
+    /// Gives the last register, of 64 bits, another number.
+    pub(super) fn spoil_id(&mut self, id: u64) {
+        let last = self.ids.iter_mut().rfind(|other| size(**other) == size(id)).unwrap();
+        *last = id;
+    }
+
+    pub(super) fn differences(&self, other: &Self) -> Vec<String> {
+        let (here, there) = (self.split().unwrap(), other.split().unwrap());
+        let pairs = here.iter().zip(&there).filter(|(a, b)| a != b);
+        let mut found: Vec<_> = pairs.map(|(a, b)| format!("{a:x?} is not {b:x?}")).collect();
+        if here.len() != there.len() {
+            found.push(format!("{} are not {}", here.len(), there.len()));
+        }
+        found
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -105,3 +105,6 @@ impl VmState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

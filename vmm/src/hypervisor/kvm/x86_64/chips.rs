@@ -1,22 +1,84 @@
 //! What of a machine is no processor's: the interrupt controllers on its board, and its clock.
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_ioapic_state,
-    kvm_ioapic_state__bindgen_ty_1, kvm_irqchip, kvm_irqchip__bindgen_ty_1,
+    KVM_CLOCK_HOST_TSC, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data,
+    kvm_ioapic_state, kvm_ioapic_state__bindgen_ty_1, kvm_irqchip, kvm_irqchip__bindgen_ty_1,
 };
 use serde::{Deserialize, Serialize};
 
 use super::super::super::Error;
 use super::super::KvmVm;
 use super::super::vm::{call, unfit};
+use super::tsc::{Distance, host_tsc};
 
 /// All that there is of a machine beside its processors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmState {
-    /// Nanoseconds of the clock that guests share with KVM.
-    clock: u64,
+    clock: Clock,
     /// Where there is an interrupt controller.
     chips: Option<Chips>,
+}
+
+/// The clock that guests share with KVM, at some moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Clock {
+    /// What it said, in nanoseconds.
+    nanoseconds: u64,
+    /// What the host's TSC read then.
+    host_tsc: u64,
+}
+
+/// So close to the guest's TSC its clock should be: kernels compare them, and distrust the TSC when they differ by
+/// more than some ten microseconds.
+const CLOSE: u64 = 1_000;
+/// How often the clock is set again to get there; a host that is busy elsewhere may come to it late each time.
+const TRIES: u32 = 5;
+
+impl Clock {
+    fn read(vm: &KvmVm) -> Result<Self, Error> {
+        let before = host_tsc();
+        let data = call("KVM_GET_CLOCK", vm.fd().get_clock())?;
+        let after = host_tsc();
+        let host_tsc = if data.flags & KVM_CLOCK_HOST_TSC != 0 {
+            data.host_tsc
+        } else {
+            before.wrapping_add(after.wrapping_sub(before) / 2)
+        };
+        Ok(Self { nanoseconds: data.clock, host_tsc })
+    }
+
+    /// What it says at another moment, if it goes as fast as the TSC.
+    fn at(self, host_tsc: u64, khz: u32) -> u64 {
+        let ticks = i128::from(host_tsc.wrapping_sub(self.host_tsc).cast_signed());
+        let nanoseconds = i128::from(self.nanoseconds) + ticks * 1_000_000 / i128::from(khz.max(1));
+        // A clock that was saved just now cannot be before its beginning, nor centuries later.
+        u64::try_from(nanoseconds).unwrap_or(self.nanoseconds)
+    }
+
+    /// Goes on in step with the TSCs of the processors.
+    fn restore(self, vm: &KvmVm) -> Result<(), Error> {
+        let Some(Distance { ticks, khz }) = vm.shared().resumption.distance() else {
+            return set_clock(vm, self.nanoseconds);
+        };
+        let mut ahead = 0u64;
+        for _ in 0..TRIES {
+            let wanted = self.at(host_tsc().wrapping_add(ticks), khz);
+            set_clock(vm, wanted.wrapping_add(ahead))?;
+            let set = Self::read(vm)?;
+            let missing = self.at(set.host_tsc.wrapping_add(ticks), khz).wrapping_sub(set.nanoseconds);
+            if missing.cast_signed().unsigned_abs() <= CLOSE {
+                break;
+            }
+            // As long as it took from the one look at the TSC to the other, it will take again.
+            ahead = ahead.wrapping_add(missing);
+        }
+        Ok(())
+    }
+}
+
+fn set_clock(vm: &KvmVm, nanoseconds: u64) -> Result<(), Error> {
+    let clock = kvm_clock_data { clock: nanoseconds, ..kvm_clock_data::default() };
+    call("KVM_SET_CLOCK", vm.fd().set_clock(&clock))
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +102,7 @@ const PICS: [u32; 2] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE];
 
 impl VmState {
     pub(in super::super) fn save(vm: &KvmVm) -> Result<Self, Error> {
-        let clock = call("KVM_GET_CLOCK", vm.fd().get_clock())?.clock;
+        let clock = Clock::read(vm)?;
         let chips = vm.plan().interrupt_controller.then(|| Chips::save(vm)).transpose()?;
         Ok(Self { clock, chips })
     }
@@ -56,8 +118,7 @@ impl VmState {
             }
             (None, true) => return Err(unfit("it has no interrupt controller, and this machine has one")),
         }
-        let clock = kvm_clock_data { clock: self.clock, ..kvm_clock_data::default() };
-        call("KVM_SET_CLOCK", vm.fd().set_clock(&clock))
+        self.clock.restore(vm)
     }
 }
 
@@ -115,4 +176,27 @@ fn io_apic(chip: &kvm_irqchip) -> IoApic {
     // SAFETY: both members of an entry are the same 64 bits, of which all patterns are values.
     let redirtbl = redirtbl.map(|entry| unsafe { entry.bits });
     IoApic { base_address, ioregsel, id, irr, redirtbl }
+}
+
+#[cfg(test)]
+impl VmState {
+    /// Makes it unlike that of a new machine.
+    pub(super) fn disturb(&mut self) {
+        self.clock.nanoseconds += 3_600_000_000_000;
+        if let Some(chips) = &mut self.chips {
+            // Masks, and the vector of the first line.
+            (chips.pics[0][2], chips.pics[1][2], chips.pics[0][5]) = (0xfb, 0xff, 0x30);
+            // Masked, level-triggered, vector 0x41.
+            chips.io_apic.redirtbl[5] = 1 << 16 | 1 << 15 | 0x41;
+            chips.io_apic.ioregsel = 0x12;
+        }
+    }
+
+    /// But for the clock, which runs.
+    pub(super) fn is_like(&self, earlier: &Self) -> bool {
+        const MINUTE: u64 = 60_000_000_000;
+        self.chips == earlier.chips
+            && (earlier.clock.nanoseconds..earlier.clock.nanoseconds + MINUTE)
+                .contains(&self.clock.nanoseconds)
+    }
 }

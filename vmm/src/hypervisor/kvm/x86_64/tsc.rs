@@ -46,9 +46,42 @@ pub(super) struct Resumption(Mutex<Option<Decision>>);
 #[derive(Debug, Clone, Copy)]
 enum Decision {
     /// Offsets grow by this.
-    Distance(u64),
+    Distance(Distance),
     /// One has been written by value.
     Written,
+}
+
+/// How far the host's counter is behind where it was when the guest stood still, as the guest takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Distance {
+    pub(super) ticks: u64,
+    pub(super) khz: u32,
+}
+
+impl Resumption {
+    /// The distance, if there is one.
+    pub(super) fn distance(&self) -> Option<Distance> {
+        match *lock(&self.0) {
+            Some(Decision::Distance(distance)) => Some(distance),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Tsc {
+    pub(super) fn value(&self) -> u64 {
+        self.value
+    }
+
+    pub(super) fn khz(&self) -> u32 {
+        self.khz
+    }
+
+    /// As a KVM that does not tell offsets saves it.
+    pub(super) fn forget_offset(&mut self) {
+        self.offset = None;
+    }
 }
 
 impl Tsc {
@@ -71,12 +104,12 @@ impl Tsc {
         let mut decided = lock(&vcpu.vm.arch.resumption.0);
         match (*decided, by_offset) {
             (None, Some(offset)) => {
-                let distance = self.host.wrapping_sub(host_tsc());
-                *decided = Some(Decision::Distance(distance));
-                set_offset(vcpu, offset.wrapping_add(distance))
+                let ticks = self.host.wrapping_sub(host_tsc());
+                *decided = Some(Decision::Distance(Distance { ticks, khz: self.khz }));
+                set_offset(vcpu, offset.wrapping_add(ticks))
             }
             (Some(Decision::Distance(distance)), Some(offset)) => {
-                set_offset(vcpu, offset.wrapping_add(distance))
+                set_offset(vcpu, offset.wrapping_add(distance.ticks))
             }
             (None, None) => {
                 set_value(vcpu, self.value ^ FAR)?;
@@ -92,7 +125,7 @@ impl Tsc {
     }
 }
 
-fn host_tsc() -> u64 {
+pub(super) fn host_tsc() -> u64 {
     // SAFETY: every processor that runs 64-bit code has the instruction, and it touches no memory.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
@@ -110,19 +143,19 @@ fn attribute(value: Option<&mut u64>) -> kvm_device_attr {
     }
 }
 
-fn has_offset(vcpu: &KvmVcpu) -> bool {
+pub(super) fn has_offset(vcpu: &KvmVcpu) -> bool {
     // SAFETY: the kernel reads the structure and nothing that it points to.
     unsafe { ioctl_with_ref(vcpu.fd(), KVM_HAS_DEVICE_ATTR(), &attribute(None)) == 0 }
 }
 
-fn offset(vcpu: &KvmVcpu) -> Attempt<u64> {
+pub(super) fn offset(vcpu: &KvmVcpu) -> Attempt<u64> {
     let mut offset = 0;
     // SAFETY: the kernel reads the structure and writes the 64 bits that `addr` points to, which live until it returns.
     let done = unsafe { ioctl_with_ref(vcpu.fd(), KVM_GET_DEVICE_ATTR(), &attribute(Some(&mut offset))) };
     if done == 0 { Ok(offset) } else { Err(KvmErrno::last()) }
 }
 
-fn set_offset(vcpu: &KvmVcpu, mut offset: u64) -> Result<(), Error> {
+pub(super) fn set_offset(vcpu: &KvmVcpu, mut offset: u64) -> Result<(), Error> {
     // SAFETY: the kernel reads the structure and the 64 bits that `addr` points to, which live until it returns.
     let done = unsafe { ioctl_with_ref(vcpu.fd(), KVM_SET_DEVICE_ATTR(), &attribute(Some(&mut offset))) };
     vcpu.call("KVM_SET_DEVICE_ATTR (TSC offset)", if done == 0 { Ok(()) } else { Err(KvmErrno::last()) })

@@ -7,6 +7,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::super::limit::{Limits, Rate};
+use super::super::super::queue::Track;
 use super::*;
 use crate::event::Event;
 use crate::hypervisor::testing::Wire;
@@ -30,9 +31,13 @@ struct Bed {
     shared: Arc<Shared>,
     signals: Arc<Signals>,
     bells: [Arc<Event>; 2],
+    tracks: [Arc<Track>; 2],
+    standstill: Arc<Standstill>,
+    shape: Shape,
     running: Option<Running>,
 }
 
+#[derive(Clone, Copy)]
 struct Shape {
     mergeable: bool,
     on: bool,
@@ -61,6 +66,17 @@ impl Bed {
         shared.set_link(true);
         let signals = Arc::new(Signals::new(Arc::new(Wire::default())));
         let bells = [Arc::new(Event::new().unwrap()), Arc::new(Event::new().unwrap())];
+        let standstill = Arc::new(Standstill::new().unwrap());
+        standstill.set(Phase::Run);
+        let tracks = [Arc::default(), Arc::default()];
+        let mut bed =
+            Self { ram, host, shared, signals, bells, tracks, standstill, shape: *shape, running: None };
+        bed.start();
+        bed
+    }
+
+    /// A pair that goes on where the last one was.
+    fn start(&mut self) {
         let queue = |index: u64| {
             let mut queue = Queue::new(SIZE).unwrap();
             let base = index * QUEUE;
@@ -68,23 +84,35 @@ impl Bed {
             queue.set_avail_ring_address(Some((base + AVAILABLE) as u32), None);
             queue.set_used_ring_address(Some((base + USED) as u32), None);
             queue.set_ready(true);
-            VirtQueue::new(queue, Arc::clone(&ram), Arc::clone(&bells[index as usize]), Arc::default())
+            let (bell, track) = (&self.bells[index as usize], &self.tracks[index as usize]);
+            VirtQueue::new(queue, Arc::clone(&self.ram), Arc::clone(bell), Arc::default()).on(track.clone())
         };
         let pair = Pair {
-            port: Arc::clone(&port),
-            ram: Arc::clone(&ram),
-            shared: Arc::clone(&shared),
-            signals: Arc::clone(&signals),
+            port: Arc::clone(&self.shared.ports[0]),
+            ram: Arc::clone(&self.ram),
+            shared: Arc::clone(&self.shared),
+            signals: Arc::clone(&self.signals),
             rx_limit: Limiter::default(),
-            tx_limit: Limiter::new(shape.tx),
-            mergeable: shape.mergeable,
+            tx_limit: Limiter::new(self.shape.tx),
+            mergeable: self.shape.mergeable,
             packet_max: 4000,
             name: "net".into(),
         };
-        let standstill = Arc::new(Standstill::new().unwrap());
-        standstill.set(Phase::Run);
-        let running = pair.spawn(queue(RX), queue(TX), &standstill).unwrap();
-        Self { ram, host, shared, signals, bells, running: Some(running) }
+        self.running = Some(pair.spawn(queue(RX), queue(TX), &self.standstill).unwrap());
+    }
+
+    /// Has the guest go on on another device, with the same tap.
+    fn move_on(&mut self) {
+        self.standstill.set(Phase::Pause);
+        self.standstill.epoch().wait_parked(Duration::from_secs(20)).unwrap();
+        for (queue, track) in [RX, TX].into_iter().zip(&self.tracks) {
+            let position = track.get();
+            assert_eq!((position.taken, position.signalled), (self.used(queue), self.used(queue)));
+        }
+        self.running = None;
+        self.standstill = Arc::new(Standstill::new().unwrap());
+        self.start();
+        self.standstill.set(Phase::Run);
     }
 
     /// Offers request number `index` of a queue, of these (address, length) parts.
@@ -254,6 +282,44 @@ fn a_rate_limit_leaves_packets_in_the_ring() {
     bed.wait(|bed| bed.used(TX) == 4);
     assert!(start.elapsed() >= Duration::from_millis(55), "{:?}", start.elapsed());
     assert!(bed.shared.counters.get().tx.throttled > 0);
+}
+
+#[test]
+fn each_packet_passes_once_and_in_order_however_often_the_guest_moves() {
+    let operations = Rate { per_second: 2000, burst: 3, once: 0 };
+    for mergeable in [false, true] {
+        let tx = Limits { operations, ..Limits::default() };
+        let mut bed = Bed::new(&Shape { mergeable, tx, ..PLAIN });
+        let out = TX * QUEUE + DATA;
+        let (mut sent, mut offered, mut received) = (0u16, 0u16, 0u16);
+        for round in 0..40u16 {
+            for _ in 0..2 {
+                // The first is a packet of the guest's, the number of which is behind the header.
+                bed.ram.write_obj(sent, GuestAddress(out + u64::from(sent % SIZE) * 16 + 12)).unwrap();
+                bed.offer(TX, sent, &[(out + u64::from(sent % SIZE) * 16, 14)], false);
+                sent += 1;
+                bed.host.send(&[&[0; 12][..], &(sent - 1).to_le_bytes()].concat()).unwrap();
+            }
+            while offered < received + 4 {
+                bed.offer(RX, offered, &[(DATA + u64::from(offered % SIZE) * 0x1000, 0x1000)], true);
+                offered += 1;
+            }
+            if round % 3 == 0 {
+                bed.move_on();
+            }
+            let mut packet = [0; 64];
+            for number in [sent - 2, sent - 1] {
+                assert_eq!(bed.host.recv(&mut packet).unwrap(), 14);
+                assert_eq!(packet[12..14], number.to_le_bytes());
+            }
+            bed.wait(|bed| bed.used(TX) == sent && bed.used(RX) == received + 2);
+            for _ in 0..2 {
+                let at = DATA + u64::from(received % SIZE) * 0x1000 + 12;
+                assert_eq!(bed.data(at, 2), received.to_le_bytes());
+                received += 1;
+            }
+        }
+    }
 }
 
 proptest! {

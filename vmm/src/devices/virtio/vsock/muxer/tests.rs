@@ -21,7 +21,7 @@ impl Bed {
         let name = format!("vmm-vsock-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir(&directory).unwrap();
-        Self { muxer: Muxer::new(CID, &directory), directory }
+        Self { muxer: Muxer::new(CID, &directory, FIRST_HOST_PORT), directory }
     }
 
     fn listen(&self, port: u32) -> UnixListener {
