@@ -26,7 +26,7 @@ bench: setup ## benchmarks side by side with their peers, as tables and charts i
 bench-boot: setup ## only boot to init, compared with QEMU
 	@hack/bench boot
 
-bench-container: setup ## only the steps of a container's life, compared with runc and crun
+bench-container: setup ## only the steps of a container's life, compared with runc and crun, and a restored machine with a booted one
 	@hack/bench container
 
 soak: setup ## the long counts, part by part, written to docs/soak.md

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub enum Side {
     /// The runtime under test.
     Ours,
+    /// The same, with a machine that boots.
+    Cold,
     /// runc, through containerd's shim for it.
     Runc,
     /// crun, through the same shim.
@@ -16,12 +18,13 @@ pub enum Side {
 
 impl Side {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Ours, Self::Runc, Self::Crun];
+    pub const ALL: [Self; 4] = [Self::Ours, Self::Cold, Self::Runc, Self::Crun];
 
     /// For a person, and as a part of ids.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::Cold => "cold",
             Self::Runc => "runc",
             Self::Crun => "crun",
         }
@@ -67,6 +70,8 @@ pub struct Phase {
 pub struct Round {
     /// Ours.
     pub ours: Life,
+    /// Ours, booted.
+    pub cold: Life,
     /// runc's.
     pub runc: Life,
     /// crun's.

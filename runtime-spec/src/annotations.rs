@@ -16,7 +16,10 @@ pub const PREFIX: &str = "dev.supermachine.";
 pub const ANNOTATIONS: &[(&str, &str)] = &[
     ("boot", "`restore` or `cold`, as `vm.boot`"),
     ("cpus", "exactly so many processors, at most `vm.max_cpus`"),
-    ("memory", "exactly so much memory, like `2GiB`, at most `vm.max_memory`"),
+    (
+        "memory",
+        "exactly so much memory, like `2GiB`, at most `vm.max_memory`; a restored machine has at least `vm.memory`",
+    ),
     ("warm", "when to take a warm snapshot: `start`, `listen:PORT`, `log:TEXT` or `after:NUMBERms`"),
     ("kernel", "path of the guest's kernel on the host"),
     ("initrd", "path of the guest's initrd on the host"),

@@ -70,6 +70,8 @@ pub struct Machine {
     pub size: Size,
     /// How it comes to life.
     pub boot: Boot,
+    /// What the machine is that it is restored from.
+    pub shape: Shape,
     /// When to take a snapshot that later containers of the same image and configuration start from.
     pub warm: Option<Warm>,
     /// The guest's kernel, if not the installed one.
@@ -85,6 +87,19 @@ pub struct Size {
     pub cpus: u32,
     /// Bytes of memory.
     pub memory: u64,
+}
+
+/// The machine of a template, which becomes one of a certain size when it is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// The processors that it has.
+    pub cpus: u32,
+    /// Of these, those that run.
+    pub online: u32,
+    /// Bytes of memory that it has booted with.
+    pub memory: u64,
+    /// Bytes of memory that it can be given.
+    pub memory_max: u64,
 }
 
 /// What a container is limited to, of which a machine's size is made. Nothing is no limit.

@@ -12,7 +12,7 @@ use crate::config::{Bytes, Config, Settings};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::kind::Kind;
-use crate::plan::{Demand, Machine, Note, Plan, Size};
+use crate::plan::{Demand, Machine, Note, Plan, Shape, Size};
 use crate::planner::Context;
 use crate::resources::processors;
 
@@ -22,6 +22,14 @@ pub const MEMORY_STEP: u64 = 128 << 20;
 pub const LEAST_MEMORY: u64 = 64 << 20;
 /// The grain of memory.
 const GRAIN: u64 = 2 << 20;
+/// What the most memory is rounded up to in a template, as hosts of one kind differ by a little.
+const MOST_STEP: u64 = 1 << 30;
+/// No machine has more.
+const MOST_MEMORY: u64 = 512 << 30;
+/// Memory that is given later holds nothing of the kernel's own. So large a part is there from the boot.
+const BOOTED_PART: u64 = 8;
+/// Machines of up to so many processors come from one template. Each processor costs a restore a little.
+const COMMON_CPUS: u32 = 4;
 
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
@@ -69,8 +77,11 @@ pub fn sandbox(
 
 fn of(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<Machine> {
     let vm = &settings.config.vm;
+    let size =
+        Size { cpus: cpus(settings, demand, pod, host)?, memory: memory(settings, demand, pod, host)? };
     Ok(Machine {
-        size: Size { cpus: cpus(settings, demand, pod, host)?, memory: memory(settings, demand, pod, host)? },
+        size,
+        shape: shape(&settings.config, size, host),
         boot: vm.boot,
         warm: settings.warm.clone(),
         kernel: vm.kernel.clone(),
@@ -78,9 +89,47 @@ fn of(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<
     })
 }
 
+/// The machine without limits, which `template build` makes a template for.
+pub fn unlimited(config: &Config, host: Host<'_>) -> Result<Machine> {
+    sandbox([], Demand::default(), config, host)
+}
+
+/// Few shapes for many sizes: a machine of a usual size runs as it was saved; others have processors brought up or
+/// down, and memory plugged in. Nothing can be taken away from what a machine has booted with, so one that asks for
+/// less has that.
+fn shape(config: &Config, size: Size, host: Host<'_>) -> Shape {
+    let most = most_cpus(config, host).max(size.cpus);
+    let cpus = size.cpus.next_power_of_two().max(COMMON_CPUS).min(most);
+    let mut memory = default_memory(config, host);
+    while memory < size.memory / BOOTED_PART {
+        memory *= 2;
+    }
+    let most = most_memory(config, host).min(MOST_MEMORY).max(size.memory).max(memory);
+    let memory_max = most.checked_next_multiple_of(MOST_STEP).unwrap_or(memory);
+    Shape { cpus, online: config.vm.cpus.min(host.cpus).clamp(1, cpus), memory, memory_max }
+}
+
+fn most_cpus(config: &Config, host: Host<'_>) -> u32 {
+    if config.vm.max_cpus == 0 { host.cpus.max(1) } else { config.vm.max_cpus }
+}
+
+fn most_memory(config: &Config, host: Host<'_>) -> u64 {
+    if config.vm.max_memory.0 == 0 { host.memory } else { config.vm.max_memory.0 }
+}
+
+/// Of a machine whose containers have no limit.
+fn default_memory(config: &Config, host: Host<'_>) -> u64 {
+    rounded(config.vm.memory.0.min(host.memory / 2), most_memory(config, host))
+}
+
+fn rounded(memory: u64, most: u64) -> u64 {
+    let rounded = memory.checked_next_multiple_of(MEMORY_STEP).unwrap_or(memory);
+    rounded.max(MEMORY_STEP).min((most - most % GRAIN).max(LEAST_MEMORY))
+}
+
 fn cpus(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<u32> {
     let vm = &settings.config.vm;
-    let most = if vm.max_cpus == 0 { host.cpus.max(1) } else { vm.max_cpus };
+    let most = most_cpus(&settings.config, host);
     if let Some(cpus) = settings.cpus {
         return if cpus <= most { Ok(cpus) } else { Err(too_much("cpus", &cpus, most)) };
     }
@@ -96,7 +145,7 @@ fn cpus(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Resul
 
 fn memory(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<u64> {
     let vm = &settings.config.vm;
-    let most = if vm.max_memory.0 == 0 { host.memory } else { vm.max_memory.0 };
+    let most = most_memory(&settings.config, host);
     if let Some(Bytes(memory)) = settings.memory {
         return match memory {
             _ if memory > most => Err(too_much("memory", &Bytes(memory), Bytes(most))),
@@ -108,15 +157,13 @@ fn memory(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Res
             _ => Ok(memory.next_multiple_of(GRAIN)),
         };
     }
-    let default = vm.memory.0.min(host.memory / 2);
+    let default = default_memory(&settings.config, host);
     let memory = match demand.memory.map(|memory| memory.saturating_add(vm.overhead.0)) {
         Some(memory) if pod => memory.max(default),
         Some(memory) => memory,
         None => default,
     };
-    let rounded = memory.checked_next_multiple_of(MEMORY_STEP).unwrap_or(memory);
-    let most = (most - most % GRAIN).max(LEAST_MEMORY);
-    Ok(rounded.max(MEMORY_STEP).min(most))
+    Ok(rounded(memory, most))
 }
 
 fn too_much(name: &str, asked: &impl ToString, most: impl std::fmt::Display) -> Error {
@@ -176,6 +223,34 @@ mod tests {
             let case = Case::with(&json!({ "linux": { "resources": resources } }));
             assert_eq!(size(&case), expected, "{resources}");
         }
+    }
+
+    #[test]
+    fn many_sizes_have_few_shapes() {
+        // The host has 4 processors and 8 GiB.
+        let all = |case: &Case| {
+            let Shape { cpus, online, memory, memory_max } = case.plan().machine.unwrap().shape;
+            (cpus, online, memory / MIB, memory_max / MIB)
+        };
+        for resources in [
+            json!({}),
+            json!({ "cpu": { "quota": 100_000, "period": 100_000 }, "memory": { "limit": 6 * MIB } }),
+            json!({ "cpu": { "quota": 400_000, "period": 100_000 }, "memory": { "limit": 7000 * MIB } }),
+        ] {
+            let case = Case::with(&json!({ "linux": { "resources": resources } }));
+            assert_eq!(all(&case), (4, 2, 1024, 8192), "{resources}");
+        }
+        let mut case = Case::with(&json!({ "linux": { "resources": {
+            "cpu": { "quota": 900_000, "period": 100_000 }, "memory": { "limit": 100_000 * MIB } } } }));
+        (case.config.vm.max_cpus, case.config.vm.max_memory) = (12, Bytes(200_000 * MIB));
+        assert_eq!(all(&case), (12, 2, 16384, 200_704), "9 of 12 processors, and memory to boot with");
+        let mut small = Case::new();
+        (small.config.vm.max_cpus, small.config.vm.cpus) = (1, 8);
+        (small.config.vm.memory, small.config.vm.max_memory) = (Bytes(1), Bytes(100 * MIB));
+        assert_eq!(all(&small), (1, 1, 100, 1024));
+        let wanted = small.plan().machine.unwrap();
+        let host = Host { cpus: 4, memory: 8192 * MIB, hostname: "h", files: &small.files };
+        assert_eq!(unlimited(&small.config, host).unwrap().shape, wanted.shape);
     }
 
     #[test]

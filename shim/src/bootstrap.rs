@@ -14,8 +14,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::process::Command;
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message;
@@ -23,6 +22,7 @@ use protobuf::Message;
 use crate::args::Args;
 use crate::deadlines;
 use crate::paths::hash;
+use crate::process;
 
 /// What a containerd understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,23 +92,10 @@ fn dialect_of_version(text: &str) -> Dialect {
 }
 
 fn ask_version(binary: &Path) -> Option<String> {
-    let mut child = Command::new(binary)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let until = Instant::now() + deadlines::ASK;
-    while child.try_wait().ok()?.is_none() {
-        if Instant::now() >= until {
-            let _ = child.kill();
-            let _ = child.wait();
-            return None;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    io::read_to_string(child.stdout?).ok()
+    let mut command = Command::new(binary);
+    command.arg("--version");
+    let said = process::output(command, deadlines::ASK).ok()?;
+    Some(String::from_utf8_lossy(&said.stdout).into_owned())
 }
 
 /// Where a shim listens: a name that every shim of the same group finds.

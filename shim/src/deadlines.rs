@@ -45,3 +45,15 @@ pub const CGROUP: Duration = Duration::from_secs(2);
 pub const ASK: Duration = Duration::from_secs(5);
 /// For what a monitor that fails has to say, and its end.
 pub const LAST_WORDS: Duration = Duration::from_secs(2);
+/// A restored machine, from its monitor's start until its agent has answered.
+pub const RESTORE: Duration = Duration::from_secs(30);
+/// A template that somebody else makes; a machine boots without one then.
+pub const TEMPLATE: Duration = Duration::from_secs(90);
+/// A machine that is to be saved, until it stands still.
+pub const STANDSTILL: Duration = Duration::from_secs(10);
+/// The writing of a machine that is saved.
+pub const SAVE: Duration = Duration::from_secs(60);
+/// A call of the monitor that has little to do.
+pub const MONITOR_CALL: Duration = Duration::from_secs(10);
+/// Memory that is plugged into a machine, until all of it is there.
+pub const PLUG: Duration = Duration::from_secs(60);

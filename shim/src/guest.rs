@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, Empty, Event, EventsRequest, ExecRequest,
-    Exit, HelloRequest, HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
-    StatsResponse, Stdio, UpdateRequest,
+    Exit, HelloRequest, HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SetOnlineCpusRequest,
+    SignalRequest, StatsResponse, Stdio, UpdateRequest,
 };
 use agent_api::stdio::{Answer, Header, Stream, attach};
 use agent_api::{AgentClient, RPC_PORT, STDIO_PORT, VERSION, dial};
@@ -63,6 +63,16 @@ impl Guest {
     /// Sets what is the machine's.
     pub async fn configure(&self, request: &ConfigureRequest) -> Result<()> {
         Ok(self.client.configure(within(deadlines::AGENT_CALL), request).await.map(drop)?)
+    }
+
+    /// How many processors run.
+    pub async fn set_online_cpus(&self, count: u32) -> Result<()> {
+        let request = SetOnlineCpusRequest { count, ..SetOnlineCpusRequest::default() };
+        let running = self.client.set_online_cpus(within(deadlines::AGENT_CALL), &request).await?.count;
+        if running == count {
+            return Ok(());
+        }
+        Err(Error::unknown(format!("of {count} processors of the machine {running} run")))
     }
 
     /// Makes a container.
@@ -180,6 +190,13 @@ impl Guest {
             Err(_) => Err(Error::deadline(format!("{what}: no answer within {:?}", deadlines::DIAL))),
         }
     }
+}
+
+/// Prepares the agent of a machine to be saved. It is asked nothing else, and the connection is gone then.
+pub async fn settle(socket: &std::path::Path) -> Result<()> {
+    let stream = dial_within(socket, RPC_PORT).await?;
+    let client = AgentClient::new(Client::new(Socket::new(stream)));
+    Ok(client.settle(within(deadlines::AGENT_WORK), &Empty::default()).await.map(drop)?)
 }
 
 async fn dial_within(socket: &std::path::Path, port: u32) -> Result<UnixStream> {

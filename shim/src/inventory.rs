@@ -1,10 +1,12 @@
 //! What there is on this host, as the directories tell: for an operator, who has no connection to any shim.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::journal::Journal;
+use crate::machine::TEMPLATE;
 use crate::paths::{Paths, group_of};
 use crate::process::Process;
 
@@ -54,6 +56,20 @@ fn alive(directory: &Path) -> Option<Process> {
     Journal::load(directory).ok()?.processes().into_iter().find(Process::is_alive)
 }
 
+/// How many machines run on each template, by its name.
+pub fn running_on(root: &Path) -> BTreeMap<String, usize> {
+    let machines = root.join("machines");
+    let mut counts = BTreeMap::new();
+    for directory in names(&machines).into_iter().map(|name| machines.join(name)) {
+        if let Ok(template) = fs::read_to_string(directory.join(TEMPLATE))
+            && alive(&directory).is_some()
+        {
+            *counts.entry(template).or_default() += 1;
+        }
+    }
+    counts
+}
+
 fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
@@ -101,6 +117,30 @@ pub fn find(root: &Path, namespace: Option<&str>, id: &str) -> Result<Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::Made;
+
+    #[test]
+    fn only_machines_that_live_run_on_templates() {
+        let root = std::env::temp_dir().join(format!("inventory-on-{}", std::process::id()));
+        let sleeper = crate::process::sleeper();
+        let dead = Process { started: sleeper.started + 1, ..sleeper };
+        for (name, process, template) in [
+            ("a", sleeper, Some("t")),
+            ("b", sleeper, Some("t")),
+            ("c", dead, Some("t")),
+            ("d", sleeper, None),
+        ] {
+            let directory = root.join("machines").join(name);
+            Journal::create(&directory).unwrap().note(Made::Process(process)).unwrap();
+            if let Some(template) = template {
+                fs::write(directory.join(TEMPLATE), template).unwrap();
+            }
+        }
+        assert_eq!(running_on(&root), BTreeMap::from([("t".to_owned(), 2)]));
+        assert!(running_on(&root.join("none")).is_empty());
+        sleeper.kill(std::time::Duration::from_secs(5)).unwrap();
+        fs::remove_dir_all(&root).unwrap();
+    }
 
     #[test]
     fn containers_are_found_by_what_tells_them_apart() {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::deadlines;
 use crate::hooks::Run;
 use crate::process::Process;
+use crate::template::store;
 
 /// Something that was made, or was about to be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub enum Made {
         /// What stays.
         keep: PathBuf,
     },
+    /// A template that is not made yet, unless somebody else makes it now.
+    Making(PathBuf),
     /// A container for which hooks run when it is gone.
     Poststop(Run),
 }
@@ -129,6 +132,7 @@ fn undo(made: &Made) -> io::Result<()> {
         Made::Mount(path) => unmount(path),
         Made::Process(process) => process.kill(deadlines::KILLED),
         Made::Cgroup { path, keep } => remove_cgroup(path, keep),
+        Made::Making(path) => store::abandoned(path),
         Made::Poststop(run) => {
             run.all_despite_errors();
             Ok(())

@@ -39,5 +39,6 @@ pub mod rpc;
 pub mod service;
 pub mod share;
 pub mod stdio;
+pub mod template;
 pub mod time;
 pub mod timeline;

@@ -89,8 +89,13 @@ pub fn group_of(root: &Path, namespace: &str, id: &str) -> Option<String> {
 
 /// The digest of words, in hexadecimal.
 pub fn hash(words: &[&str]) -> String {
+    hex(&Sha256::digest(words.join("/")))
+}
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    Sha256::digest(words.join("/")).iter().fold(String::new(), |mut text, byte| {
+    bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })

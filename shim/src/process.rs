@@ -3,7 +3,8 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,27 @@ fn start_time(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat: {stat:?}")))
 }
 
+/// What a program says that has ended within that time; it is killed otherwise. Nobody reads meanwhile, so it says no
+/// more than a pipe holds.
+pub fn output(mut command: Command, within: Duration) -> io::Result<Output> {
+    let program = command.get_program().to_owned();
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(
+            |error| io::Error::new(error.kind(), format!("starting {}: {error}", program.display())),
+        )?;
+    let until = Instant::now() + within;
+    while child.try_wait()?.is_none() {
+        if Instant::now() >= until {
+            let _ = child.kill();
+            let _ = child.wait();
+            let text = format!("{} has not ended within {within:?}", program.display());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output()
+}
+
 /// A process for tests that does nothing until it is killed.
 #[cfg(test)]
 pub(crate) fn sleeper() -> Process {
@@ -102,6 +124,25 @@ pub(crate) fn sleeper() -> Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_is_not_waited_for_longer_than_that() {
+        let sh = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            command
+        };
+        let said = output(sh("echo out; echo err >&2; exit 3"), Duration::from_secs(20)).unwrap();
+        assert_eq!(
+            (said.status.code(), &said.stdout[..], &said.stderr[..]),
+            (Some(3), &b"out\n"[..], &b"err\n"[..])
+        );
+        let late = output(sh("exec sleep 60"), Duration::from_millis(50)).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        assert!(
+            output(Command::new("/none"), Duration::from_secs(1)).unwrap_err().to_string().contains("/none")
+        );
+    }
 
     #[test]
     fn only_the_right_process_is_killed() {

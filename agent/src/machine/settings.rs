@@ -62,6 +62,16 @@ fn sysctl_path(name: &str) -> Option<PathBuf> {
     Some(PathBuf::from("/proc/sys").join(path))
 }
 
+/// Forgets what can be read again, and moves what is left together: what is free then, in large pieces, the machine's
+/// balloon gives back, and a snapshot does not have.
+pub fn settle() -> Result<()> {
+    nix::unistd::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")?;
+    // Not every kernel can.
+    let _ = fs::write("/proc/sys/vm/compact_memory", "1");
+    Ok(())
+}
+
 /// Lets `count` processors run, as far as the machine has them. Returns how many do.
 pub fn set_online_cpus(count: u32) -> Result<u32> {
     ensure!(count > 0, "a machine has at least one processor that runs");

@@ -6,6 +6,7 @@ mod stdio;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -98,7 +99,8 @@ async fn run(booted: Booted) -> Result<std::convert::Infallible> {
     let streams = listen(STDIO_PORT)?;
     let calls = listen(RPC_PORT)?;
     let ready_after = crate::boot::uptime();
-    let service = create_agent(Arc::new(rpc::Rpc { agent: Arc::clone(&agent), ready_after }));
+    let seeded = AtomicBool::new(false);
+    let service = create_agent(Arc::new(rpc::Rpc { agent: Arc::clone(&agent), ready_after, seeded }));
     let mut server =
         ttrpc::asynchronous::Server::new().register_service(service).add_listener(stdio::from_host(calls));
     server.start().await.context("serving")?;

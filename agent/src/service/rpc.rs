@@ -2,6 +2,7 @@
 //! would be answered with "not found".
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_api::agent::{
@@ -30,6 +31,8 @@ const BEFORE_OFF: Duration = Duration::from_millis(50);
 pub(super) struct Rpc {
     pub(super) agent: Arc<Agent>,
     pub(super) ready_after: Duration,
+    /// Whether the kernel's pool has had entropy that no other machine has.
+    pub(super) seeded: AtomicBool,
 }
 
 fn packed<T>(outcome: Outcome<T>) -> ttrpc::Result<T> {
@@ -47,7 +50,16 @@ impl agent_ttrpc::Agent for Rpc {
     }
 
     async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<Empty> {
-        empty(configure(&request).map_err(Failure::from))
+        let configured = configure(&request).map_err(Failure::from);
+        if configured.is_ok() && !request.entropy.is_empty() {
+            self.seeded.store(true, Ordering::Relaxed);
+        }
+        empty(configured)
+    }
+
+    async fn settle(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        let done = tokio::task::spawn_blocking(settings::settle).await;
+        empty(done.context("settling").and_then(|done| done).map_err(Failure::from))
     }
 
     async fn set_online_cpus(
@@ -149,8 +161,11 @@ impl agent_ttrpc::Agent for Rpc {
 impl Rpc {
     fn introduce(&self) -> Outcome<HelloResponse> {
         let name = nix::sys::utsname::uname().context("asking for the kernel's name")?;
-        let boot_id =
-            std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading boot_id")?;
+        let boot_id = if self.seeded.load(Ordering::Relaxed) {
+            std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading boot_id")?
+        } else {
+            String::new()
+        };
         Ok(HelloResponse {
             version: VERSION,
             agent: env!("CARGO_PKG_VERSION").to_owned(),

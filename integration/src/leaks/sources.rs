@@ -194,9 +194,20 @@ fn is_shelf(path: &Path, namespaces: &[String]) -> bool {
     let is_namespace = namespaces.contains(&own);
     // Control groups of version 1 have a hierarchy for each controller in between.
     let in_controller = path.parent().and_then(Path::parent) == Some(Path::new("/sys/fs/cgroup"));
-    (parent == "containerd" && OF_ALL.contains(&own.as_str()))
+    path.strip_prefix(TEMPLATES).is_ok_and(is_of_templates)
+        || (parent == "containerd" && OF_ALL.contains(&own.as_str()))
         || (path.parent() == Some(Path::new("/run/supermachine")) && OF_OURS.contains(&own.as_str()))
         || (is_namespace && (WITH_NAMESPACES.contains(&parent.as_str()) || in_controller))
+}
+
+/// Templates, which the first container makes and all later ones use.
+const TEMPLATES: &str = "/var/lib/supermachine/templates";
+
+/// What is there for long; what is being made, or removed, is not.
+fn is_of_templates(inside: &Path) -> bool {
+    let first = inside.components().next().map(|first| Path::new(first.as_os_str()));
+    let extension = first.and_then(Path::extension);
+    extension.is_none_or(|extension| extension != "new" && extension != "old")
 }
 
 /// Calls `found` for everything below `root`, other file systems and symbolic links left alone.
@@ -280,6 +291,10 @@ mod tests {
             ("/run/supermachine/tasks/default", true),
             ("/run/supermachine/tasks/default/it-1", false),
             ("/run/supermachine/machines/0123", false),
+            ("/var/lib/supermachine/templates", true),
+            ("/var/lib/supermachine/templates/0123/state", true),
+            ("/var/lib/supermachine/templates/0123.lock", true),
+            ("/var/lib/supermachine/templates/0123.new/state", false),
             ("/sys/fs/cgroup/default", true),
             ("/sys/fs/cgroup/memory/default", true),
             ("/sys/fs/cgroup/default/it-1", false),

@@ -43,6 +43,17 @@ pub const KEYS: &[Key] = &[
     key("vm", "max_cpus", "The most processors of a machine; 0: as many as the host has."),
     key("vm", "max_memory", "The most memory of a machine; 0: as much as the host has."),
     key(
+        "template",
+        "directory",
+        "Where the snapshots are that machines are restored from, one for each kernel, initrd, monitor, processor and \
+         shape. On a tmpfs they are restored fastest.",
+    ),
+    key(
+        "template",
+        "max_bytes",
+        "What they may take of the disk. Those that were used longest ago go first; those in use stay.",
+    ),
+    key(
         "policy",
         "host_namespaces",
         "Containers that ask for the host's network, PIDs or IPC: \"reject\" them, or give them the \"guest\"'s \

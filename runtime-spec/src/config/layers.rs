@@ -56,8 +56,13 @@ fn check(config: &Config) -> std::result::Result<(), String> {
     if config.vm.cpus == 0 {
         return Err("vm.cpus is 0; a machine has at least one processor".to_owned());
     }
-    for (name, path) in [("vm.kernel", &config.vm.kernel), ("vm.initrd", &config.vm.initrd)] {
-        if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+    let paths = [
+        ("vm.kernel", config.vm.kernel.as_ref()),
+        ("vm.initrd", config.vm.initrd.as_ref()),
+        ("template.directory", Some(&config.template.directory)),
+    ];
+    for (name, path) in paths {
+        if let Some(path) = path.filter(|path| !path.is_absolute()) {
             return Err(format!("{name} is {:?}, which must be absolute", path.display().to_string()));
         }
     }
@@ -157,7 +162,7 @@ mod tests {
                 assert!(foreign || error.to_string().contains(word), "{error}");
             }
         }
-        for text in ["[vm]\ncpus = 0", "[vm]\nkernel = \"vmlinux\""] {
+        for text in ["[vm]\ncpus = 0", "[vm]\nkernel = \"vmlinux\"", "[template]\ndirectory = \"t\""] {
             assert!(load(&[ours("o", text)]).is_err(), "{text}");
         }
     }

@@ -28,6 +28,8 @@ pub const DROP_INS: &str = "/etc/supermachine/config.d";
 pub struct Config {
     /// The machines.
     pub vm: Vm,
+    /// The snapshots that machines come from.
+    pub template: Template,
     /// What to do about requests that reach for the host.
     pub policy: Policy,
     /// What containers may say for themselves.
@@ -70,6 +72,22 @@ impl Default for Vm {
             max_cpus: 0,
             max_memory: Bytes(0),
         }
+    }
+}
+
+/// The snapshots that machines come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Template {
+    /// Where they are.
+    pub directory: PathBuf,
+    /// What they may take of the disk, all together.
+    pub max_bytes: Bytes,
+}
+
+impl Default for Template {
+    fn default() -> Self {
+        Template { directory: "/var/lib/supermachine/templates".into(), max_bytes: Bytes(4 << 30) }
     }
 }
 

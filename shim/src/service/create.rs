@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use containerd_shim_protos::api::CreateTaskRequest;
-use log::info;
+use log::{info, warn};
 use oci_spec::runtime::ContainerState;
+use runtime_spec::config::Boot;
 use runtime_spec::host::{Host, Pod, Task};
 use runtime_spec::plan::{Network, Plan};
 use runtime_spec::{Kind, Request, RootfsMount};
@@ -22,11 +23,12 @@ use crate::hooks::Run;
 use crate::host::HostFiles;
 use crate::journal::{Journal, Made};
 use crate::ledger::{self, Io};
-use crate::machine::{Machine, Recipe};
+use crate::machine::{Machine, NotRestored, Recipe};
 use crate::stdio::{Opened, Streams};
+use crate::template::{self, Store, Template, Unmade, Way};
 use crate::time;
 use crate::timeline::Timeline;
-use crate::{cgroup, config, host, share};
+use crate::{cgroup, config, deadlines, host, share};
 
 /// What a container is made from.
 pub type NewContainer = CreateTaskRequest;
@@ -60,7 +62,7 @@ impl Shim {
         if !request.checkpoint.is_empty() {
             return Err(Error::precondition("containers cannot be restored from checkpoints yet"));
         }
-        let plan = self.plan(&request)?;
+        let (plan, store) = self.plan(&request)?;
         let io = Io {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -73,7 +75,7 @@ impl Shim {
             drop(timeline.phase_since(born, "shim"));
         }
         let _all = timeline.phase_since(begun, "create");
-        let made = match self.assemble(&plan, &io, &mut parts, &timeline).await {
+        let made = match self.assemble(&plan, &store, &io, &mut parts, &timeline).await {
             Ok(pid) => {
                 let made = ledger::Made { bundle: request.bundle, rootfs: request.rootfs, io, pid };
                 Ok(made)
@@ -93,7 +95,7 @@ impl Shim {
         registered
     }
 
-    fn plan(&self, request: &NewContainer) -> Result<Plan> {
+    fn plan(&self, request: &NewContainer) -> Result<(Plan, Store)> {
         let bundle = PathBuf::from(&request.bundle);
         let config = config::of(&Options::of(&request.options)?)?;
         let path = bundle.join("config.json");
@@ -139,7 +141,7 @@ impl Shim {
                 "a machine that runs takes no more disks; mount them on the host and bind them",
             ));
         }
-        Ok(plan)
+        Ok((plan, Store::new(&config.template)))
     }
 
     /// The pod whose machine runs.
@@ -173,6 +175,7 @@ impl Shim {
     async fn assemble(
         self: &Arc<Self>,
         plan: &Plan,
+        store: &Store,
         io: &Io,
         parts: &mut Parts,
         timeline: &Timeline,
@@ -193,7 +196,7 @@ impl Shim {
         drop(files);
         // Hooks look at the network namespace; the machine boots meanwhile.
         let hooks = run_hooks(plan, parts, pid, timeline);
-        let (machine, hooked) = tokio::join!(self.machine_for(plan, parts, network, timeline), hooks);
+        let (machine, hooked) = tokio::join!(self.machine_for(plan, store, parts, network, timeline), hooks);
         parts.machine = Some(machine?);
         hooked?;
         let machine = parts.machine.clone().ok_or_else(|| Error::unknown("there is no machine"))?;
@@ -205,7 +208,9 @@ impl Shim {
             guest.create(&plan.id, json, opened.announce(io.terminal)).await?;
             opened.join(guest, &plan.id, "").await
         };
-        parts.streams = Some(joined.await.map_err(|error| machine.explain(error))?);
+        let joined = async { joined.await.map_err(|error| machine.explain(error)) };
+        let (streams, ()) = tokio::try_join!(joined, machine.grow(timeline))?;
+        parts.streams = Some(streams);
         info!("container {}: machine after {booted:?}, made after {:?}", plan.id, begun.elapsed());
         Ok(pid)
     }
@@ -256,6 +261,7 @@ impl Shim {
     async fn machine_for(
         self: &Arc<Self>,
         plan: &Plan,
+        store: &Store,
         parts: &Parts,
         network: OwnedFd,
         timeline: &Timeline,
@@ -269,12 +275,16 @@ impl Shim {
             paths: &self.paths,
             machine,
             blocks: &plan.blocks,
-            network,
+            network: &network,
             cgroup: parts.cgroup.as_deref(),
             oom_score_adj: plan.monitor.oom_score_adj,
             timeline,
         };
-        let machine = Arc::new(Machine::boot(journal.clone(), recipe).await?);
+        let machine = match restored(&plan.id, store, journal, &recipe).await? {
+            Some(machine) => machine,
+            None => Machine::boot(journal.clone(), &recipe).await?,
+        };
+        let machine = Arc::new(machine);
         machine.forward(&plan.sockets)?;
         Ok(machine)
     }
@@ -332,6 +342,60 @@ impl Shim {
             log::warn!("undoing container {id}: {error}");
         }
     }
+}
+
+/// A machine from a template, unless it is to boot, or has to, which the log tells.
+async fn restored(
+    id: &str,
+    store: &Store,
+    journal: &Arc<Journal>,
+    recipe: &Recipe<'_>,
+) -> Result<Option<Machine>> {
+    if recipe.machine.boot == Boot::Cold {
+        return Ok(None);
+    }
+    if !recipe.blocks.is_empty() {
+        info!("{id}: its machine has disks, which no template has: it boots");
+        return Ok(None);
+    }
+    let finding = recipe.timeline.phase("template");
+    let obtained = obtained(store, journal, recipe).await;
+    drop(finding);
+    let template = match obtained {
+        Ok((template, _)) => template,
+        Err(error) => {
+            warn!("{id}: there is no template, its machine boots: {error}");
+            return Ok(None);
+        }
+    };
+    match Machine::restore(journal.clone(), recipe, template).await {
+        Ok(machine) => Ok(Some(machine)),
+        Err(NotRestored::Other(error)) => Err(error),
+        Err(NotRestored::Template(unfit, error)) => {
+            warn!("{id}: template {} cannot be used and goes, its machine boots: {error}", unfit.key);
+            template::discard(store, unfit, &error.text).await;
+            Ok(None)
+        }
+    }
+}
+
+/// The template that is there, or is made now in a directory of the machine's own.
+async fn obtained(store: &Store, journal: &Arc<Journal>, recipe: &Recipe<'_>) -> Result<(Template, Way)> {
+    let (looking, machine) = (store.clone(), recipe.machine.clone());
+    let wanted = blocking("looking for a template", move || template::wanted(&looking, &machine)).await?;
+    // Should this shim die meanwhile.
+    let noted = |made| journal.note(made).attempt("writing the journal");
+    let made_at = store.making(&wanted.1);
+    template::obtain(store, wanted, deadlines::TEMPLATE, async |parts, making| {
+        noted(Made::Making(made_at)).map_err(Unmade::Here)?;
+        let directory = recipe.paths.machine().join("template.d");
+        let started = |process| noted(Made::Process(process));
+        let made = template::build::make(parts, making, &directory, started, |_| ()).await;
+        let removed = fs::remove_dir_all(&directory);
+        made?;
+        removed.attempt(format_args!("removing {}", directory.display())).map_err(Unmade::Here)
+    })
+    .await
 }
 
 /// Those that run before a container starts, with what follows it noted before.

@@ -135,11 +135,17 @@ impl Agent for FakeAgent {
         Ok(Empty::default())
     }
 
+    async fn settle(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.called("settle".to_owned());
+        Ok(Empty::default())
+    }
+
     async fn set_online_cpus(
         &self,
         _: &TtrpcContext,
         request: SetOnlineCpusRequest,
     ) -> ttrpc::Result<SetOnlineCpusResponse> {
+        self.called(format!("processors {}", request.count));
         Ok(SetOnlineCpusResponse { count: request.count, ..SetOnlineCpusResponse::default() })
     }
 

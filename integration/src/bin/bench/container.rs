@@ -33,13 +33,44 @@ const STEPS: [(&str, Step, bool); 6] = [
 const MEMORY: [(&str, Step); 2] =
     [("memory, without the guest's", |life| life.own_mib), ("memory, with the guest's", |life| life.all_mib)];
 
-pub(crate) fn measure(options: &Options) -> Result<Report> {
-    let mut report = Report::default();
+/// What a container's life takes, and what restoring its machine is worth.
+pub(crate) fn measure(options: &Options) -> Result<(Report, Report)> {
+    let (mut life, mut restored) = (Report::default(), Report::default());
     for arch in &options.archs {
         let rounds = rounds(options, arch).with_context(|| format!("measuring on {arch}"))?;
-        show(&mut report, arch, &rounds)?;
+        show(&mut life, arch, &rounds)?;
+        show_restored(&mut restored, arch, &rounds)?;
     }
-    Ok(report)
+    Ok((life, restored))
+}
+
+/// A machine from a template, beside one that boots, and beside runc.
+fn show_restored(report: &mut Report, arch: &str, rounds: &[Round]) -> Result<()> {
+    let values = |side: Side, step: Step, scale: f64| -> Vec<f64> {
+        rounds.iter().map(|round| step(side(round)) * scale).collect()
+    };
+    let sides: [(&str, Side); 2] = [("cold", |round| &round.cold), ("runc", |round| &round.runc)];
+    let steps: [(&str, &str, Step, f64); 3] = [
+        ("Create", "ms", |life| life.create, 1e3),
+        ("Create to first output", "ms", |life| life.first_output, 1e3),
+        ("memory, with the guest's", "MiB", |life| life.all_mib, 1.0),
+    ];
+    for (name, unit, step, scale) in steps {
+        let own = values(|round| &round.ours, step, scale);
+        for (peer, side) in sides {
+            let theirs = values(side, step, scale);
+            let name = format!("{name}, restored, beside {peer}, {arch}");
+            report.results.push(Comparison::of(name, unit, &own, Some((peer, &theirs)))?);
+        }
+    }
+    let sides: [(&str, Side); 2] = [("restored", |round| &round.ours), ("cold", |round| &round.cold)];
+    for (name, side) in sides {
+        for phase in phases(rounds, side) {
+            let millis = millis(rounds, side, &phase);
+            report.results.push(Comparison::of(format!("{name}: {phase}, {arch}"), "ms", &millis, None)?);
+        }
+    }
+    Ok(())
 }
 
 fn show(report: &mut Report, arch: &str, rounds: &[Round]) -> Result<()> {
@@ -62,20 +93,23 @@ fn show(report: &mut Report, arch: &str, rounds: &[Round]) -> Result<()> {
     for (name, step) in MEMORY {
         add(format!("{name}, {arch}"), "MiB", step, 1.0, ("runc", runc))?;
     }
-    for name in phases(rounds) {
-        let of =
-            |round: &Round| round.ours.phases.iter().find(|phase| phase.name == name).map(|phase| phase.ms);
-        let millis: Vec<f64> = rounds.iter().filter_map(of).collect();
+    for name in phases(rounds, ours) {
+        let millis = millis(rounds, ours, &name);
         report.results.push(Comparison::of(format!("ours: {name}, {arch}"), "ms", &millis, None)?);
     }
     Ok(())
 }
 
-/// The phases of our creation, in the order in which they begin.
-fn phases(rounds: &[Round]) -> Vec<String> {
-    let mut first = rounds.first().map(|round| round.ours.phases.clone()).unwrap_or_default();
+/// The phases of a creation of ours, in the order in which they begin.
+fn phases(rounds: &[Round], side: Side) -> Vec<String> {
+    let mut first = rounds.first().map(|round| side(round).phases.clone()).unwrap_or_default();
     first.sort_by(|a, b| a.from_ms.total_cmp(&b.from_ms));
     first.into_iter().map(|phase| phase.name).collect()
+}
+
+fn millis(rounds: &[Round], side: Side, name: &str) -> Vec<f64> {
+    let of = |round: &Round| side(round).phases.iter().find(|phase| phase.name == name).map(|phase| phase.ms);
+    rounds.iter().filter_map(of).collect()
 }
 
 /// Has the rounds made in the host by the program in the shared directory. Where a host ends by itself, another goes on.
@@ -146,11 +180,20 @@ mod tests {
     fn each_step_is_compared_with_both_and_phases_stand_alone() {
         let round = Round {
             ours: life(3.0, &[("kernel", 2.0), ("create", 0.0)]),
+            cold: life(30.0, &[("kernel", 1.0)]),
             runc: life(1.0, &[]),
             crun: life(0.5, &[]),
         };
         let mut report = Report::default();
-        show(&mut report, "x86_64", &[round.clone(), round]).unwrap();
+        let rounds = [round.clone(), round];
+        show(&mut report, "x86_64", &rounds).unwrap();
+        let mut restored = Report::default();
+        show_restored(&mut restored, "x86_64", &rounds).unwrap();
+        let create =
+            restored.results.iter().find(|result| result.name == "Create, restored, beside cold, x86_64");
+        assert_eq!(create.unwrap().ratio, Some(0.1));
+        assert_eq!(restored.results.last().unwrap().name, "cold: kernel, x86_64");
+        assert_eq!(restored.results.len(), 6 + 2 + 1);
         let found = |name: &str| report.results.iter().find(|result| result.name == name).unwrap();
         assert_eq!(found("Create, x86_64").ratio, Some(3.0));
         assert_eq!(found("Create, beside crun, x86_64").ratio, Some(6.0));

@@ -15,7 +15,8 @@ usage: bench bed|boot|container [OPTION]...
 
   bed                       restoring the emulated host, compared with booting it
   boot                      a machine of ours to its init, compared with QEMU's, in that host
-  container                 the steps of a container's life, compared with runc and crun, in that host
+  container                 the steps of a container's life, compared with runc and crun, in that host; and a
+                            machine from a template, compared with one that boots (snapshot.json)
 
   --runs N                  samples of each side (10)
   --arch ARCH[,ARCH]        x86_64, aarch64 (this machine's)
@@ -76,15 +77,20 @@ fn run() -> Result<()> {
         bail!("which benchmark?\n{USAGE}");
     }
     for name in &names {
-        let report = match name.as_str() {
-            "bed" => bed::measure(&options)?,
-            "boot" => boot::measure(&options)?,
-            "container" => container::measure(&options)?,
+        let reports = match name.as_str() {
+            "bed" => vec![("bed", bed::measure(&options)?)],
+            "boot" => vec![("boot", boot::measure(&options)?)],
+            "container" => {
+                let (life, restored) = container::measure(&options)?;
+                vec![("container", life), ("snapshot", restored)]
+            }
             other => bail!("there is no benchmark {other}\n{USAGE}"),
         };
-        let path = options.output.join(format!("{name}.json"));
-        report.write(&path).context("keeping the results")?;
-        println!("results: {}", path.display());
+        for (name, report) in reports {
+            let path = options.output.join(format!("{name}.json"));
+            report.write(&path).context("keeping the results")?;
+            println!("results: {}", path.display());
+        }
     }
     Ok(())
 }

@@ -26,6 +26,9 @@ pub fn live(bench: &Bench, api: &Api, side: Side, number: u32) -> Result<Life> {
     let new = NewContainer { id: &id, image: &bench.image, runtime: runtime(side), process: &process };
     let mut container = match side {
         Side::Crun => api.create_through(&new, CRUN)?,
+        Side::Cold => {
+            api.create_with(&new, |spec| spec["annotations"]["dev.supermachine.boot"] = "cold".into())?
+        }
         Side::Ours | Side::Runc => api.create(&new)?,
     };
     // When this fails, what there is of the container is removed as it is dropped.
@@ -36,7 +39,7 @@ pub fn live(bench: &Bench, api: &Api, side: Side, number: u32) -> Result<Life> {
 
 fn runtime(side: Side) -> &'static str {
     match side {
-        Side::Ours => "io.containerd.supermachine.v2",
+        Side::Ours | Side::Cold => "io.containerd.supermachine.v2",
         Side::Runc | Side::Crun => "io.containerd.runc.v2",
     }
 }
@@ -57,7 +60,7 @@ fn steps(
     let (first, _stdout) = said.join()?;
 
     let exec = exec(bench, container, id)?;
-    let phases = if side == Side::Ours { timeline(id)? } else { Vec::new() };
+    let phases = if matches!(side, Side::Ours | Side::Cold) { timeline(id)? } else { Vec::new() };
     thread::sleep(IDLE);
     let memory = memory::of(id, side)?;
 

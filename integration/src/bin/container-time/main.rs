@@ -142,7 +142,7 @@ impl Bench {
     fn round(&self, api: &Api, number: u32) -> Result<Round> {
         let mut sides = Side::ALL;
         sides.rotate_left(number as usize % Side::ALL.len());
-        let (mut ours, mut runc, mut crun) = (None, None, None);
+        let (mut ours, mut cold, mut runc, mut crun) = (None, None, None, None);
         for side in sides {
             let life = life::live(self, api, side, number).with_context(|| side.name())?;
             eprintln!(
@@ -160,12 +160,14 @@ impl Bench {
             );
             *match side {
                 Side::Ours => &mut ours,
+                Side::Cold => &mut cold,
                 Side::Runc => &mut runc,
                 Side::Crun => &mut crun,
             } = Some(life);
         }
-        let all = ours.zip(runc).zip(crun);
-        all.map(|((ours, runc), crun)| Round { ours, runc, crun }).context("a side was left out")
+        let all = ours.zip(cold).zip(runc.zip(crun));
+        all.map(|((ours, cold), (runc, crun))| Round { ours, cold, runc, crun })
+            .context("a side was left out")
     }
 
     /// A host may end at any moment: the rounds until then are kept.

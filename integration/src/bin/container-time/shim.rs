@@ -58,7 +58,7 @@ impl Shim<'_> {
     /// What containerd runs.
     fn command(&self, verb: &[&str]) -> Command {
         let program = match self.side {
-            Side::Ours => "containerd-shim-supermachine-v2",
+            Side::Ours | Side::Cold => "containerd-shim-supermachine-v2",
             Side::Runc | Side::Crun => "containerd-shim-runc-v2",
         };
         let bench = self.bench;

@@ -26,7 +26,16 @@ pub struct Inside {
     log: PathBuf,
     state: PathBuf,
     root: PathBuf,
+    /// How machines come to life, by this host's configuration.
+    pub boot: Boot,
     shared_host: bool,
+}
+
+/// How machines come to life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boot {
+    Restore,
+    Cold,
 }
 
 impl Default for Inside {
@@ -42,6 +51,7 @@ impl Default for Inside {
             log: "/var/log/containerd.log".into(),
             state: "/run/containerd".into(),
             root: "/var/lib/containerd".into(),
+            boot: Boot::Restore,
             shared_host: false,
         }
     }
@@ -64,6 +74,7 @@ impl World for Inside {
   --guest DIR               guest kernel and initrd (/usr/share/supermachine/guest)
   --vmm PROGRAM             the monitor (supermachine-vmm)
   --guest-part PROGRAM      what of the tests runs in a guest (guest-part, beside this program)
+  --boot restore|cold       how machines come to life, by this host's configuration (restore)
   --shared-host             others use this host too: look for leaks only among what is ours";
 
     fn option(&mut self, name: &str, parser: &mut lexopt::Parser) -> Result<bool> {
@@ -82,6 +93,14 @@ impl World for Inside {
             }
             "image" => {
                 self.image = parser.value()?.string()?;
+                return Ok(true);
+            }
+            "boot" => {
+                self.boot = parser.value()?.parse_with(|text| match text {
+                    "restore" => Ok(Boot::Restore),
+                    "cold" => Ok(Boot::Cold),
+                    _ => Err("machines are restored or boot cold: restore, cold"),
+                })?;
                 return Ok(true);
             }
             "shared-host" => {

@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
+use runtime_spec::config::Boot;
 use shim::config::{self, Options};
 use shim::machine;
+use shim::template::{self, Found, Store};
 
 use crate::print;
 
@@ -16,7 +18,7 @@ struct Finding {
 
 /// Prints all findings; fails if one is wrong.
 pub fn look() -> ExitCode {
-    let monitor = machine::monitor();
+    let monitor = machine::monitor_path();
     let able = match Command::new(&monitor).arg("check").output() {
         Ok(output) => {
             print(&String::from_utf8_lossy(&output.stdout));
@@ -29,6 +31,8 @@ pub fn look() -> ExitCode {
         }
     };
     let findings = [configuration(), containerd(), cgroups()].into_iter().chain(guest());
+    // Of a monitor that cannot say what it is there is nothing to find.
+    let findings = findings.chain(able.then(template).flatten());
     let mut fine = able;
     for finding in findings {
         fine &= finding.outcome.is_ok();
@@ -73,6 +77,29 @@ fn guest() -> Vec<Finding> {
             Finding { name, outcome }
         })
         .collect()
+}
+
+/// Whether the template is there that containers without limits need. None is no fault: it is made when it is needed.
+fn template() -> Option<Finding> {
+    let config = config::of(&Options::default()).ok()?;
+    let name = "template";
+    if config.vm.boot == Boot::Cold {
+        return Some(Finding { name, outcome: Ok("none is used, since vm.boot is \"cold\"".to_owned()) });
+    }
+    let store = Store::new(&config.template);
+    let place = store.directory().display().to_string();
+    let looked = crate::template::machine(&config).and_then(|machine| {
+        let (_, key) = template::wanted(&store, &machine)?;
+        Ok(match store.open(&key)? {
+            Found::Template(_) => format!("{place}/{key}"),
+            Found::Nothing => {
+                "none yet; the first container makes it, or supermachine template build".to_owned()
+            }
+            Found::Spoilt(why) => format!("{place}/{key} is made again when it is needed: {why}"),
+        })
+    });
+    let mend = "machines boot until that is mended".to_owned();
+    Some(Finding { name, outcome: looked.map_err(|error| (error.to_string(), mend)) })
 }
 
 /// Which containerd would start the shim, if any: none is no fault of this host's.

@@ -2,7 +2,10 @@
 
 mod check;
 mod follow;
+mod progress;
 mod ps;
+mod snapshot;
+mod template;
 mod timeline;
 
 use std::error::Error;
@@ -24,16 +27,26 @@ Usage:
   supermachine console [-f] ID          what the console of a container's machine showed
   supermachine logs [-f] ID             what a container's shim logged
   supermachine timeline [--svg FILE] ID where the time went when it was created
+  supermachine template ls              the templates that machines are restored from
+  supermachine template build           make the one that containers without limits need, if it is not there
+  supermachine template rm KEY...       remove some; machines that run on them go on
+  supermachine template prune [--all]   remove those beyond the configured limit, or all that are not in use
+  supermachine snapshot ls [DIR...]     snapshots: those of templates, and what is in other directories
+  supermachine snapshot inspect DIR     what a snapshot says of itself
+  supermachine snapshot verify DIR      read all of it, and say whether it is as it was written
+  supermachine snapshot rm DIR          remove it
   supermachine config                   a configuration file with every key, to begin with
   supermachine version
 
 Options:
   -n, --namespace NAME   only containers of this namespace of containerd's
   -f, --follow           go on printing what comes, until the container is gone
-      --json             ps and timeline: for programs
+      --json             ps, timeline, template ls and snapshot: for programs
+      --all              template prune: whatever the limit is
       --svg FILE         timeline: write a picture, too
 
-An ID may be cut short, as long as one container's begins so.
+An ID may be cut short, as long as one container's begins so, and so may a KEY. In the place of a DIR, the KEY of a template
+is its snapshot.
 ";
 
 type Failure = Box<dyn Error>;
@@ -42,10 +55,11 @@ type Failure = Box<dyn Error>;
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Call {
     verb: String,
-    id: Option<String>,
+    words: Vec<String>,
     namespace: Option<String>,
     follow: bool,
     json: bool,
+    all: bool,
     svg: Option<PathBuf>,
 }
 
@@ -56,15 +70,25 @@ fn parse(mut parser: lexopt::Parser) -> Result<Call, Failure> {
             Short('n') | Long("namespace") => call.namespace = Some(parser.value()?.string()?),
             Short('f') | Long("follow") => call.follow = true,
             Long("json") => call.json = true,
+            Long("all") => call.all = true,
             Long("svg") => call.svg = Some(parser.value()?.into()),
             Short('h') | Long("help") => "help".clone_into(&mut call.verb),
             Short('v') | Long("version") => "version".clone_into(&mut call.verb),
             Value(word) if call.verb.is_empty() => call.verb = word.string()?,
-            Value(word) if call.id.is_none() => call.id = Some(word.string()?),
+            Value(word) if call.words.len() < most_words(&call.verb) => call.words.push(word.string()?),
             other => return Err(other.unexpected().into()),
         }
     }
     Ok(call)
+}
+
+/// How many words a verb takes.
+fn most_words(verb: &str) -> usize {
+    match verb {
+        "template" | "snapshot" => usize::MAX,
+        "console" | "logs" | "timeline" => 1,
+        _ => 0,
+    }
 }
 
 fn main() -> ExitCode {
@@ -82,7 +106,7 @@ fn run(call: &Call) -> Result<ExitCode, Failure> {
     let namespace = call.namespace.as_deref();
     let entry = || -> Result<inventory::Entry, Failure> {
         let id =
-            call.id.as_deref().ok_or_else(|| format!("{} of which container? Give its ID", call.verb))?;
+            call.words.first().ok_or_else(|| format!("{} of which container? Give its ID", call.verb))?;
         Ok(inventory::find(root, namespace, id)?)
     };
     match call.verb.as_str() {
@@ -97,6 +121,8 @@ fn run(call: &Call) -> Result<ExitCode, Failure> {
             follow::print(&entry.log(), call.follow)?;
         }
         "timeline" => timeline::show(&entry()?, call.json, call.svg.as_deref())?,
+        "template" => return template::run(root, &call.words, call.json, call.all),
+        "snapshot" => return snapshot::run(&call.words, call.json),
         "config" => print(&runtime_spec::config::default_file()),
         "version" => print(&format!("supermachine {VERSION}\n")),
         "help" => print(USAGE),
@@ -128,12 +154,25 @@ mod tests {
     #[test]
     fn command_lines() {
         let call = parsed(&["-n", "k8s.io", "console", "-f", "web"]).unwrap();
-        assert_eq!((call.verb.as_str(), call.id.as_deref(), call.follow), ("console", Some("web"), true));
+        assert_eq!(
+            (call.verb.as_str(), call.words.as_slice(), call.follow),
+            ("console", &["web".to_owned()][..], true)
+        );
+        assert_eq!(parsed(&["template", "rm", "a", "b"]).unwrap().words, ["rm", "a", "b"]);
+        assert!(parsed(&["template", "prune", "--all"]).unwrap().all);
         assert_eq!(call.namespace.as_deref(), Some("k8s.io"));
         assert_eq!(parsed(&["timeline", "--svg", "t.svg", "x"]).unwrap().svg, Some("t.svg".into()));
         assert_eq!(parsed(&["--help"]).unwrap().verb, "help");
         assert!(parsed(&["ps", "a", "b"]).is_err() && parsed(&["--nope"]).is_err());
         assert!(run(&parsed(&["frobnicate"]).unwrap()).unwrap_err().to_string().contains("frobnicate"));
+        for (words, wanted) in [
+            (&["template", "fly"][..], "fly"),
+            (&["snapshot", "inspect"], "Give its directory"),
+            (&["template"], "ls"),
+        ] {
+            let error = run(&parsed(words).unwrap()).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{words:?}: {error}");
+        }
         assert!(run(&parsed(&["logs"]).unwrap()).unwrap_err().to_string().contains("Give its ID"));
     }
 

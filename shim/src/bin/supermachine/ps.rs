@@ -91,9 +91,9 @@ fn memory(process: &Process) -> Option<u64> {
 
 fn table(rows: &[Row]) -> String {
     let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
-    let head = ["NAMESPACE", "ID", "POD", "STATUS", "PID", "MONITOR", "MEMORY"].map(str::to_owned);
-    let lines: Vec<[String; 7]> = std::iter::once(head)
-        .chain(rows.iter().map(|row| {
+    let lines: Vec<[String; 7]> = rows
+        .iter()
+        .map(|row| {
             [
                 printable(&row.namespace),
                 printable(&row.id),
@@ -103,10 +103,17 @@ fn table(rows: &[Row]) -> String {
                 number(row.monitor),
                 row.memory.map_or_else(|| "-".to_owned(), |bytes| format!("{} MiB", bytes >> 20)),
             ]
-        }))
+        })
         .collect();
+    columns(&["NAMESPACE", "ID", "POD", "STATUS", "PID", "MONITOR", "MEMORY"], &lines)
+}
+
+/// A table whose columns are as wide as what is in them.
+pub fn columns<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
+    let head = head.map(str::to_owned);
+    let lines: Vec<_> = std::iter::once(&head).chain(rows).collect();
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
+    let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
     for line in &lines {
         let cells: Vec<_> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use agent_api::VERSION;
 use agent_api::agent::event::What;
+use agent_api::agent::{ConfigureRequest, Empty, HelloRequest};
 use anyhow::{Result, ensure};
 use integration::agent::{CALL, Container, Streams, config};
 use integration::{Ctx, Outcome, Rounds, Test};
@@ -34,7 +36,14 @@ pub fn tests() -> Vec<Test<Inside>> {
 fn hello(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let machine = machine(ctx)?;
     ctx.note(format!("{:?}", machine.hello));
-    ensure!(machine.hello.boot_id.len() == 36, "its boot id is {:?}", machine.hello.boot_id);
+    ensure!(machine.hello.boot_id.is_empty(), "it has drawn {:?} already", machine.hello.boot_id);
+    let empty = Empty::new();
+    machine.call(async |client, context| client.settle(context, &empty).await)?;
+    let request = ConfigureRequest { entropy: vec![7; 64], ..ConfigureRequest::new() };
+    machine.call(async |client, context| client.configure(context, &request).await)?;
+    let request = HelloRequest { version: VERSION, ..HelloRequest::new() };
+    let hello = machine.call(async |client, context| client.hello(context, &request).await)?;
+    ensure!(hello.boot_id.len() == 36, "its boot id is {:?}", hello.boot_id);
     machine.ends_well()?;
     Ok(Outcome::Passed)
 }

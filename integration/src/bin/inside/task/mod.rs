@@ -14,6 +14,7 @@ mod midway;
 mod operator;
 mod pod;
 mod streams;
+mod template;
 mod wrong;
 
 use std::path::PathBuf;
@@ -87,6 +88,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         operator::tests(),
         pod::tests(),
         disks::tests(),
+        template::tests(),
         ended::tests(),
         midway::tests(),
         cycles::tests(),

@@ -1,0 +1,376 @@
+//! A machine: the way from nothing to an agent that serves, by a boot or from a template.
+
+pub mod monitor;
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent_api::agent::ConfigureRequest;
+use log::{info, warn};
+use runtime_spec::plan::{self, Block, Socket};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{sleep, timeout};
+use ttrpc::Code;
+use vmm::control::{Reply, Request};
+
+use self::monitor::{Boot, Monitor, Origin, Start};
+use crate::deadlines;
+use crate::error::{Attempt, Error, Result};
+use crate::guest::Guest;
+use crate::journal::{Journal, Made};
+use crate::paths::Paths;
+use crate::process::Process;
+use crate::template::Template;
+use crate::time;
+use crate::timeline::Timeline;
+
+pub use monitor::monitor_path;
+
+/// Where the guest's kernel and initrd are installed.
+const INSTALLED: &str = "/usr/share/supermachine/guest";
+const KERNEL: &str = if cfg!(target_arch = "aarch64") { "Image" } else { "vmlinux" };
+const INITRD: &str = "supermachine.cpio";
+/// Between two looks at memory that is being plugged.
+const PAUSE: Duration = Duration::from_millis(5);
+/// In a machine's directory: the name of the template that it runs on.
+pub const TEMPLATE: &str = "template";
+
+/// What a machine is made of.
+pub struct Recipe<'a> {
+    /// Where its things are.
+    pub paths: &'a Paths,
+    /// The plan for it.
+    pub machine: &'a plan::Machine,
+    /// Its disks.
+    pub blocks: &'a [Block],
+    /// The network namespace that it is in.
+    pub network: &'a OwnedFd,
+    /// The cgroup that it is in.
+    pub cgroup: Option<&'a Path>,
+    /// How gladly the kernel kills it.
+    pub oom_score_adj: Option<i32>,
+    /// Where the phases of its making are written.
+    pub timeline: &'a Timeline,
+}
+
+/// A machine whose agent serves.
+pub struct Machine {
+    /// The agent.
+    pub guest: Guest,
+    /// What was made for it.
+    pub journal: Arc<Journal>,
+    paths: Paths,
+    monitor: Monitor,
+    /// What it has to become yet.
+    change: Change,
+    /// Held: what a machine runs on is not pruned.
+    _template: Option<Template>,
+}
+
+/// What a restored machine is to become.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Change {
+    /// So many processors run.
+    cpus: Option<u32>,
+    /// It has so many bytes of memory.
+    memory: Option<u64>,
+}
+
+impl Change {
+    fn of(machine: &plan::Machine) -> Self {
+        let (size, shape) = (machine.size, machine.shape);
+        Self {
+            cpus: (size.cpus != shape.online).then_some(size.cpus),
+            memory: (size.memory > shape.memory).then_some(size.memory),
+        }
+    }
+}
+
+/// Why a machine was not restored.
+#[derive(Debug)]
+pub enum NotRestored {
+    /// It cannot be, from this template.
+    Template(Template, Error),
+    /// For a reason that has to do with no template.
+    Other(Error),
+}
+
+impl Machine {
+    /// Boots one. What it takes is written into `journal` first.
+    pub async fn boot(journal: Arc<Journal>, recipe: &Recipe<'_>) -> Result<Self> {
+        let begun = Instant::now();
+        let (machine, paths) = (recipe.machine, recipe.paths);
+        let starts = recipe.timeline.phase("monitor");
+        let ready = monitor::prepare(&paths.machine())?;
+        let origin = Origin::Boot(Boot {
+            kernel: guest_file(machine.kernel.as_ref(), KERNEL)?,
+            initrd: guest_file(machine.initrd.as_ref(), INITRD)?,
+            append: "quiet".to_owned(),
+            memory: machine.size.memory,
+            memory_max: None,
+            cpus: machine.size.cpus,
+        });
+        let (monitor, greeting) = start(&journal, recipe, origin)?;
+        let guest = async {
+            greeting.heard().await?;
+            drop(starts);
+            let kernel = recipe.timeline.phase("kernel");
+            ready.accept().await.attempt("waiting for the agent of the machine")?;
+            drop(kernel);
+            let _agent = recipe.timeline.phase("agent");
+            greet(&monitor).await
+        };
+        let guest = monitor.while_alive("booting a machine", deadlines::BOOT, guest).await?;
+        info!("machine of monitor {} booted in {:?}", monitor.process().pid, begun.elapsed());
+        Ok(Self { guest, journal, paths: paths.clone(), monitor, change: Change::default(), _template: None })
+    }
+
+    /// Restores one. What it takes is written into `journal` first.
+    pub async fn restore(
+        journal: Arc<Journal>,
+        recipe: &Recipe<'_>,
+        template: Template,
+    ) -> std::result::Result<Self, NotRestored> {
+        let begun = Instant::now();
+        let paths = recipe.paths;
+        let starts = recipe.timeline.phase("monitor");
+        let other = NotRestored::Other;
+        // It has rung before it was saved.
+        drop(monitor::prepare(&paths.machine()).map_err(other)?);
+        let note = paths.machine().join(TEMPLATE);
+        fs::write(&note, template.key.as_str())
+            .attempt(format_args!("writing {}", note.display()))
+            .map_err(other)?;
+        let origin = Origin::Snapshot(template.directory.clone());
+        let (monitor, greeting) = start(&journal, recipe, origin).map_err(other)?;
+        let guest = async {
+            greeting.heard().await?;
+            drop(starts);
+            let _restore = recipe.timeline.phase("restore");
+            greet(&monitor).await
+        };
+        match monitor.while_alive("restoring a machine", deadlines::RESTORE, guest).await {
+            Ok(guest) => {
+                template.worked();
+                info!("machine of monitor {} restored in {:?}", monitor.process().pid, begun.elapsed());
+                let change = Change::of(recipe.machine);
+                Ok(Self { guest, journal, paths: paths.clone(), monitor, change, _template: Some(template) })
+            }
+            Err(error) => {
+                let killed = monitor.has_ended().is_some_and(|ended| ended.killed);
+                monitor.kill().await;
+                let _ = fs::remove_file(note);
+                Err(if killed { NotRestored::Other(error) } else { NotRestored::Template(template, error) })
+            }
+        }
+    }
+
+    /// Makes a restored machine as large as it is planned. Its containers may be made meanwhile, but not started.
+    pub async fn grow(&self, timeline: &Timeline) -> Result<()> {
+        if self.change == Change::default() {
+            return Ok(());
+        }
+        let _growing = timeline.phase("grow");
+        let cpus = async {
+            match self.change.cpus {
+                Some(count) => self.guest.set_online_cpus(count).await,
+                None => Ok(()),
+            }
+        };
+        let memory = async {
+            match self.change.memory {
+                Some(bytes) => self.plug(bytes).await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(cpus, memory).map(drop).map_err(|error| self.explain(error))
+    }
+
+    /// Gives it more memory, and waits until its guest has taken it.
+    async fn plug(&self, bytes: u64) -> Result<()> {
+        let resize = Request::Resize { memory: Some(bytes), vcpus: None };
+        self.monitor
+            .ask("plugging memory", |control| control.call(resize, &[], deadlines::MONITOR_CALL).map(drop))
+            .await?;
+        let until = Instant::now() + deadlines::PLUG;
+        loop {
+            let ask = |control: &mut vmm::control::Client| {
+                control.call(Request::Stats, &[], deadlines::MONITOR_CALL)
+            };
+            let actual = match self.monitor.ask("asking for a machine's memory", ask).await? {
+                Reply::Stats(stats) => stats.ram.actual,
+                other => {
+                    return Err(Error::unknown(format!("the monitor answered {other:?} for its numbers")));
+                }
+            };
+            if actual >= bytes {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(Error::deadline(format!(
+                    "of the {} MiB that the machine is to have, its guest has taken {} within {:?}; give the container a \
+                     lower memory limit, or the annotation dev.supermachine.boot=cold",
+                    bytes >> 20,
+                    actual >> 20,
+                    deadlines::PLUG
+                )));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// An error of a call: with what monitor and guest said last, if the call did not reach the agent.
+    pub fn explain(&self, error: Error) -> Error {
+        match error.code {
+            Code::UNAVAILABLE | Code::DEADLINE_EXCEEDED => self.monitor.explain(error),
+            _ => error,
+        }
+    }
+
+    /// Its monitor.
+    pub fn monitor(&self) -> Process {
+        self.monitor.process()
+    }
+
+    /// Returns when it is over, and how it ended.
+    pub async fn ended(&self) -> String {
+        self.monitor.ended().await.how
+    }
+
+    /// Whether it is over.
+    pub fn is_over(&self) -> bool {
+        self.monitor.has_ended().is_some()
+    }
+
+    /// Lets its guest write what is to be written, and ends it.
+    pub async fn stop(&self) {
+        if !self.is_over() {
+            let gently = async {
+                match self.guest.power_off().await {
+                    Ok(()) => drop(self.ended().await),
+                    Err(error) => warn!("asking the machine to turn itself off: {error}"),
+                }
+            };
+            if timeout(deadlines::POWER_OFF, gently).await.is_err() {
+                warn!("the machine did not turn itself off within {:?}", deadlines::POWER_OFF);
+            }
+        }
+        if !self.is_over() {
+            self.monitor.kill().await;
+        }
+    }
+
+    /// Joins ports of the guest to unix sockets of the host, as long as the machine runs.
+    pub fn forward(self: &Arc<Self>, sockets: &[Socket]) -> Result<()> {
+        for socket in sockets {
+            let path = self.paths.vsock().join(format!("vsock_{}", socket.port));
+            let listener =
+                UnixListener::bind(&path).attempt(format_args!("listening on {}", path.display()))?;
+            let (target, ended) = (socket.source.clone(), self.monitor.watch());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = forward(listener, &target) => {}
+                    () = ended => {}
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+async fn forward(listener: UnixListener, target: &Path) {
+    while let Ok((mut guest, _)) = listener.accept().await {
+        let target = target.to_owned();
+        tokio::spawn(async move {
+            let joined = async {
+                let mut host = UnixStream::connect(&target).await?;
+                tokio::io::copy_bidirectional(&mut guest, &mut host).await
+            };
+            if let Err(error) = joined.await {
+                info!("forwarding to {}: {error}", target.display());
+            }
+        });
+    }
+}
+
+fn start(journal: &Journal, recipe: &Recipe<'_>, origin: Origin) -> Result<(Monitor, monitor::Greeting)> {
+    let directory = recipe.paths.machine();
+    let network = recipe.network.try_clone().attempt("duplicating a descriptor")?;
+    let started = Monitor::start(&Start {
+        directory: &directory,
+        origin,
+        blocks: recipe.blocks,
+        network: Some(network),
+        cgroup: recipe.cgroup,
+    })?;
+    let process = started.0.process();
+    journal.note(Made::Process(process)).attempt("writing the journal")?;
+    if let Some(score) = recipe.oom_score_adj
+        && let Err(error) = fs::write(format!("/proc/{}/oom_score_adj", process.pid), score.to_string())
+    {
+        warn!("setting the monitor's oom_score_adj to {score}: {error}");
+    }
+    Ok(started)
+}
+
+/// Finds the agent, and tells it what no other machine is told.
+async fn greet(monitor: &Monitor) -> Result<Guest> {
+    let guest = Guest::connect(monitor.vsock()).await?;
+    guest.configure(&first_configuration()).await?;
+    Ok(guest)
+}
+
+/// A configured path, or where the package has it.
+fn guest_file(configured: Option<&PathBuf>, name: &str) -> Result<PathBuf> {
+    let path = configured.cloned().unwrap_or_else(|| Path::new(INSTALLED).join(name));
+    if path.is_file() {
+        return Ok(path);
+    }
+    let (path, what) = (path.display(), if name == INITRD { "initrd" } else { "kernel" });
+    Err(Error::precondition(format!(
+        "the guest's {what} is not at {path}; install it there, or set vm.{what}"
+    )))
+}
+
+/// Kernel and initrd as configured: what they are, and where or why not.
+pub fn guest_files(
+    kernel: Option<&PathBuf>,
+    initrd: Option<&PathBuf>,
+) -> [(&'static str, Result<PathBuf>); 2] {
+    [("kernel", guest_file(kernel, KERNEL)), ("initrd", guest_file(initrd, INITRD))]
+}
+
+fn first_configuration() -> ConfigureRequest {
+    let mut entropy = vec![0; 64];
+    // SAFETY: the pointer and the length are those of `entropy`.
+    let got = unsafe { libc::getrandom(entropy.as_mut_ptr().cast(), entropy.len(), 0) };
+    entropy.truncate(usize::try_from(got).unwrap_or(0));
+    ConfigureRequest { realtime: time::now(), entropy, ..ConfigureRequest::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use runtime_spec::config::Boot;
+    use runtime_spec::plan::{Shape, Size};
+
+    use super::*;
+
+    #[test]
+    fn what_a_restored_machine_has_to_become() {
+        let shape = Shape { cpus: 4, online: 2, memory: 1024, memory_max: 8192 };
+        for (cpus, memory, change) in [
+            (2, 1024, Change::default()),
+            (2, 512, Change::default()),
+            (1, 1024, Change { cpus: Some(1), memory: None }),
+            (4, 2048, Change { cpus: Some(4), memory: Some(2048) }),
+        ] {
+            let size = Size { cpus, memory };
+            let machine =
+                plan::Machine { size, shape, boot: Boot::Restore, warm: None, kernel: None, initrd: None };
+            assert_eq!(Change::of(&machine), change, "{size:?}");
+        }
+    }
+}
