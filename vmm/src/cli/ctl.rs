@@ -134,7 +134,7 @@ fn snapshot(client: &mut Client, directory: &Path) -> anyhow::Result<()> {
         client.pause(Duration::from_millis(PAUSE))?;
     }
     let made = snapshot::make(directory, |state, memory| {
-        client.snapshot(state.as_fd(), memory.as_fd(), SNAPSHOT).map_err(anyhow::Error::from)
+        client.snapshot(state.as_fd(), memory.as_fd(), false, SNAPSHOT).map_err(anyhow::Error::from)
     });
     if runs {
         client.resume()?;

@@ -134,15 +134,16 @@ impl Client {
         self.call(Request::Stop, &[], ANSWER).map(drop)
     }
 
-    /// Has the machine, which is paused, written into two empty files. Says how long the RAM's is, and how many
-    /// bytes of it are no hole.
+    /// Has the machine, which is paused, written into two empty files, the second [packed](crate::snapshot::unpack) or
+    /// not. Says how many bytes the RAM has, and how many of them are no hole.
     pub fn snapshot(
         &mut self,
         state: BorrowedFd<'_>,
         memory: BorrowedFd<'_>,
+        packed: bool,
         within: Duration,
     ) -> Result<(u64, u64), Error> {
-        match self.call(Request::Snapshot, &[state, memory], within)? {
+        match self.call(Request::Snapshot { packed }, &[state, memory], within)? {
             Reply::Snapshot { memory, data } => Ok((memory, data)),
             other => Err(Error::OutOfTurn(format!("{other:?} to a snapshot"))),
         }

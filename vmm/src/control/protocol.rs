@@ -76,7 +76,11 @@ pub enum Request {
     /// Writes the machine, which must be paused, into the two descriptors with this frame: empty files, open
     /// for writing, for its state and for its RAM. Naming and syncing them is the client's business. Answered
     /// by [`Reply::Snapshot`]. The machine stays paused.
-    Snapshot,
+    Snapshot {
+        /// The RAM as one run of pages behind the other, for carrying, instead of with holes, for mapping.
+        #[serde(default)]
+        packed: bool,
+    },
     /// The console's back-log. Answered by [`Reply::Log`].
     ConsoleLog,
     /// Joins the socket, the descriptor with this frame, to the console, in both directions. Whoever

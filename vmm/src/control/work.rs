@@ -20,6 +20,7 @@ use super::{
 use crate::console::feed;
 use crate::machine::{self, Machine, Notice};
 use crate::memory::GuestRam;
+use crate::snapshot::Form;
 
 /// No pause is waited for longer.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -64,7 +65,9 @@ impl Worker {
             Request::Resize { memory: Some(bytes), vcpus: None } => {
                 Ok(machine.resize_memory(bytes)?).map(|()| Reply::Done)
             }
-            Request::Snapshot => snapshot(&machine, job.fds),
+            Request::Snapshot { packed } => {
+                snapshot(&machine, job.fds, if packed { Form::Packed } else { Form::Sparse })
+            }
             Request::Stats => Ok(Reply::Stats(Box::new(self.stats(&machine)))),
             Request::AttachTap { .. } if job.fds.is_empty() => Err(Refusal::new(
                 RefusalKind::Invalid,
@@ -191,7 +194,7 @@ impl Drop for Attached {
 }
 
 /// Writes the machine into two files that somebody has opened.
-fn snapshot(machine: &Machine, fds: Vec<OwnedFd>) -> Result<Reply, Refusal> {
+fn snapshot(machine: &Machine, fds: Vec<OwnedFd>, form: Form) -> Result<Reply, Refusal> {
     let invalid = |why: String| Refusal::new(RefusalKind::Invalid, format!("cannot write a snapshot: {why}"));
     let files = <[OwnedFd; 2]>::try_from(fds).map(|fds| fds.map(File::from)).map_err(|fds| {
         invalid(format!(
@@ -206,7 +209,7 @@ fn snapshot(machine: &Machine, fds: Vec<OwnedFd>) -> Result<Reply, Refusal> {
         }
     }
     let [state, memory] = &files;
-    let header = machine.snapshot(state, memory)?;
+    let header = machine.snapshot(state, memory, form)?;
     Ok(Reply::Snapshot { memory: header.memory_len, data: header.memory_data })
 }
 

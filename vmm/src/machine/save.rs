@@ -4,12 +4,12 @@ use std::fs::File;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Error, Machine, Status};
-use crate::snapshot::{self, Header, MachineState, Slot};
+use crate::snapshot::{self, Form, Header, MachineState, Slot};
 
 impl Machine {
     /// Writes the machine into two empty files: its state, and its RAM. It must be paused, and stays so, whatever
     /// comes of it. The files are the caller's to name and to sync.
-    pub fn snapshot(&self, state: &File, memory: &File) -> Result<Header, Error> {
+    pub fn snapshot(&self, state: &File, memory: &File, form: Form) -> Result<Header, Error> {
         let _turn = self.turn();
         let status = self.status();
         if status != Status::Paused {
@@ -26,7 +26,7 @@ impl Machine {
         let power = self.power.as_ref().map(|power| power.save());
         let native = self.native.save()?;
         // Last, as some of the above writes to it.
-        let written = snapshot::write_memory(&self.ram, memory)
+        let written = snapshot::write_memory(&self.ram, memory, form)
             .map_err(|source| Error::Host { what: "write the RAM of the snapshot", source })?;
         let fingerprint = postcard::to_stdvec(&self.fingerprint)
             .map_err(|error| snapshot::Error::Unfit(error.to_string()))?;

@@ -1,4 +1,5 @@
-//! Guest RAM in a file: written with holes where it is all zeroes, and checked.
+//! Guest RAM in a file: written with holes where it is all zeroes, or [packed](super::pack) where holes would be lost
+//! on the way; and checked.
 
 use std::fs::File;
 use std::io;
@@ -8,6 +9,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use vm_memory::{Address, GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 
+use super::pack::Packer;
 use super::presence::Presence;
 use crate::memory::{GuestRam, Region};
 
@@ -31,6 +33,30 @@ pub struct Written {
     pub crc: u32,
 }
 
+/// How RAM is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Each page where it belongs, with holes between: for those who map it.
+    Sparse,
+    /// One run behind the other: for those who carry it.
+    Packed,
+}
+
+/// Where runs of pages go.
+enum Sink<'a> {
+    Sparse(&'a File),
+    Packed(Packer<&'a File>),
+}
+
+impl Sink<'_> {
+    fn run(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Sparse(file) => file.write_all_at(bytes, offset),
+            Self::Packed(packer) => packer.run(offset, bytes),
+        }
+    }
+}
+
 /// Counts and sums pages that are not zero.
 #[derive(Default)]
 struct Sum {
@@ -51,7 +77,7 @@ fn is_zero(page: &[u8]) -> bool {
 }
 
 /// Writes all of `ram` into `out`, an empty file. The guest stands still.
-pub fn write(ram: &GuestRam, out: &File) -> io::Result<Written> {
+pub fn write(ram: &GuestRam, out: &File, form: Form) -> io::Result<Written> {
     let mut presence = Presence::of_this_process();
     let mut buffer = vec![0; CHUNK];
     let (mut sum, mut regions, mut end) = (Sum::default(), Vec::new(), 0u64);
@@ -60,8 +86,14 @@ pub fn write(ram: &GuestRam, out: &File) -> io::Result<Written> {
         end = (offset + region.len()).next_multiple_of(CHUNK as u64);
         regions.push(Region { addr: region.start_addr().raw_value(), len: region.len(), offset });
     }
-    // What is beyond the last page that is written is a hole, too.
-    out.set_len(end)?;
+    let mut sink = match form {
+        Form::Sparse => {
+            // What is beyond the last page that is written is a hole, too.
+            out.set_len(end)?;
+            Sink::Sparse(out)
+        }
+        Form::Packed => Sink::Packed(Packer::new(out, end)?),
+    };
     for (region, at) in ram.iter().zip(&regions) {
         let beyond = |error: vm_memory::GuestMemoryError| io::Error::other(error.to_string());
         let host = region.get_host_address(MemoryRegionAddress(0)).map_err(beyond)? as u64;
@@ -83,14 +115,17 @@ pub fn write(ram: &GuestRam, out: &File) -> io::Result<Written> {
                     chunk[bytes].fill(0);
                 }
             }
-            write_chunk(chunk, at.offset + start, out, &mut sum)?;
+            write_chunk(chunk, at.offset + start, &mut sink, &mut sum)?;
         }
+    }
+    if let Sink::Packed(packer) = sink {
+        packer.finish()?;
     }
     Ok(Written { regions, len: end, data: sum.data, crc: sum.crc.finalize() })
 }
 
 /// Writes the pages of a chunk that are not zero, neighbours together.
-fn write_chunk(chunk: &[u8], offset: u64, out: &File, sum: &mut Sum) -> io::Result<()> {
+fn write_chunk(chunk: &[u8], offset: u64, out: &mut Sink<'_>, sum: &mut Sum) -> io::Result<()> {
     for (run, zero) in runs(chunk.chunks(PAGE).map(is_zero)) {
         if zero {
             continue;
@@ -99,7 +134,7 @@ fn write_chunk(chunk: &[u8], offset: u64, out: &File, sum: &mut Sum) -> io::Resu
         for (page, at) in chunk[bytes.clone()].chunks(PAGE).zip((bytes.start..).step_by(PAGE)) {
             sum.page(offset + at as u64, page);
         }
-        out.write_all_at(&chunk[bytes.clone()], offset + bytes.start as u64)?;
+        out.run(offset + bytes.start as u64, &chunk[bytes])?;
     }
     Ok(())
 }
@@ -228,7 +263,7 @@ mod tests {
         ram.write_obj(7u8, GuestAddress(0x1234)).unwrap();
         ram.write_obj(8u8, GuestAddress(HIGH + 0x3f_ffff)).unwrap();
         let first = file();
-        let written = write(&ram, &first).unwrap();
+        let written = write(&ram, &first, Form::Sparse).unwrap();
         assert_eq!((written.len, written.data), (12 << 20, 2 * PAGE as u64));
         assert_eq!(checksum(&first, |_, _| ()).unwrap(), (written.data, written.crc));
 
@@ -241,7 +276,7 @@ mod tests {
         again.write_obj(9u8, GuestAddress(0x50_0000)).unwrap();
         let _: u8 = again.read_obj(GuestAddress(0x60_0000)).unwrap();
         let second = file();
-        let second_written = write(&again, &second).unwrap();
+        let second_written = write(&again, &second, Form::Sparse).unwrap();
         assert_eq!(second_written.data, 2 * PAGE as u64);
         let third = memory::restored(&second, &second_written.regions).unwrap();
         for (addr, value) in [(0x1234, 0), (HIGH + 0x3f_ffff, 8), (0x50_0000, 9)] {
@@ -264,9 +299,15 @@ mod tests {
                 let _ = ram.write_obj(*value, place(*at));
             }
             let out = file();
-            let written = write(&ram, &out).unwrap();
+            let written = write(&ram, &out, Form::Sparse).unwrap();
             prop_assert_eq!(checksum(&out, |_, _| ()).unwrap(), (written.data, written.crc));
-            let again = memory::restored(&out, &written.regions).unwrap();
+            let packed = file();
+            prop_assert_eq!(&write(&ram, &packed, Form::Packed).unwrap(), &written);
+            let unpacked = file();
+            super::super::unpack(&packed, &unpacked, |_, _| ()).unwrap();
+            prop_assert_eq!(checksum(&unpacked, |_, _| ()).unwrap(), (written.data, written.crc));
+            prop_assert_eq!(unpacked.metadata().unwrap().len(), written.len);
+            let again = memory::restored(&unpacked, &written.regions).unwrap();
             for page in (0..0x60_0000).step_by(PAGE) {
                 let (mut one, mut other) = ([0; PAGE], [0; PAGE]);
                 ram.read_slice(&mut one, place(page)).unwrap();

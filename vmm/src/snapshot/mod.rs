@@ -15,6 +15,7 @@ mod file;
 mod header;
 mod make;
 mod memory;
+mod pack;
 mod presence;
 mod state;
 #[cfg(test)]
@@ -24,5 +25,6 @@ pub use error::Error;
 pub use file::{MEMORY_FILE, STATE_FILE, Snapshot, read_header, verify, write_state};
 pub use header::{EPOCH, Header, Slot};
 pub use make::{is_aside, make};
-pub use memory::{Written, write as write_memory};
+pub use memory::{Form, Written, write as write_memory};
+pub use pack::unpack;
 pub use state::{MachineState, Shape};

@@ -66,7 +66,7 @@ fn write(directory: &Path) {
     let ram = memory::anonymous(&[(0, 4 << 20)]).unwrap();
     vm_memory::Bytes::write_obj(&ram, 7u64, vm_memory::GuestAddress(0x1008)).unwrap();
     make(directory, |file, memory| {
-        let written = write_memory(&ram, memory).unwrap();
+        let written = write_memory(&ram, memory, Form::Sparse).unwrap();
         write_state(file, &header(&written), &state(written.regions.clone()))
     })
     .unwrap();
@@ -198,7 +198,7 @@ fn a_host_of_another_kind_is_told_so() {
     let with = |change: &dyn Fn(&mut Header)| {
         let _ = fs::remove_dir_all(&place);
         make(&place, |file, memory| {
-            let written = write_memory(&ram, memory).unwrap();
+            let written = write_memory(&ram, memory, Form::Sparse).unwrap();
             let mut header = header(&written);
             header.fingerprint = postcard::to_stdvec(&here).unwrap();
             change(&mut header);

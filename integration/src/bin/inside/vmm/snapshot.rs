@@ -193,7 +193,7 @@ fn misuse(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         over.err()
     );
     let mut driver = first.drive()?;
-    let refused = driver.call(&serde_json::json!("snapshot"));
+    let refused = driver.call(&serde_json::json!({"snapshot": {}}));
     ensure!(refused.is_err(), "a snapshot without files was granted: {refused:?}");
     ensure!(first.ctl(["state"])? == "running\n", "it does not go on after a snapshot that was refused");
     drop(first);
