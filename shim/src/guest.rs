@@ -39,9 +39,9 @@ fn container(id: &str) -> ContainerRequest {
 }
 
 impl Guest {
-    /// To the agent that serves behind the machine's vsock socket.
-    pub async fn connect(socket: PathBuf) -> Result<Self> {
-        let stream = dial_within(&socket, RPC_PORT).await?;
+    /// To the agent that serves behind the machine's vsock socket, or does so within that time.
+    pub async fn connect(socket: PathBuf, within: Duration) -> Result<Self> {
+        let stream = dial_within(&socket, RPC_PORT, within).await?;
         let client = AgentClient::new(Client::new(Socket::new(stream)));
         let guest = Self { client, socket };
         let hello = guest.hello().await?;
@@ -181,8 +181,9 @@ impl Guest {
     pub async fn stream(&self, id: &str, exec: &str, stream: Stream) -> Result<UnixStream> {
         let header = Header { id: id.to_owned(), exec_id: exec.to_owned(), stream };
         let what = format!("connecting {stream:?} of process {id} {exec}");
-        let mut connection =
-            dial_within(&self.socket, STDIO_PORT).await.map_err(|error| error.context(&what))?;
+        let mut connection = dial_within(&self.socket, STDIO_PORT, deadlines::DIAL)
+            .await
+            .map_err(|error| error.context(&what))?;
         match timeout(deadlines::DIAL, attach(&mut connection, &header)).await {
             Ok(Ok(Answer::Attached)) => Ok(connection),
             Ok(Ok(answer)) => Err(Error::unknown(format!("{what}: the agent says {answer:?}"))),
@@ -194,17 +195,14 @@ impl Guest {
 
 /// Prepares the agent of a machine to be saved. It is asked nothing else, and the connection is gone then.
 pub async fn settle(socket: &std::path::Path) -> Result<()> {
-    let stream = dial_within(socket, RPC_PORT).await?;
+    let stream = dial_within(socket, RPC_PORT, deadlines::DIAL).await?;
     let client = AgentClient::new(Client::new(Socket::new(stream)));
     Ok(client.settle(within(deadlines::AGENT_WORK), &Empty::default()).await.map(drop)?)
 }
 
-async fn dial_within(socket: &std::path::Path, port: u32) -> Result<UnixStream> {
-    match timeout(deadlines::DIAL, dial::dial(socket, port)).await {
+async fn dial_within(socket: &std::path::Path, port: u32, within: Duration) -> Result<UnixStream> {
+    match timeout(within, dial::dial(socket, port)).await {
         Ok(stream) => stream.attempt("reaching the agent of the machine"),
-        Err(_) => Err(Error::deadline(format!(
-            "the agent of the machine was not reached within {:?}",
-            deadlines::DIAL
-        ))),
+        Err(_) => Err(Error::deadline(format!("the agent of the machine was not reached within {within:?}"))),
     }
 }

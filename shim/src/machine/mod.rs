@@ -121,7 +121,7 @@ impl Machine {
             ready.accept().await.attempt("waiting for the agent of the machine")?;
             drop(kernel);
             let _agent = recipe.timeline.phase("agent");
-            greet(&monitor).await
+            greet(&monitor, deadlines::DIAL).await
         };
         let guest = monitor.while_alive("booting a machine", deadlines::BOOT, guest).await?;
         info!("machine of monitor {} booted in {:?}", monitor.process().pid, begun.elapsed());
@@ -150,7 +150,7 @@ impl Machine {
             greeting.heard().await?;
             drop(starts);
             let _restore = recipe.timeline.phase("restore");
-            greet(&monitor).await
+            greet(&monitor, deadlines::RESTORE).await
         };
         match monitor.while_alive("restoring a machine", deadlines::RESTORE, guest).await {
             Ok(guest) => {
@@ -317,8 +317,8 @@ fn start(journal: &Journal, recipe: &Recipe<'_>, origin: Origin) -> Result<(Moni
 }
 
 /// Finds the agent, and tells it what no other machine is told.
-async fn greet(monitor: &Monitor) -> Result<Guest> {
-    let guest = Guest::connect(monitor.vsock()).await?;
+async fn greet(monitor: &Monitor, within: Duration) -> Result<Guest> {
+    let guest = Guest::connect(monitor.vsock(), within).await?;
     guest.configure(&first_configuration()).await?;
     Ok(guest)
 }

@@ -45,7 +45,7 @@ impl Bed {
         let (leave, leaving) = channel::channel(false);
         let paths = Paths::new(&directory, "ns", "c");
         let shim = Arc::new(Shim::new(paths, Ledger::new(emit), leave));
-        let guest = Guest::connect(socket).await.unwrap();
+        let guest = Guest::connect(socket, Duration::from_secs(20)).await.unwrap();
         let io = fifos(&directory, "init");
         shim.ledger.reserve("c").unwrap();
         let opened = Opened::open(&io, &[]).await.unwrap();

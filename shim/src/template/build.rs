@@ -93,7 +93,8 @@ async fn save(
     let (state, memory) = (state.attempt(what)?, memory.attempt(what)?);
     let saving = monitor.ask(what, move |control| {
         control.pause(deadlines::STANDSTILL)?;
-        control.snapshot(state.as_fd(), memory.as_fd(), deadlines::SAVE)
+        let packed = false;
+        control.snapshot(state.as_fd(), memory.as_fd(), packed, deadlines::SAVE)
     });
     let (length, data) = monitor.while_alive(what, deadlines::STANDSTILL + deadlines::SAVE, saving).await?;
     info!(
