@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, OnSystemEvent, PowerState};
+use super::{Error, OnSystemEvent};
 use crate::bus::BusDevice;
 use crate::console::{InputPort, Output};
 #[cfg(target_arch = "aarch64")]
@@ -15,6 +15,7 @@ use crate::devices::power::AcpiPower;
 use crate::devices::uart16550::{self, Uart16550};
 use crate::hypervisor::{PsciBy, Trigger, Vm};
 use crate::memory::GuestRam;
+use crate::snapshot::MachineState;
 use crate::vcpu::{Buses, Power};
 
 /// The board of one machine.
@@ -146,18 +147,18 @@ pub(super) fn power(
     _psci: PsciBy,
     _hardware_ids: &[u64],
     _ram: &GuestRam,
-    _state: Option<Option<&PowerState>>,
+    _saved: Option<&MachineState>,
 ) -> Result<Option<Power>, &'static str> {
     Ok(None)
 }
 
-/// What turns processors on and off, where the hypervisor does not; as it was, where there is a `state`.
+/// What turns processors on and off, where the hypervisor does not; as it was in a machine that was saved.
 #[cfg(target_arch = "aarch64")]
 pub(super) fn power(
     psci: PsciBy,
     hardware_ids: &[u64],
     ram: &GuestRam,
-    state: Option<Option<&PowerState>>,
+    saved: Option<&MachineState>,
 ) -> Result<Option<Power>, &'static str> {
     use vm_memory::{Address, GuestMemory, GuestMemoryRegion};
     let ranges = ram.iter().map(|region| {
@@ -168,10 +169,9 @@ pub(super) fn power(
         return Ok(None);
     }
     let power = Power::new(hardware_ids, ranges.collect());
-    match state {
-        None => {}
-        Some(Some(state)) => power.restore(state)?,
-        Some(None) => return Err("the snapshot does not say which processors are on"),
+    if let Some(saved) = saved {
+        let state = saved.power.as_ref().ok_or("the snapshot does not say which processors are on")?;
+        power.restore(state)?;
     }
     Ok(Some(power))
 }

@@ -25,6 +25,9 @@ use crate::snapshot::{Shape, Snapshot};
 use crate::standstill::Standstill;
 use crate::vcpu::Buses;
 
+/// Devices by name.
+type Devices = Vec<(SlotId, Box<dyn Device>)>;
+
 /// What a machine's guest begins with.
 enum Origin {
     Boot(Boot),
@@ -41,7 +44,7 @@ struct Boot {
 struct Fittings {
     console: Box<dyn Write + Send>,
     markers: Vec<Marker>,
-    devices: Vec<(SlotId, Box<dyn Device>)>,
+    devices: Devices,
 }
 
 impl Machine {
@@ -77,10 +80,7 @@ impl Machine {
 }
 
 /// The devices in the order of the snapshot's slots: they must be the same.
-fn in_order(
-    snapshot: &Snapshot,
-    mut devices: Vec<(SlotId, Box<dyn Device>)>,
-) -> Result<Vec<(SlotId, Box<dyn Device>)>, Error> {
+fn in_order(snapshot: &Snapshot, mut devices: Devices) -> Result<Devices, Error> {
     let mut ordered = Vec::new();
     for (id, _) in &snapshot.state.devices {
         // The machine's own, which is made with its memory.
@@ -152,7 +152,7 @@ fn raise<H: Hypervisor>(
     let standstill = Arc::clone(&shell.shared.standstill);
     let (slots, devices) = attach(&*shell.vm, &ram.all, fittings.devices, &standstill, &mut board.buses)?;
     let power =
-        board::power(shape.psci, &shell.hardware_ids, &ram.all, saved.map(|s| s.state.power.as_ref()))
+        board::power(shape.psci, &shell.hardware_ids, &ram.all, saved.map(|snapshot| &snapshot.state))
             .map_err(|why| Error::Tables(why.to_owned()))?
             .map(Arc::new);
     guest.finish(hypervisor, &ram.boot, &shell, &slots, &devices)?;
@@ -251,7 +251,7 @@ impl<V: Vm> Guest<V> {
                 };
                 let entries = boot::finish(ram, loaded, &platform);
                 let entries = entries.map_err(|error| Error::Tables(error.to_string()))?;
-                shell.begin(entries.into_iter().map(Begin::Enter))
+                shell.begin(entries.into_iter().map(|entry| Begin::Enter(entry.map(Box::new))))
             }
             Self::Saved { snapshot, .. } => {
                 // Both are in the order of the slots, and of the same length: the devices were put in that order.
@@ -269,7 +269,7 @@ impl<V: Vm> Guest<V> {
 fn attach<V: Vm>(
     vm: &V,
     ram: &Arc<GuestRam>,
-    devices: Vec<(SlotId, Box<dyn Device>)>,
+    devices: Devices,
     standstill: &Arc<Standstill>,
     buses: &mut Buses,
 ) -> Result<(SlotMap, Vec<Attached>), Error> {

@@ -40,7 +40,7 @@ struct Processor<S> {
 /// How a processor begins.
 pub(super) enum Begin<S> {
     /// Here, or when somebody in the guest says where.
-    Enter(Option<Entry>),
+    Enter(Option<Box<Entry>>),
     /// Where another one stood still.
     Restore(Box<S>),
 }
