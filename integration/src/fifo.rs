@@ -24,6 +24,11 @@ impl Output {
     /// Makes the FIFO at `path` and opens it. Nobody needs to write yet.
     pub fn create(path: PathBuf) -> Result<Self> {
         make(&path)?;
+        Self::open(path)
+    }
+
+    /// Opens the FIFO at `path`, which is there.
+    pub fn open(path: PathBuf) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(OFlag::O_NONBLOCK.bits())

@@ -24,6 +24,7 @@ pub mod process;
 mod record;
 mod runner;
 pub mod streams;
+pub mod terminal;
 mod test;
 pub mod tree;
 pub mod wait;

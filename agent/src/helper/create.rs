@@ -12,7 +12,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, mkdirat};
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount, Spec};
 use runtime_spec::plan::GuestDevice;
 
 use super::engine::{Engine, ours};
@@ -91,12 +91,12 @@ fn prepare(create: &mut Create) -> Result<Engine> {
         linux.set_resources(None);
         linux.seccomp_mut().take()
     });
-    let mounts: Vec<_> = spec.mounts().iter().flatten().map(|mount| mount.destination().clone()).collect();
+    let mounts = spec.mounts().clone().unwrap_or_default();
     let Some(process) = spec.process_mut() else { bail!("the container has no process") };
     let mut environment = process.env().clone().unwrap_or_default();
     home::complete(&mut environment, &root, process.user().uid());
     process.set_env(Some(environment.clone()));
-    make_directory(&root, process.cwd(), |path| mounts.iter().any(|mount| path.starts_with(mount)))?;
+    make_working_directory(&root, process.cwd(), &mounts)?;
     let size = create.size.or_else(|| {
         let size = process.console_size()?;
         Some((u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?))
@@ -107,9 +107,28 @@ fn prepare(create: &mut Create) -> Result<Engine> {
     Ok(Engine { finish, size: size.filter(|_| process.terminal() == Some(true)) })
 }
 
-/// The working directory is made if it is not there, as runc does. What cannot be made fails when it is entered; only
-/// of a file in its place the words then do not tell. Below a mount there will be other files than these.
-fn make_directory(root: &File, path: &Path, is_mounted: impl Fn(&Path) -> bool) -> Result<()> {
+/// The working directory is made if it is not there, as runc does; in a bind, where it will be seen. Other mounts begin
+/// empty or have nothing to be made in.
+fn make_working_directory(root: &File, path: &Path, mounts: &[Mount]) -> Result<()> {
+    let below = |mount: &Mount| path.strip_prefix(mount.destination()).map(Path::to_owned);
+    // What is mounted later covers what was mounted before.
+    let Some((mount, rest)) = mounts.iter().rev().find_map(|mount| Some((mount, below(mount).ok()?))) else {
+        return make_directory(root, path, path);
+    };
+    let is_bind = |option: &String| option == "bind" || option == "rbind";
+    let source = mount.source().as_ref().filter(|_| mount.options().iter().flatten().any(is_bind));
+    // One that is not there, or a file, is refused when it is mounted.
+    match source.map(File::open) {
+        Some(Ok(source)) if source.metadata().is_ok_and(|found| found.is_dir()) => {
+            make_directory(&source, &rest, path)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the directory at `path` below `root`, which is `named` so in the spec. What cannot be made fails when it is
+/// entered; only of a file in its place the words then do not tell.
+fn make_directory(root: &File, path: &Path, named: &Path) -> Result<()> {
     let how = |flags| {
         OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
     };
@@ -128,8 +147,8 @@ fn make_directory(root: &File, path: &Path, is_mounted: impl Fn(&Path) -> bool) 
         });
         match there {
             Ok(fd) => parent = fd,
-            Err(Errno::ENOTDIR) if !is_mounted(path) => {
-                bail!("{NOT_STARTED}: process.cwd {}: {}", path.display(), words(Errno::ENOTDIR));
+            Err(Errno::ENOTDIR) => {
+                bail!("{NOT_STARTED}: process.cwd {}: {}", named.display(), words(Errno::ENOTDIR));
             }
             Err(_) => break,
         }
@@ -165,20 +184,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_working_directory_is_made_unless_a_file_is_in_its_place() {
+    fn a_working_directory_is_made_where_it_will_be_seen_unless_a_file_is_in_its_place() {
         let path = std::env::temp_dir().join(format!("working-directory-{}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        fs::write(path.join("file"), "").unwrap();
-        let root = File::open(&path).unwrap();
-        let make = |to: &str, is_mounted| make_directory(&root, Path::new(to), |_| is_mounted);
-        make("/a/b", false).unwrap();
-        make("/a/b/../c", false).unwrap();
-        assert!(path.join("a/b").is_dir());
-        for place in ["/file", "/file/below"] {
-            let error = make(place, false).unwrap_err().to_string();
-            assert!(error.contains(place) && error.contains("not a directory"), "{error}");
-            make(place, true).unwrap();
+        for directory in ["root", "volume", "other"] {
+            fs::create_dir_all(path.join(directory)).unwrap();
         }
+        for file in ["root/file", "volume/file"] {
+            fs::write(path.join(file), "").unwrap();
+        }
+        let mount = |source: &str, destination: &str, typ: &str| {
+            let mut mount = Mount::default();
+            mount.set_source(Some(path.join(source))).set_destination(destination.into());
+            mount.set_typ(Some(typ.to_owned()));
+            mount.set_options(Some(vec![if typ == "bind" { "rbind" } else { "nosuid" }.to_owned()]));
+            mount
+        };
+        let mounts = [
+            mount("other", "/v/hidden", "bind"),
+            mount("volume", "/v", "bind"),
+            mount("volume/file", "/single", "bind"),
+            mount("tmpfs", "/fresh", "tmpfs"),
+        ];
+        let root = File::open(path.join("root")).unwrap();
+        let make = |to: &str| make_working_directory(&root, Path::new(to), &mounts);
+        for (to, made) in [
+            ("/a/b", "root/a/b"),
+            ("/a/b/../c", "root/a/b/c"),
+            ("/", "root"),
+            ("/v", "volume"),
+            ("/v/a/b", "volume/a/b"),
+            ("/v/hidden/x", "volume/hidden/x"),
+        ] {
+            make(to).unwrap();
+            assert!(path.join(made).is_dir(), "{to}");
+        }
+        for to in ["/fresh/x", "/single/x"] {
+            make(to).unwrap();
+        }
+        for place in ["/file", "/file/below", "/v/file/below"] {
+            let error = make(place).unwrap_err().to_string();
+            assert!(error.contains(place) && error.contains("not a directory"), "{error}");
+        }
+        let mut found: Vec<_> =
+            fs::read_dir(path.join("root")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        found.sort();
+        assert_eq!(found, ["a", "file"]);
         fs::remove_dir_all(path).unwrap();
     }
 }

@@ -257,3 +257,8 @@ fn within<T>(namespace: &str, message: T) -> Result<Request<T>> {
 pub(super) fn code(error: &anyhow::Error) -> Option<Code> {
     error.downcast_ref::<Refused>().map(|refused| refused.code)
 }
+
+/// The name of the code with which containerd refused a call, and its words, if that is what `error` is.
+pub fn refusal(error: &anyhow::Error) -> Option<(String, &str)> {
+    error.downcast_ref::<Refused>().map(|refused| (format!("{:?}", refused.code), refused.message.as_str()))
+}

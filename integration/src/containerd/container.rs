@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::{
     CloseIoRequest, Container as Record, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest,
-    DeleteTaskRequest, KillRequest, ResizePtyRequest, StartRequest, UpdateTaskRequest, WaitRequest,
+    DeleteTaskRequest, GetRequest, KillRequest, MetricsRequest, PauseTaskRequest, ResizePtyRequest,
+    ResumeTaskRequest, StartRequest, UpdateTaskRequest, WaitRequest,
 };
 use containerd_client::tonic::Code;
 use containerd_client::types::Mount;
@@ -174,6 +175,38 @@ impl Container<'_> {
     pub fn kill(&self, signal: u32) -> Result<()> {
         let request = KillRequest { container_id: self.id.clone(), signal, ..KillRequest::default() };
         self.api.call("Tasks.Kill", self.api.tasks().kill(self.api.within(request)?))
+    }
+
+    /// Stops all of its processes where they are.
+    pub fn pause(&self) -> Result<()> {
+        let request = PauseTaskRequest { container_id: self.id.clone() };
+        self.api.call("Tasks.Pause", self.api.tasks().pause(self.api.within(request)?))
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) -> Result<()> {
+        let request = ResumeTaskRequest { container_id: self.id.clone() };
+        self.api.call("Tasks.Resume", self.api.tasks().resume(self.api.within(request)?))
+    }
+
+    /// How its task is, in containerd's words, if there is one.
+    pub fn status(&self) -> Result<Option<&'static str>> {
+        let request = GetRequest { container_id: self.id.clone(), ..GetRequest::default() };
+        match self.api.call("Tasks.Get", self.api.tasks().get(self.api.within(request)?)) {
+            Ok(answer) => Ok(answer.process.map(|process| process.status().as_str_name())),
+            Err(error) if code(&error) == Some(Code::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The type of the message that tells what it uses, and how long that is.
+    pub fn metrics(&self) -> Result<(String, usize)> {
+        let request = MetricsRequest { filters: vec![format!("id=={}", self.id)] };
+        let answer = self.api.call("Tasks.Metrics", self.api.tasks().metrics(self.api.within(request)?))?;
+        let data =
+            answer.metrics.into_iter().find(|metric| metric.id == self.id).and_then(|metric| metric.data);
+        let data = data.with_context(|| format!("there are no metrics of {}", self.id))?;
+        Ok((data.type_url, data.value.len()))
     }
 
     /// Ends its input.

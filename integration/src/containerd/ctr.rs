@@ -22,6 +22,13 @@ impl Ctr {
         command.arg("--address").arg(&self.address).args(["--namespace", &self.namespace]).args(arguments)
     }
 
+    /// The words of a command line with these arguments.
+    pub fn words(&self, arguments: &[&str]) -> Vec<String> {
+        let address = self.address.display().to_string();
+        let options = ["ctr", "--address", &address, "--namespace", &self.namespace];
+        options.iter().chain(arguments).map(|&word| word.to_owned()).collect()
+    }
+
     /// Runs `process` in a new container `id` of the image, and removes it after.
     pub fn run(&self, command: Cmd, runtime: &str, id: &str, process: &[&str]) -> Cmd {
         self.with(command, ["run", "--rm", "--runtime", runtime, &self.image, id]).args(process)

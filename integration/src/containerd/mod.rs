@@ -8,7 +8,7 @@ mod image;
 mod shim;
 mod spec;
 
-pub use api::{Api, Version};
+pub use api::{Api, Version, refusal};
 pub use container::{Container, NewContainer, Stdio};
 pub use containerd_client::types::Mount;
 pub use ctr::Ctr;

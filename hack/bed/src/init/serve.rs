@@ -1,7 +1,7 @@
 //! The port on which the tool's requests arrive.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -17,6 +17,8 @@ use testbed::{Kind, Reply, Request, read_frame, write_json};
 const SERVICES: &str = "/usr/local/lib/testbed/services";
 const SERVICES_LOG: &str = "/var/log/services.log";
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// For the answer to reach whoever asked for the end.
+const HEARD: Duration = Duration::from_secs(2);
 
 /// How far the services are: `None` while they start.
 type Services = Arc<(Mutex<Option<Result<(), String>>>, Condvar)>;
@@ -104,6 +106,7 @@ fn answer(stream: &Stream, services: &Services) -> Result<()> {
         Request::Quiesce => done(wait_for_services(services).and_then(|()| prepare::quiesce())),
         Request::PowerOff => {
             write_json(stream, Kind::Reply, &Reply::Done)?;
+            until_heard(stream, HEARD);
             return prepare::power_off();
         }
     };
@@ -114,6 +117,12 @@ fn answer(stream: &Stream, services: &Services) -> Result<()> {
     }
 }
 
+/// An answer that is still under way would go with the machine: whoever has it hangs up.
+fn until_heard(mut stream: &Stream, within: Duration) {
+    let _ = stream.set_read_timeout(Some(within));
+    let _ = stream.read(&mut [0]);
+}
+
 fn wait_for_services(services: &Services) -> Result<()> {
     let (state, changed) = &**services;
     let state = state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,5 +131,29 @@ fn wait_for_services(services: &Services) -> Result<()> {
     match &*state {
         Some(Err(why)) => bail!("{why}"),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_is_heard_before_the_end() {
+        let (asking, answering) = Stream::pair().unwrap();
+        let long = Duration::from_secs(20);
+        let begun = Instant::now();
+        let hearing = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            drop(asking);
+        });
+        until_heard(&answering, long);
+        assert!((Duration::from_millis(100)..long).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        hearing.join().unwrap();
+        // Nobody is waited for in vain.
+        let (_silent, answering) = Stream::pair().unwrap();
+        until_heard(&answering, Duration::from_millis(50));
     }
 }

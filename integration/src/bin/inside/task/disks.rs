@@ -8,13 +8,16 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use integration::containerd::{Api, Mount};
+use integration::command::{Running, contains};
+use integration::containerd::{Api, Mount, shim_of};
+use integration::wait::{Attempt, until};
 use integration::{Ctx, Outcome, Test};
+use nix::sys::signal::Signal;
 use nix::sys::stat::{major, minor};
 use serde_json::{Value, json};
 
 use super::pod::{join, sandbox};
-use super::{A_WHILE, OURS, Piped, new_id, test};
+use super::{A_WHILE, OURS, Piped, alike, new_id, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
@@ -30,6 +33,12 @@ pub fn tests() -> Vec<Test<Inside>> {
             "a root of images as snapshotters hand them over is composed in the guest, and on the host where the guest \
              cannot have them",
             roots,
+        ),
+        alike(
+            "task.disk-loops",
+            "where the host's kernel mounts no images from files, those of a container that joins a pod are on loop \
+             devices, which go with it",
+            loops,
         ),
         test(
             "task.disk-device",
@@ -400,6 +409,59 @@ fn in_a_pod(ctx: &Ctx<'_, Inside>, api: &Api) -> Result<()> {
     let written = in_ext4(ctx, &layers.rw, "/upper/written")?;
     ensure!(written == "mine\n", "the image has {written:?}");
     Ok(())
+}
+
+/// What the shim is answered from now on when it mounts one of these, as by a kernel before 6.12.
+fn without_files(ctx: &Ctx<'_, Inside>, shim: i32, images: &[&PathBuf], log: &Path) -> Result<Running> {
+    let command = ctx.cmd("strace").args(["-f", "-e", "trace=mount", "-e", "inject=mount:error=ENOTBLK"]);
+    let command = images.iter().fold(command, |command, image| command.arg("-P").arg(image));
+    let tracing = command.arg("-o").arg(log).args(["-p", &shim.to_string()]).start()?;
+    until("strace to be attached", A_WHILE, || {
+        let said = tracing.stderr_so_far();
+        if contains(&said, b"attached") {
+            Attempt::Done(())
+        } else {
+            Attempt::Pending(String::from_utf8_lossy(&said).into_owned())
+        }
+    })?;
+    Ok(tracing)
+}
+
+/// The files behind the host's loop devices.
+fn behind_loops() -> Result<Vec<PathBuf>> {
+    let devices = fs::read_dir("/sys/block").context("reading /sys/block")?.flatten();
+    let files = devices.filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+    Ok(files.map(|file| file.trim_end().into()).collect())
+}
+
+fn loops(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    with_loops(ctx)?;
+    let api = ctx.world.api()?;
+    let layers = Layers::make(ctx, "loops")?;
+    let (upper, work) = (ctx.path("loops/upper"), ctx.path("loops/work"));
+    fs::create_dir(&upper)?;
+    fs::create_dir(&work)?;
+    let (first, _) = sandbox(ctx, &api, OURS)?;
+    let images = [&layers.top, &layers.base];
+    let log = ctx.path("strace");
+    let tracing = without_files(ctx, shim_of(&first.id)?.pid, &images, &log)?;
+    let root = Some(layers.with_directory(&upper, &work));
+    let id = new_id(ctx, OURS);
+    let task = Piped::on(ctx, &api, OURS, id, &["sh", "-c", ROOT], root, |spec| join(spec, &first))?;
+    let behind = behind_loops()?;
+    tracing.signal(Signal::SIGINT)?;
+    tracing.wait()?;
+    let (typ, said) = split(&said(task)?)?;
+    ensure!(typ == "virtiofs" && said.starts_with("top\n"), "the root is of type {typ}: {said}");
+    first.container.kill(9)?;
+    let code = first.container.wait(A_WHILE)?;
+    first.end(code)?;
+    let refused = fs::read_to_string(&log)?.matches("ENOTBLK").count();
+    ensure!(refused == images.len(), "{refused} mounts were refused");
+    ensure!(images.iter().all(|image| behind.contains(image)), "loop devices are on {behind:?}");
+    let written = fs::read_to_string(upper.join("written"))?;
+    ensure!(written == "mine\n", "the directory has {written:?}");
+    Ok(Outcome::Passed)
 }
 
 const DEVICE: &str = "head -c 5 /dev/xvda; echo; \

@@ -62,7 +62,7 @@ impl Drop for Tmpfs {
 }
 
 const LOOKS: &str = "exec 2>&1
-cat /rw/a; echo guest >/rw/b; mv /rw/b /rw/c; ln /rw/c /rw/d; stat -c %h /rw/d; chmod 640 /rw/c; chown 7:8 /rw/c
+pwd; cat /rw/a; echo guest >/rw/b; mv /rw/b /rw/c; ln /rw/c /rw/d; stat -c %h /rw/d; chmod 640 /rw/c; chown 7:8 /rw/c
 echo x >/ro/x; (echo x >/ro/below/x) 2>/dev/null; cat /ro/a
 echo x >/rro/x; echo x >/rro/below/x; cat /rro/below/a
 cat /etc/single; echo more >>/etc/single; ls -a /etc | grep -c secret; echo x >/single-ro; cat /single-ro
@@ -85,6 +85,7 @@ fn binds(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         fs::write(home.join("ro/below/a"), "below\n")?;
         let edit = |spec: &mut Value| {
             let shm = ["nosuid", "noexec", "nodev", "mode=1777", "size=4096k"];
+            spec["process"]["cwd"] = json!("/rw/made/here");
             add(
                 spec,
                 [
@@ -106,6 +107,7 @@ fn binds(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         task.end(code)?;
         let read = |path: &str| fs::read_to_string(home.join(path)).with_context(|| path.to_owned());
         ensure!(read("rw/c")? == "guest\n" && read("rw/d")? == "guest\n", "{runtime}: /rw is not the host's");
+        ensure!(home.join("rw/made/here").is_dir(), "{runtime}: the working directory is not in the bind");
         let mode = fs::metadata(home.join("rw/c"))?.permissions().mode() & 0o777;
         ensure!(mode == 0o640, "{runtime}: the mode is {mode:o}");
         ensure!(read("single")? == "single\nmore\n", "{runtime}: the single file is {:?}", read("single")?);

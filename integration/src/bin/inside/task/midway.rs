@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use integration::containerd::{Api, Container, shim_of};
+use integration::containerd::{Api, Container, Ctr, shim_of};
 use integration::process::{self, Process};
 use integration::wait::{Attempt, until};
 use integration::{Ctx, Outcome, Rounds, Test, pattern};
@@ -50,7 +50,7 @@ enum Victim {
     Guest,
 }
 
-const CALLS: &[&str] = &[
+pub const CALLS: &[&str] = &[
     "create", "start", "exec", "state", "pids", "metrics", "pause", "resume", "update", "resize", "close-io",
     "wait", "kill", "delete",
 ];
@@ -148,7 +148,7 @@ fn struck(ctx: &Ctx<'_, Inside>, events: &Events, victim: Victim, call: &str, de
         task.stdout.read_until("ready", A_WHILE)?;
     }
     match call {
-        "resume" => drop(ctr(ctx, &["pause", &id])),
+        "resume" => task.container.pause()?,
         "delete" => {
             task.container.kill(9)?;
             task.container.wait(A_WHILE)?;
@@ -156,31 +156,38 @@ fn struck(ctx: &Ctx<'_, Inside>, events: &Events, victim: Victim, call: &str, de
         _ => {}
     }
     let found = find(victim, &id)?;
-    let done = striking(&|| Ok(found.clone()), &mut || make_call(ctx, &mut task.container, call, &id))?;
+    let done = striking(&|| Ok(found.clone()), &mut || {
+        make_call(ctx, &ctx.world.ctr(), &mut task.container, call, &id)
+    })?;
     ctx.note(format!("{call}: {done:?}"));
     settled(ctx, &api, events, victim, task.container)
 }
 
-fn ctr(ctx: &Ctx<'_, Inside>, arguments: &[&str]) -> Result<()> {
-    let command = ctx.cmd("ctr").deadline(A_WHILE);
-    ctx.world.ctr().with(command, [&["task"], arguments].concat()).ok()?;
-    Ok(())
-}
-
-fn make_call(ctx: &Ctx<'_, Inside>, container: &mut Container<'_>, call: &str, id: &str) -> Result<()> {
+/// Makes a call to a container's task, as often as it takes to be struck in.
+pub fn make_call(
+    ctx: &Ctx<'_, Inside>,
+    ctr: &Ctr,
+    container: &mut Container<'_>,
+    call: &str,
+    id: &str,
+) -> Result<()> {
+    let ctr = |arguments: &[&str]| -> Result<()> {
+        ctr.with(ctx.cmd("ctr").deadline(A_WHILE), [&["task"], arguments].concat()).ok()?;
+        Ok(())
+    };
     match call {
         "start" => container.start(),
         "exec" => {
             // ctr leaves its FIFOs behind when the shim is gone.
             let fifos = ctx.path(&format!("{id}-fifos")).display().to_string();
             let script = "sleep 0.3; echo here";
-            ctr(ctx, &["exec", "--fifo-dir", &fifos, "--exec-id", "other", id, "sh", "-c", script])
+            ctr(&["exec", "--fifo-dir", &fifos, "--exec-id", "other", id, "sh", "-c", script])
         }
-        "state" => (0..20).try_for_each(|_| ctr(ctx, &["ls"])),
-        "pids" => (0..20).try_for_each(|_| ctr(ctx, &["ps", id])),
-        "metrics" => (0..20).try_for_each(|_| ctr(ctx, &["metrics", id])),
-        "pause" => ctr(ctx, &["pause", id]),
-        "resume" => ctr(ctx, &["resume", id]),
+        "state" => (0..20).try_for_each(|_| ctr(&["ls"])),
+        "pids" => (0..20).try_for_each(|_| ctr(&["ps", id])),
+        "metrics" => (0..20).try_for_each(|_| ctr(&["metrics", id])),
+        "pause" => container.pause(),
+        "resume" => container.resume(),
         "update" => (0..50).try_for_each(|_| container.update(&json!({ "pids": { "limit": 60 } }))),
         "resize" => (0..50).try_for_each(|_| container.resize((80, 25))),
         "close-io" => container.close_stdin(),

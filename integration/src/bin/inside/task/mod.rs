@@ -1,5 +1,6 @@
 //! A container of ours does what the same container does with runc, in the same run: whatever differs is a finding.
 
+mod attach;
 mod broken;
 mod bursts;
 mod cycles;
@@ -12,9 +13,12 @@ mod hooks;
 mod limits;
 mod midway;
 mod operator;
+mod outlived;
 mod pod;
 mod streams;
 mod template;
+mod terminals;
+mod usage;
 mod wrong;
 
 use std::path::PathBuf;
@@ -78,11 +82,14 @@ pub fn tests() -> Vec<Test<Inside>> {
     [
         own,
         execs::tests(),
+        terminals::tests(),
+        attach::tests(),
         streams::tests(),
         bursts::tests(),
         files::tests(),
         hooks::tests(),
         limits::tests(),
+        usage::tests(),
         wrong::tests(),
         broken::tests(),
         operator::tests(),
@@ -91,6 +98,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         template::tests(),
         ended::tests(),
         midway::tests(),
+        outlived::tests(),
         cycles::tests(),
     ]
     .into_iter()
