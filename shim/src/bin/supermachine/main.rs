@@ -166,7 +166,7 @@ mod tests {
         assert!(parsed(&["ps", "a", "b"]).is_err() && parsed(&["--nope"]).is_err());
         assert!(run(&parsed(&["frobnicate"]).unwrap()).unwrap_err().to_string().contains("frobnicate"));
         for (words, wanted) in [
-            (&["template", "fly"][..], "fly"),
+            (&["template", "fly"][..], "prune"),
             (&["snapshot", "inspect"], "Give its directory"),
             (&["template"], "ls"),
         ] {
