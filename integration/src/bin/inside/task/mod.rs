@@ -15,6 +15,7 @@ mod midway;
 mod operator;
 mod outlived;
 mod pod;
+mod refusals;
 mod streams;
 mod terminals;
 mod usage;
@@ -89,6 +90,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         hooks::tests(),
         limits::tests(),
         usage::tests(),
+        refusals::tests(),
         wrong::tests(),
         broken::tests(),
         operator::tests(),
