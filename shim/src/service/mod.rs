@@ -227,6 +227,9 @@ impl Shim {
         if self.ledger.view(&id, &exec).is_ok() {
             return Err(Error::already_exists(format!("id {exec} already exists in container {id}")));
         }
+        if self.ledger.view(&id, "")?.phase == Phase::Paused {
+            return Err(Error::precondition("cannot exec in a paused state: resume the container first"));
+        }
         let (process, notes) = runtime_spec::read::process(&request.spec.value)?;
         let (process, more) = runtime_spec::exec(&process, &container.spec, request.terminal)?;
         for note in notes.iter().chain(&more) {
@@ -260,9 +263,11 @@ impl Shim {
         }
     }
 
-    /// `ResizePty`
+    /// `ResizePty`. Clients do not look whether there is a terminal.
     pub async fn resize_pty(&self, id: &str, exec: &str, width: u32, height: u32) -> Result<()> {
-        self.ledger.view(id, exec)?;
+        if !self.ledger.view(id, exec)?.io.terminal {
+            return Ok(());
+        }
         self.container(id)?.guest.resize_pty(id, exec, width, height).await
     }
 
@@ -278,7 +283,9 @@ impl Shim {
     /// `Update`
     pub async fn update(&self, request: UpdateTaskRequest) -> Result<()> {
         let id = request.id;
-        self.ledger.view(&id, "")?;
+        if matches!(self.ledger.view(&id, "")?.phase, Phase::Exited | Phase::Deleting) {
+            return Err(Error::precondition("cannot update a container that has ended"));
+        }
         let container = self.container(&id)?;
         let (resources, notes) = runtime_spec::read::resources(&request.resources.value)?;
         let update = runtime_spec::update(&resources)?;

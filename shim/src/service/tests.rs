@@ -83,6 +83,10 @@ impl Bed {
     }
 
     async fn exec(&self, exec: &str) -> Result<()> {
+        self.exec_with(exec, false).await
+    }
+
+    async fn exec_with(&self, exec: &str, terminal: bool) -> Result<()> {
         let io = fifos(&self.directory, exec);
         let process = serde_json::json!({ "cwd": "/", "args": ["true"], "user": { "uid": 0, "gid": 0 } });
         let spec = Any { value: serde_json::to_vec(&process).unwrap(), ..Any::default() };
@@ -92,7 +96,8 @@ impl Bed {
                 exec_id: exec.into(),
                 stdin: io.stdin,
                 stdout: io.stdout,
-                stderr: io.stderr,
+                stderr: if terminal { String::new() } else { io.stderr },
+                terminal,
                 spec: Some(spec).into(),
                 ..ExecProcessRequest::default()
             })
@@ -136,7 +141,6 @@ async fn a_life() {
     assert_eq!(shim.start("c", "").await.unwrap(), PID);
     assert_eq!(code(shim.start("c", "").await), Code::FAILED_PRECONDITION);
     assert_eq!(code(shim.delete("c", "").await), Code::FAILED_PRECONDITION);
-    shim.resize_pty("c", "", 80, 25).await.unwrap();
     shim.pause("c", true).await.unwrap();
     assert_eq!(shim.state("c", "").unwrap().status, Status::PAUSED.into());
     shim.pause("c", false).await.unwrap();
@@ -167,7 +171,7 @@ async fn a_life() {
     shim.shutdown();
     assert!(*bed.leaving.borrow());
     assert_eq!(bed.topics(7).await, ["create", "start", "paused", "resumed", "oom", "exit", "delete"]);
-    let calls = ["start ", "resize 80 25", "pause", "resume", "signal \"\" 15 true", "delete "];
+    let calls = ["start ", "pause", "resume", "signal \"\" 15 true", "delete "];
     assert_eq!(bed.agent.calls(), calls);
 }
 
@@ -311,6 +315,30 @@ async fn limits_are_changed_in_the_guest() {
     let resources = Some(Any { value: b"{".to_vec(), ..Any::default() }).into();
     let request = UpdateTaskRequest { id: "c".into(), resources, ..UpdateTaskRequest::default() };
     assert_eq!(code(bed.shim.update(request).await), Code::INVALID_ARGUMENT);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_not_asked_of_the_guest() {
+    let bed = Bed::new("fit").await;
+    let shim = bed.shim.clone();
+    shim.start("c", "").await.unwrap();
+    bed.exec_with("t", true).await.unwrap();
+    for exec in ["", "t"] {
+        shim.resize_pty("c", exec, 80, 25).await.unwrap();
+    }
+    let resized = bed.agent.calls().iter().filter(|call| *call == "resize 80 25").count();
+    assert_eq!(resized, 1, "one of them has a terminal");
+    shim.pause("c", true).await.unwrap();
+    assert_eq!(code(bed.exec("x").await), Code::FAILED_PRECONDITION);
+    shim.pause("c", false).await.unwrap();
+    bed.exec("x").await.unwrap();
+    bed.agent.exit("c", "", 0);
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        drop(bed.agent.stream("c", "", stream).await);
+    }
+    shim.wait("c", "").await.unwrap();
+    let request = UpdateTaskRequest { id: "c".into(), ..UpdateTaskRequest::default() };
+    assert_eq!(code(shim.update(request).await), Code::FAILED_PRECONDITION);
 }
 
 #[tokio::test]

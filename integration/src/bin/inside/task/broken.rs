@@ -5,16 +5,23 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::command::Finished;
+use integration::containerd::{NewContainer, Stdio};
 use integration::{Ctx, Outcome, Test};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
-use super::{A_WHILE, OURS, Piped, alike};
+use super::{A_WHILE, OURS, Piped, alike, new_id};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
     vec![
         alike("task.broken", "a configuration that cannot be is refused, and says which part of it", broken),
+        alike(
+            "task.options",
+            "options of a runtime change its machines, those of another runtime do not, and mistakes in them are named",
+            options,
+        ),
         alike("task.no-space", "where there is no space for a container its client is told", no_space),
         alike(
             "task.unread",
@@ -67,6 +74,48 @@ fn broken(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         }
         ensure!(!text.contains("Unimplemented"), "{text}");
     }
+    Ok(Outcome::Passed)
+}
+
+/// What is in a file of options, and what a container with them says; or the words of the refusal.
+const OPTIONS: &[(&str, Result<&str, &str>)] = &[
+    ("[vm]\ncpus = 2\n", Ok("2\n")),
+    ("[vm]\nprocessors = 2\n", Err("`processors`")),
+    ("[vm]\ncpus = \"two\"\n", Err("cpus = \"two\"")),
+    ("[vm\n", Err("options.toml")),
+];
+
+fn options(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    let (ctr, file) = (ctx.world.ctr(), ctx.path("options.toml"));
+    let path = file.display().to_string();
+    let run = |id: &str| -> Result<Finished> {
+        let words =
+            ["run", "--rm", "--runtime", OURS, "--runtime-config-path", &path, &ctr.image, id, "nproc"];
+        ctx.world.with_container(id, || Ok(ctr.with(ctx.cmd("ctr"), words).run()?))
+    };
+    for (text, expected) in OPTIONS {
+        fs::write(&file, text)?;
+        let done = run(&new_id(ctx, OURS))?;
+        match expected {
+            Ok(says) => ensure!(done.out() == *says, "{text:?}: {:?} {:?}", done.out(), done.err()),
+            Err(word) => {
+                ensure!(done.code() != Some(0) && done.err().contains(word), "{text:?}: {:?}", done.err());
+            }
+        }
+    }
+    fs::remove_file(&file)?;
+    let done = run(&new_id(ctx, OURS))?;
+    ensure!(done.code() != Some(0) && done.err().contains(&path), "without a file: {:?}", done.err());
+    // As docker and nerdctl give them to any runtime.
+    let (api, id) = (ctx.world.api()?, new_id(ctx, OURS));
+    let new = NewContainer { id: &id, image: &ctx.world.image, runtime: OURS, process: &["true"] };
+    let mut container = api.create_through(&new, "no-such-runc")?;
+    container.create_task(&Stdio { stdin: None, stdout: "/dev/null".into(), stderr: "/dev/null".into() })?;
+    container.start()?;
+    let code = container.wait(A_WHILE)?;
+    container.delete_task()?;
+    container.delete()?;
+    ensure!(code == 0, "with runc's options: exit code {code}");
     Ok(Outcome::Passed)
 }
 

@@ -15,6 +15,7 @@ mod midway;
 mod operator;
 mod outlived;
 mod pod;
+mod refusals;
 mod streams;
 mod template;
 mod terminals;
@@ -90,6 +91,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         hooks::tests(),
         limits::tests(),
         usage::tests(),
+        refusals::tests(),
         wrong::tests(),
         broken::tests(),
         operator::tests(),
