@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use integration::command::contains;
 use integration::containerd::{Exec, Stdio};
 use integration::fifo::{Input, Output};
 use integration::terminal::Terminal;
@@ -19,8 +20,9 @@ pub fn tests() -> Vec<Test<Inside>> {
     )]
 }
 
-/// Columns and lines.
+/// Columns and lines, and what they are before.
 const SIZE: (u16, u16) = (91, 37);
+const BEFORE: (u16, u16) = (80, 25);
 /// Waits for the size, for Ctrl-C, and for the end of its input.
 const SCRIPT: &str =
     "tty >/dev/null && echo up; until [ \"$(stty size 2>/dev/null)\" = '37 91' ]; do sleep 0.1; done; echo sized
@@ -33,7 +35,7 @@ const SHOWN: &str = "up\nsized\nready\n^Ccaught\ntyped\ntyped\nend\n";
 trait Line {
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
     fn read_until(&mut self, text: &str, deadline: Duration) -> Result<Vec<u8>>;
-    fn resize(&self) -> Result<()>;
+    fn resize(&self, size: (u16, u16)) -> Result<()>;
 }
 
 impl Line for Terminal {
@@ -45,8 +47,8 @@ impl Line for Terminal {
         Terminal::read_until(self, text, deadline)
     }
 
-    fn resize(&self) -> Result<()> {
-        Terminal::resize(self, SIZE)
+    fn resize(&self, size: (u16, u16)) -> Result<()> {
+        Terminal::resize(self, size)
     }
 }
 
@@ -66,21 +68,36 @@ impl Line for Fifos<'_> {
         self.stdout.read_until(text, deadline)
     }
 
-    fn resize(&self) -> Result<()> {
-        self.exec.resize((SIZE.0.into(), SIZE.1.into()))
+    fn resize(&self, (columns, lines): (u16, u16)) -> Result<()> {
+        self.exec.resize((columns.into(), lines.into()))
     }
 }
 
 /// Speaks with the script, to its last words.
 fn speak(line: &mut dyn Line) -> Result<Vec<u8>> {
     let mut shown = line.read_until("up", A_WHILE)?;
-    line.resize()?;
-    shown.extend(line.read_until("ready", A_WHILE)?);
+    shown.extend(sized(line)?);
+    if !contains(&shown, b"ready") {
+        shown.extend(line.read_until("ready", A_WHILE)?);
+    }
     line.write(b"\x03")?;
     shown.extend(line.read_until("caught", A_WHILE)?);
     line.write(b"typed\n\x04")?;
     shown.extend(line.read_until("end", A_WHILE)?);
     Ok(shown)
+}
+
+/// Gives it its size. A process may speak before runc's shim knows its terminal, and until then a size is lost.
+fn sized(line: &mut dyn Line) -> Result<Vec<u8>> {
+    for _ in 0..10 {
+        line.resize(SIZE)?;
+        if let Ok(shown) = line.read_until("sized", A_WHILE / 10) {
+            return Ok(shown);
+        }
+        // Who is told a size that it has already is not told.
+        line.resize(BEFORE)?;
+    }
+    bail!("the terminal did not get its size")
 }
 
 fn is_right(who: &str, shown: &[u8], code: Option<u32>) -> Result<()> {
@@ -101,7 +118,7 @@ fn terminals(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 }
 
 fn on_ctr(who: &str, words: &[String]) -> Result<()> {
-    let mut terminal = Terminal::run(words, (80, 25))?;
+    let mut terminal = Terminal::run(words, BEFORE)?;
     let mut shown = speak(&mut terminal)?;
     let (rest, status) = terminal.end(A_WHILE)?;
     shown.extend(rest);
