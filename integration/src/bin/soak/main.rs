@@ -1,9 +1,12 @@
 //! Everything, often: the long counts of all tests, part by part.
 //!
-//! A part is one test in one environment. Its result is kept under `target/soak/COMMIT/` as soon as it is
-//! there, so a soak that is stopped goes on where it was; `docs/soak.md` is written anew after each part.
+//! A part is one test in one environment. Its result is kept in `docs/soak.json`, with the commit that it is of, as
+//! soon as it is there, and `docs/soak.md` is written anew from it: so a soak can be stopped at any time, and carried
+//! on at another, on another commit. What was never run comes first, then what was run longest ago; what has been run
+//! on this very commit is done.
 
 mod date;
+mod kept;
 mod page;
 mod part;
 
@@ -11,30 +14,32 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use integration::Verdict;
 use integration::command::Cmd;
+use kept::Kept;
 use lexopt::{Arg, Parser, ValueExt};
-use part::{Done, Part, Suite};
+use part::{Part, Suite};
 
 const USAGE: &str = "\
 usage: soak [OPTION]...
 
-Runs the long counts of all tests and writes docs/soak.md. Parts that are done on this commit are not run
-again. To be started in the root of the repository, with `outside` and `inside` built beside this program.
+Runs the long counts of all tests and writes docs/soak.md: first the parts that were never run, then those that
+were run longest ago, but for those of this commit. To be started in the root of the repository, with `outside` and `inside` built beside this program.
 
   --list                    print the parts and which are done
   --filter TEXT[,TEXT]      only parts whose name contains one of these
   --arch ARCH[,ARCH]        of the emulated hosts (x86_64,aarch64)
   --containerd V[,V]        for the tests inside (1.7,2.1)
+  --minutes N               begin no part after that time
   --count N                 this many rounds of each instead of the long count
   --retry-failed            run again what has failed
   --testbed PROGRAM         the tool that runs emulated hosts (hack/testbed)
   --e2e PROGRAM             the script that runs `inside` in such a host (hack/e2e)
-  --state DIR               what is done (target/soak)
-  --page FILE               the page to write (docs/soak.md)";
+  --logs DIR                logs of what fails outside (target/soak)
+  --page FILE               the page to write (docs/soak.md); what is known is beside it, in a file with .json";
 
 struct Options {
     list: bool,
@@ -45,7 +50,8 @@ struct Options {
     retry_failed: bool,
     testbed: PathBuf,
     e2e: PathBuf,
-    state: PathBuf,
+    minutes: Option<u64>,
+    logs: PathBuf,
     page: PathBuf,
 }
 
@@ -64,50 +70,50 @@ fn main() -> ExitCode {
 fn run() -> Result<bool> {
     let Some(options) = parse()? else { return Ok(true) };
     let commit = commit()?;
-    let state = options.state.join(&commit);
-    fs::create_dir_all(&state).with_context(|| format!("creating {}", state.display()))?;
-    let parts = parts(&options)?;
+    fs::create_dir_all(&options.logs).with_context(|| format!("creating {}", options.logs.display()))?;
+    let mut kept = Kept::read(&options.page.with_extension("json"))?;
+    let all = parts(&options)?;
     let selected = |part: &&Part| {
         options.filter.is_empty() || options.filter.iter().any(|text| part.name().contains(text.as_str()))
     };
+    let mut due: Vec<Part> = all.iter().filter(selected).cloned().collect();
+    // What was never run has no time, which comes first; the others keep their order where it is the same.
+    due.sort_by_key(|part| kept.get(part).map(|done| done.began));
     if options.list {
-        for part in parts.iter().filter(selected) {
-            let done = Done::load(&state, part)?;
-            println!("{:<60} {}", part.name(), done.map_or("to do".into(), |done| done.in_short()));
+        for part in &due {
+            let done = kept.get(part);
+            println!("{:<60} {}", part.name(), done.map_or("to do".into(), |done| done.in_short(&commit)));
         }
         return Ok(true);
     }
-    for part in parts.iter().filter(selected) {
-        match Done::load(&state, part)? {
-            Some(done) if !(options.retry_failed && done.record.verdict == Verdict::Failed) => {
-                println!("{:<60} done: {}", part.name(), done.in_short());
+    let until = options.minutes.map(|minutes| Instant::now() + Duration::from_mins(minutes));
+    for part in &due {
+        match kept.get(part) {
+            Some(done)
+                if done.commit == commit
+                    && !(options.retry_failed && done.record.verdict == Verdict::Failed) =>
+            {
+                println!("{:<60} done: {}", part.name(), done.in_short(&commit));
                 continue;
             }
+            _ if until.is_some_and(|until| Instant::now() >= until) => break,
             _ => {}
         }
         println!("{:<60} ...", part.name());
-        let done = part::run(part, &options)?;
-        done.keep(&state, part)?;
-        println!("{:<60} {}", part.name(), done.in_short());
-        write_page(&options, &commit, &parts, &state)?;
+        let done = part::run(part, &options, &commit)?;
+        println!("{:<60} {}", part.name(), done.in_short(&commit));
+        kept.keep(part, done)?;
+        write_page(&options, &all, &kept)?;
     }
-    let page = write_page(&options, &commit, &parts, &state)?;
+    let page = write_page(&options, &all, &kept)?;
     println!("{}", page.summary());
     println!("page: {}", options.page.display());
     Ok(page.failed() == 0)
 }
 
-fn write_page(
-    options: &Options,
-    commit: &str,
-    parts: &[Part],
-    state: &std::path::Path,
-) -> Result<page::Page> {
-    let mut rows = Vec::new();
-    for part in parts {
-        rows.push((part.clone(), Done::load(state, part)?));
-    }
-    let page = page::Page { commit: commit.to_owned(), rows };
+fn write_page(options: &Options, parts: &[Part], kept: &Kept) -> Result<page::Page> {
+    let rows = parts.iter().map(|part| (part.clone(), kept.get(part).cloned())).collect();
+    let page = page::Page { rows };
     page.write(&options.page).with_context(|| format!("writing {}", options.page.display()))?;
     Ok(page)
 }
@@ -122,7 +128,8 @@ fn parse() -> Result<Option<Options>> {
         retry_failed: false,
         testbed: "hack/testbed".into(),
         e2e: "hack/e2e".into(),
-        state: "target/soak".into(),
+        minutes: None,
+        logs: "target/soak".into(),
         page: "docs/soak.md".into(),
     };
     let words = |text: String| text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect();
@@ -137,7 +144,8 @@ fn parse() -> Result<Option<Options>> {
             Arg::Long("retry-failed") => options.retry_failed = true,
             Arg::Long("testbed") => options.testbed = parser.value()?.into(),
             Arg::Long("e2e") => options.e2e = parser.value()?.into(),
-            Arg::Long("state") => options.state = parser.value()?.into(),
+            Arg::Long("minutes") => options.minutes = Some(parser.value()?.parse()?),
+            Arg::Long("logs") => options.logs = parser.value()?.into(),
             Arg::Long("page") => options.page = parser.value()?.into(),
             Arg::Long("help") | Arg::Short('h') => {
                 println!("{USAGE}");
@@ -156,8 +164,8 @@ fn commit() -> Result<String> {
         Ok(done.out().trim().to_owned())
     };
     let mut commit = git(&["rev-parse", "--short=12", "HEAD"])?;
-    // The page is written by the soak itself.
-    if !git(&["status", "--porcelain", "--", ".", ":!docs/soak.md"])?.is_empty() {
+    // These are written by the soak itself.
+    if !git(&["status", "--porcelain", "--", ".", ":!docs/soak.md", ":!docs/soak.json"])?.is_empty() {
         commit += "-modified";
     }
     Ok(commit)
@@ -175,8 +183,15 @@ fn parts(options: &Options) -> Result<Vec<Part>> {
         };
         parts.extend(outside.iter().map(|test| part(&Suite::Outside, test)));
         for version in &options.containerds {
-            let suite = Suite::Inside { containerd: version.clone() };
+            let suite = Suite::Inside { containerd: version.clone(), boots: false };
             parts.extend(inside.iter().map(|test| part(&suite, test)));
+        }
+        // Only containers' machines are restored where they could boot.
+        if let Some(version) = options.containerds.first() {
+            let suite = Suite::Inside { containerd: version.clone(), boots: true };
+            parts.extend(
+                inside.iter().filter(|test| test.starts_with("task.")).map(|test| part(&suite, test)),
+            );
         }
     }
     if parts.is_empty() {

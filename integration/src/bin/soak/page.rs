@@ -13,7 +13,6 @@ use crate::part::{Done, Part};
 
 /// The page: all parts, and what is known of each.
 pub struct Page {
-    pub commit: String,
     pub rows: Vec<(Part, Option<Done>)>,
 }
 
@@ -58,21 +57,21 @@ impl Page {
             "# Soak\n\n\
              What takes too long for every change, run often enough to find what is rare. Written by `make \
              soak`; do not\nedit. Each part is one test in one environment; a part ends with its first round \
-             that fails.\n\n\
-             Commit `{}`. {}.\n",
-            self.commit,
+             that fails. A soak is carried on whenever there is time: each row is of the commit that it \
+             names,\nand what was run longest ago is run next.\n\n\
+             {}.\n",
             self.summary()
         );
         self.failures(&mut text);
-        text += "\n## Parts\n\n| test | where | rounds passed | result | took | when (UTC) |\n\
-                 |---|---|---:|---|---:|---|\n";
+        text += "\n## Parts\n\n| test | where | rounds passed | result | took | when (UTC) | commit |\n\
+                 |---|---|---:|---|---:|---|---|\n";
         for (part, done) in &self.rows {
             let (test, place) = (&part.test, part.place());
             let _ = match done {
-                None => writeln!(text, "| {test} | {place} | | to do | | |"),
-                Some(Done { began, record }) => writeln!(
+                None => writeln!(text, "| {test} | {place} | | to do | | | |"),
+                Some(Done { began, commit, record }) => writeln!(
                     text,
-                    "| {test} | {place} | {} of {} | {} | {} | {} |",
+                    "| {test} | {place} | {} of {} | {} | {} | {} | `{commit}` |",
                     record.rounds_passed,
                     record.rounds,
                     match record.verdict {
@@ -122,12 +121,13 @@ mod tests {
 
     fn row(test: &str, verdict: Option<Verdict>, reason: Option<&str>) -> (Part, Option<Done>) {
         let part = Part {
-            suite: Suite::Inside { containerd: "2.1".into() },
+            suite: Suite::Inside { containerd: "2.1".into(), boots: false },
             arch: "x86_64".into(),
             test: test.into(),
         };
         let done = verdict.map(|verdict| Done {
             began: 1_735_689_600,
+            commit: "abc".into(),
             record: Record {
                 name: test.into(),
                 verdict,
@@ -144,7 +144,6 @@ mod tests {
     #[test]
     fn everything_is_told_and_nothing_breaks_the_table() {
         let page = Page {
-            commit: "abc".into(),
             rows: vec![
                 row("good", Some(Verdict::Passed), None),
                 row("bad", Some(Verdict::Failed), Some("round 20 of 20:\n\u{1b}[31mred")),
@@ -155,11 +154,11 @@ mod tests {
         assert_eq!(page.summary(), "4 parts: 1 passed, 1 failed, 1 skipped, 1 to do; 57 rounds passed");
         let text = page.text();
         for piece in [
-            "Commit `abc`. 4 parts",
-            "| good | x86_64, containerd 2.1 | 19 of 20 | passed | 1.5 min | 2025-01-01 00:00 |",
+            "run next.\n\n4 parts",
+            "| good | x86_64, containerd 2.1 | 19 of 20 | passed | 1.5 min | 2025-01-01 00:00 | `abc` |",
             "| bad | x86_64, containerd 2.1 | 19 of 20 | **failed** |",
             "skipped: no a\\|b here |",
-            "| later | x86_64, containerd 2.1 | | to do | | |",
+            "| later | x86_64, containerd 2.1 | | to do | | | |",
             "## Failures\n\nbad, x86_64, containerd 2.1:\n\n    round 20 of 20:\n    \\u{1b}[31mred\n",
         ] {
             assert!(text.contains(piece), "{piece:?} is missing in\n{text}");
@@ -168,7 +167,7 @@ mod tests {
 
     #[test]
     fn without_failures_there_is_no_such_section() {
-        let page = Page { commit: "abc".into(), rows: vec![row("good", Some(Verdict::Passed), None)] };
+        let page = Page { rows: vec![row("good", Some(Verdict::Passed), None)] };
         assert!(!page.text().contains("Failures"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -21,8 +21,8 @@ const LONGEST: Duration = Duration::from_hours(6);
 pub enum Suite {
     /// On this machine, driving emulated hosts.
     Outside,
-    /// In an emulated host with this containerd.
-    Inside { containerd: String },
+    /// In an emulated host with this containerd, in which containers' machines are restored or boot.
+    Inside { containerd: String, boots: bool },
 }
 
 /// One test in one environment.
@@ -38,7 +38,10 @@ impl Part {
     pub fn place(&self) -> String {
         match &self.suite {
             Suite::Outside => self.arch.clone(),
-            Suite::Inside { containerd } => format!("{}, containerd {containerd}", self.arch),
+            Suite::Inside { containerd, boots: false } => format!("{}, containerd {containerd}", self.arch),
+            Suite::Inside { containerd, boots: true } => {
+                format!("{}, containerd {containerd}, cold", self.arch)
+            }
         }
     }
 
@@ -46,7 +49,10 @@ impl Part {
     pub fn name(&self) -> String {
         match &self.suite {
             Suite::Outside => format!("outside-{}-{}", self.arch, self.test),
-            Suite::Inside { containerd } => format!("inside-{}-{containerd}-{}", self.arch, self.test),
+            Suite::Inside { containerd, boots } => {
+                let how = if *boots { "-cold" } else { "" };
+                format!("inside-{}-{containerd}{how}-{}", self.arch, self.test)
+            }
         }
     }
 }
@@ -56,32 +62,19 @@ impl Part {
 pub struct Done {
     /// When it began, in seconds since 1970.
     pub began: u64,
+    /// What was run.
+    pub commit: String,
     pub record: Record,
 }
 
 impl Done {
-    /// What is kept of `part`, if it was run.
-    pub fn load(state: &Path, part: &Part) -> Result<Option<Self>> {
-        let path = path(state, part);
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .with_context(|| format!("reading {}; remove it to run this part again", path.display())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
-        }
+    /// For whoever soaks `now`.
+    pub fn in_short(&self, now: &str) -> String {
+        let result = self.result();
+        if self.commit == now { result } else { format!("{result}, on {}", self.commit) }
     }
 
-    /// Keeps it: wholly or not at all.
-    pub fn keep(&self, state: &Path, part: &Part) -> Result<()> {
-        let path = path(state, part);
-        let aside = path.with_extension("new");
-        fs::write(&aside, serde_json::to_vec_pretty(self)?)
-            .and_then(|()| fs::rename(&aside, &path))
-            .with_context(|| format!("writing {}", path.display()))
-    }
-
-    pub fn in_short(&self) -> String {
+    fn result(&self) -> String {
         let Record { verdict, rounds_passed, rounds, seconds, .. } = &self.record;
         match verdict {
             Verdict::Passed => format!("{rounds_passed}/{rounds} passed in {seconds:.0} s"),
@@ -91,31 +84,26 @@ impl Done {
     }
 }
 
-fn path(state: &Path, part: &Part) -> PathBuf {
-    // Names contain dots, so an extension must be added and not replaced.
-    state.join(format!("{}.json", part.name()))
-}
-
 /// What hack/testbed ends with when the host under a test broke, and not the test.
 const BED_FAILED: i32 = 125;
 
 /// Runs `part` to its end; once more where the host under it broke.
-pub fn run(part: &Part, options: &Options) -> Result<Done> {
-    match attempt(part, options)? {
+pub fn run(part: &Part, options: &Options, commit: &str) -> Result<Done> {
+    match attempt(part, options, commit)? {
         Ok(done) => Ok(done),
         Err(broken) => {
             eprintln!("the host under {} broke; once more: {broken}", part.name());
-            attempt(part, options)?.map_err(|broken| anyhow!("{broken}"))
+            attempt(part, options, commit)?.map_err(|broken| anyhow!("{broken}"))
         }
     }
 }
 
 /// Inside, why there is no result although nothing is wrong with the test.
-fn attempt(part: &Part, options: &Options) -> Result<Result<Done, String>> {
+fn attempt(part: &Part, options: &Options, commit: &str) -> Result<Result<Done, String>> {
     let began = SystemTime::now().duration_since(UNIX_EPOCH).context("a clock before 1970")?.as_secs();
     let (command, results) = match &part.suite {
         Suite::Outside => outside(part, options)?,
-        Suite::Inside { containerd } => inside(part, containerd, options),
+        Suite::Inside { containerd, boots } => inside(part, containerd, *boots, options),
     };
     if let Err(error) = fs::remove_file(&results)
         && error.kind() != ErrorKind::NotFound
@@ -147,11 +135,11 @@ fn attempt(part: &Part, options: &Options) -> Result<Result<Done, String>> {
             bail!(said);
         }
     };
-    Ok(Ok(Done { began, record }))
+    Ok(Ok(Done { began, commit: commit.to_owned(), record }))
 }
 
 fn outside(part: &Part, options: &Options) -> Result<(Cmd, PathBuf)> {
-    let results = options.state.join("outside.jsonl");
+    let results = options.logs.join("outside.jsonl");
     let command = Cmd::new(sibling("outside")?, LONGEST)
         .arg("--testbed")
         .arg(&options.testbed)
@@ -159,17 +147,20 @@ fn outside(part: &Part, options: &Options) -> Result<(Cmd, PathBuf)> {
         .arg("--results")
         .arg(&results)
         .arg("--logs")
-        .arg(options.state.join("logs").join(part.name()));
+        .arg(options.logs.join("logs").join(part.name()));
     Ok((command, results))
 }
 
-fn inside(part: &Part, containerd: &str, options: &Options) -> (Cmd, PathBuf) {
-    let results = PathBuf::from(format!("target/e2e/{}-{containerd}/results.jsonl", part.arch));
+fn inside(part: &Part, containerd: &str, boots: bool, options: &Options) -> (Cmd, PathBuf) {
+    let how = if boots { "-cold" } else { "" };
+    let results = PathBuf::from(format!("target/e2e/{}-{containerd}{how}/results.jsonl", part.arch));
     let command = Cmd::new(&options.e2e, LONGEST).env("E2E_TIMEOUT", LONGEST.as_secs().to_string()).args([
         "--arch",
         &part.arch,
         "--containerd",
         containerd,
+        "--boot",
+        if boots { "cold" } else { "restore" },
     ]);
     (command, results)
 }
