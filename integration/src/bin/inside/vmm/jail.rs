@@ -57,6 +57,7 @@ const ROOT: &[&str] = &[
     "proc/self",
     "proc/self/fd",
     "proc/self/mountinfo",
+    "proc/self/pagemap",
     "proc/self/smaps",
     "share",
     "share/0",
