@@ -202,8 +202,7 @@ const EXPECTED: &[&str] = &[
     " clock:",
     // The guest has not heard of its new generation id yet: an event, and its interrupt on the way.
     " board:",
-    " pics:",
-    " io_apic:",
+    " chips:",
     " lapic",
     // IA32_SYSENTER_ESP and IA32_SYSENTER_EIP: KVM keeps 32 bits of what a host writes there where the processor is
     // AMD's, which has no use for them in a 64-bit kernel.
