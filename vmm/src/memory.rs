@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::bitmap::{NewBitmap, WithBitmapSlice};
+use vm_memory::bitmap::WithBitmapSlice;
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder};
 use vm_memory::{FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
@@ -84,7 +84,7 @@ pub fn restored(file: &File, regions: &[Region]) -> Result<GuestRam, Error> {
         let failed = |why: String| Error::Restore { addr: region.addr, len: region.len, why };
         let file = file.as_ref().map_err(|error: &io::Error| failed(error.to_string()))?;
         let len = usize::try_from(region.len).map_err(|error| failed(error.to_string()))?;
-        let mapping = MmapRegionBuilder::new_with_bitmap(len, RamBitmap::with_len(len))
+        let mapping = MmapRegionBuilder::<RamBitmap>::new(len)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
             .with_file_offset(FileOffset::from_arc(Arc::clone(file), region.offset))
