@@ -212,9 +212,6 @@ const EXPECTED: &[&str] = &[
     "vcpu 0: VcpuState | }, | count:",
     "vcpu 1: VcpuState | }, | count:",
     "Gic shared: Bank conditions | conditions: [ | 0, -> 4,",
-    // Software generated interrupts 8 to 15, which a new GIC of KVM has turned on and Linux turns off: writing what was
-    // on turns nothing off. Nobody sends them.
-    "Interface private: Bank settings | 0, | 134217983, -> 134283263,",
 ];
 
 /// A name, what is in the state's file, how long the RAM's is, options, and a word of the refusal.

@@ -1,7 +1,8 @@
 //! The GICv3 of a machine, by its registers.
 //!
-//! Only what the guest sets is state; a machine that is restored is new, so registers of the kind "write ones to set"
-//! need no counterpart. There is no ITS and with it there are no LPIs, whose pending tables KVM would keep to itself
+//! Only what the guest sets is state; a machine that is restored is new, so most registers of the kind "write ones to
+//! set" need no counterpart. Not so the enables: KVM begins with software-generated interrupts on, which a guest may
+//! have turned off. There is no ITS and with it there are no LPIs, whose pending tables KVM would keep to itself
 //! until it is told to write them to memory.
 //!
 //! Order: the distributor's revision decides how KVM reads the rest, and its control register comes before what it
@@ -50,6 +51,7 @@ const GICD_IROUTER: u64 = 0x6000;
 /// In the distributor, and in the second frame of a redistributor.
 const IGROUPR: u64 = 0x80;
 const ISENABLER: u64 = 0x100;
+const ICENABLER: u64 = 0x180;
 const ISPENDR: u64 = 0x200;
 const ISACTIVER: u64 = 0x300;
 const IPRIORITYR: u64 = 0x400;
@@ -129,6 +131,16 @@ impl Kind {
         })
     }
 
+    /// The register in which ones clear what they set in this one, where a new GIC may have some set.
+    fn cleared_by(&self, group: u32, attribute: u64) -> Option<u64> {
+        let base = match self.group {
+            KVM_DEV_ARM_VGIC_GRP_REDIST_REGS => GICR_SGI,
+            _ => 0,
+        };
+        (group == self.group && (base + ISENABLER..base + ICENABLER).contains(&attribute))
+            .then_some(attribute + (ICENABLER - ISENABLER))
+    }
+
     fn restore(&self, gic: &DeviceFd, bank: &Bank) -> Result<(), Error> {
         for (group, attributes, values) in [
             (self.group, &self.settings, &bank.settings),
@@ -143,6 +155,9 @@ impl Kind {
                 )));
             }
             for (attribute, value) in attributes.iter().zip(values) {
+                if let Some(clear) = self.cleared_by(group, *attribute) {
+                    set(gic, group, self.owner | clear, u64::from(!*value))?;
+                }
                 set(gic, group, self.owner | attribute, u64::from(*value))?;
             }
         }
@@ -338,6 +353,23 @@ mod tests {
         }
         assert_eq!(private.conditions, [0x1_0200, 0x1_0300]);
         assert_eq!(private.settings.len(), 1 + 8 + 2 + 1);
+    }
+
+    #[test]
+    fn only_enables_are_cleared_before_they_are_set() {
+        for (kind, offset, expected) in [
+            (Kind::shared(), 0x104, Some(0x184)),
+            (Kind::shared(), 0x110, Some(0x190)),
+            (Kind::shared(), 0x84, None),
+            (Kind::shared(), 0x204, None),
+            (Kind::shared(), 0x6100, None),
+            (Kind::private(1 << 32), 0x1_0100, Some(0x1_0180)),
+            (Kind::private(0), 0x1_0080, None),
+            (Kind::private(0), 0x1_0200, None),
+        ] {
+            assert_eq!(kind.cleared_by(kind.group, offset), expected, "{offset:#x}");
+            assert_eq!(kind.cleared_by(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, offset), None, "{offset:#x}");
+        }
     }
 
     #[test]
