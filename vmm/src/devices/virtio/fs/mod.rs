@@ -56,7 +56,8 @@ pub trait Server: Send + Sync {
     /// All that it knows of the guest, while nothing is asked of it. It goes on as if it had not been asked.
     fn save(&self) -> Result<Vec<u8>, StateError>;
 
-    /// Becomes what was saved, over the same files or a copy of them, before anything is asked of it.
+    /// Becomes what was saved, over the same files or others, before anything is asked of it. Of these there must be
+    /// those that the guest has open; of all others it learns when it looks for them.
     fn restore(&self, state: &[u8]) -> Result<(), StateError>;
 }
 

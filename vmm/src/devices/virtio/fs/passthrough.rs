@@ -1,16 +1,19 @@
 //! A directory of the host as a share, by virtiofsd's file system, in this process.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
 use vhost::vhost_user::Backend;
@@ -104,8 +107,9 @@ impl Passthrough {
             // Without it nothing could be mapped shared where the guest keeps nothing.
             allow_mmap: true,
             // A place in the tree is what another host, or a copy of the tree, has in common with this one; handles
-            // and inode numbers are not, and overlays have no handles. What is not there is an error and not a file
-            // that fails later. Nothing moves between finding the places and saving them, as the guest stands still.
+            // and inode numbers are not, and overlays have no handles. What is not there was left out before the
+            // server is asked for it; what is lost since is an error and not a file that fails later. Nothing moves
+            // between finding the places and saving them, as the guest stands still.
             migration_mode: MigrationMode::FindPaths,
             migration_on_error: MigrationOnError::Abort,
             migration_verify_handles: false,
@@ -171,6 +175,12 @@ impl Passthrough {
             names => format!(" (among those that were removed: {})", names.join(", ")),
         };
         format!("its guest has {count} files open that have no name in it any more{names}; close them first")
+    }
+
+    /// The directory, to look in.
+    fn root(&self) -> io::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Ok(nix::fcntl::open(&self.path, flags, Mode::empty())?)
     }
 
     /// Has the server agree on what it once did with the guest.
@@ -279,7 +289,10 @@ impl Server for Passthrough {
         let failed = |error: &dyn fmt::Display| {
             StateError(format!("its files are not found again in {}: {error}", self.path.display()))
         };
-        let tree = tree.to_server(read_only)?;
+        tree.check(read_only)?;
+        let root = Rc::new(self.root().map_err(|error| failed(&error))?);
+        let tree = tree.present(&root, &BTreeSet::new()).map_err(|error| failed(&error))?;
+        let tree = tree.to_server()?;
         self.mount_again(&request).map_err(|error| failed(&error))?;
         self.deserialize(&tree).map_err(|error| failed(&error))
     }

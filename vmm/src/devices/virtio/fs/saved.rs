@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::super::StateError;
 use super::super::state::{decode, encode};
 
+mod present;
+
 /// The directory that is shared.
 const ROOT: u64 = 1;
 /// How a file can be open elsewhere again. What changes a file when it is opened (O_TRUNC), and what the server did
@@ -128,11 +130,15 @@ impl Tree {
         self.inodes.is_empty() && self.handles.is_empty()
     }
 
-    /// As the server reads it, each directory before what is in it. An error if it is not of one tree below the
-    /// root, or has files open as no guest of this share could.
-    pub fn to_server(&self, read_only: bool) -> Result<Vec<u8>, StateError> {
+    /// An error if it is not of one tree below the root, or has files open as no guest of this share could.
+    pub fn check(&self, read_only: bool) -> Result<(), StateError> {
+        self.order()?;
+        self.check_handles(read_only)
+    }
+
+    /// As the server reads it, each directory before what is in it, once it was checked.
+    pub fn to_server(&self) -> Result<Vec<u8>, StateError> {
         let order = self.order()?;
-        self.check_handles(read_only)?;
         // The server takes the first, and from there on always the last.
         let mut inodes: Vec<Inode> = order.into_iter().cloned().collect();
         if let Some(below) = inodes.get_mut(1..) {

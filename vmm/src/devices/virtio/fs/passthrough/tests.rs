@@ -7,6 +7,8 @@ use super::super::super::testing;
 use super::*;
 use crate::memory::{self, GuestRam};
 
+mod missing;
+
 #[test]
 fn a_share_is_a_directory_that_is_there() {
     for (path, word) in [("/nonexistent", "No such file"), ("/proc/self/status", "directory")] {
@@ -129,6 +131,7 @@ proptest! {
 }
 
 const LOOKUP: u32 = 1;
+const FORGET: u32 = 2;
 const UNLINK: u32 = 10;
 const RENAME: u32 = 12;
 const OPEN: u32 = 14;
@@ -260,7 +263,7 @@ fn a_copy_of_the_tree_will_do_and_what_is_missing_in_it_is_named() {
     let handle = guest.open(c, libc::O_RDONLY).unwrap();
     std::fs::create_dir_all(other.0.join("a/b")).unwrap();
     let error = guest.moved(&other.0).err().expect("it is not there").to_string();
-    assert!(error.contains("a/b/c") && error.contains("No such file"), "{error}");
+    assert!(error.contains("a/b/c is not there") && error.contains("writable layer"), "{error}");
     std::fs::write(other.0.join("a/b/c"), "other").unwrap();
     let moved = guest.moved(&other.0).unwrap();
     assert_eq!(moved.read(READ, c, handle, 0, 100).unwrap(), b"other");

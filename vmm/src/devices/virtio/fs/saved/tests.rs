@@ -1,3 +1,5 @@
+use std::rc::Rc;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -34,9 +36,14 @@ fn written(tree: Tree) -> Vec<u8> {
     encode(&Versions::V2(tree, BTreeMap::new())).unwrap()
 }
 
+fn handed_on(tree: &Tree, read_only: bool) -> Result<Vec<u8>, StateError> {
+    tree.check(read_only)?;
+    tree.to_server()
+}
+
 #[test]
 fn directories_come_before_what_is_in_them_as_the_server_takes_them() {
-    let bytes = tree().to_server(true).unwrap();
+    let bytes = handed_on(&tree(), true).unwrap();
     let Versions::V2(other, _) = decode(&bytes).unwrap() else { panic!("another version") };
     // It takes the first, and puts the last in its place.
     let (mut left, mut taken) = (other.inodes, vec![]);
@@ -62,6 +69,118 @@ fn what_is_gone_is_left_out_unless_somebody_has_it_open() {
     }
 }
 
+/// A directory, gone when it is dropped.
+struct Room(std::path::PathBuf);
+
+impl Room {
+    fn new(name: &str, files: &[&str]) -> Self {
+        let thread = std::thread::current().id();
+        let path = std::env::temp_dir().join(format!("vmm-tree-{}-{thread:?}-{name}", std::process::id()));
+        for file in files {
+            std::fs::create_dir_all(path.join(file)).unwrap();
+        }
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn present(&self, tree: &Tree) -> Result<Tree, StateError> {
+        tree.clone().present(&Rc::new(std::fs::File::open(&self.0).unwrap().into()), &BTreeSet::from([8]))
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Files, and how often each counts.
+type Counts<'a> = &'a [(u64, u64)];
+
+#[test]
+fn what_is_not_there_is_left_out_and_counts_no_more() {
+    let counted = |id, parent, name, count| Inode { count, ..named(id, parent, name) };
+    let known = Tree {
+        inodes: vec![
+            inode(1, Location::Root),
+            counted(2, 1, "a", 1),
+            counted(3, 2, "b", 2),
+            counted(4, 3, "c", 3),
+            counted(5, 3, "d", 1),
+            counted(6, 1, "e", 2),
+            counted(7, 6, "f", 1),
+            // Made for this.
+            counted(8, 1, "g", 1),
+            counted(9, 8, "h", 1),
+        ],
+        next_inode: 10,
+        handles: vec![open(1, 8, libc::O_DIRECTORY)],
+        ..tree()
+    };
+    let cases: [(&[&str], Counts<'_>); 4] = [
+        (&["a/b/c", "a/b/d", "e/f"], &[(1, 5), (2, 1), (3, 2), (4, 3), (5, 1), (6, 2), (7, 1), (8, 1)]),
+        // What counted only for what was in it goes with it, up to what somebody knows.
+        (&["a/b", "e"], &[(1, 4), (6, 1), (8, 1)]),
+        (&["a/b/c", "a/d"], &[(1, 4), (2, 1), (3, 1), (4, 3), (8, 1)]),
+        (&[], &[(1, 3), (8, 1)]),
+    ];
+    for (index, (files, left)) in cases.into_iter().enumerate() {
+        let room = Room::new(&format!("left{index}"), files);
+        let present = room.present(&known).unwrap();
+        let counts: Vec<_> = present.inodes.iter().map(|inode| (inode.id, inode.count)).collect();
+        assert_eq!(counts, left, "{files:?}");
+        handed_on(&present, false).unwrap();
+    }
+}
+
+#[test]
+fn what_is_open_is_there_and_what_it_was() {
+    let room = Room::new("open", &["a/b/directory", "outside/x"]);
+    std::fs::write(room.0.join("a/b/file"), "").unwrap();
+    std::os::unix::fs::symlink("file", room.0.join("a/b/link")).unwrap();
+    std::os::unix::fs::symlink("outside", room.0.join("way")).unwrap();
+    for (name, flags, word) in [
+        ("file", libc::O_RDWR, None),
+        ("directory", libc::O_DIRECTORY, None),
+        ("file", libc::O_DIRECTORY, Some("a/b/file is no directory any more")),
+        ("directory", libc::O_RDONLY, Some("a/b/directory is a directory, and was none")),
+        ("link", libc::O_RDONLY, Some("a/b/link is neither")),
+        ("none", libc::O_RDONLY, Some("a/b/none is not there")),
+        (&"x".repeat(256), libc::O_RDONLY, Some("x is not there")),
+    ] {
+        let tree = Tree {
+            inodes: vec![inode(1, Location::Root), named(2, 1, "a"), named(3, 2, "b"), named(4, 3, name)],
+            handles: vec![open(1, 4, flags), open(2, 1, libc::O_DIRECTORY)],
+            ..tree()
+        };
+        let error = room.present(&tree).err().map(|error| error.to_string());
+        assert_eq!(error.is_some(), word.is_some(), "{error:?}");
+        assert!(error.as_deref().unwrap_or_default().contains(word.unwrap_or_default()), "{error:?}");
+    }
+    // No link is a way to a file, and what is below one is not there.
+    let tree = |name| Tree {
+        inodes: vec![inode(1, Location::Root), named(2, 1, name), named(3, 2, "x")],
+        handles: vec![open(1, 3, libc::O_DIRECTORY)],
+        ..tree()
+    };
+    room.present(&tree("outside")).unwrap();
+    let error = room.present(&tree("way")).unwrap_err().to_string();
+    assert!(error.contains("way/x is not there"), "{error}");
+    // Not all are named.
+    let many = Tree {
+        inodes: [inode(1, Location::Root)]
+            .into_iter()
+            .chain((2..9).map(|id| named(id, if id == 2 { 1 } else { id - 1 }, &"y".repeat(2000))))
+            .collect(),
+        handles: (2..8).map(|id| open(id, id, 0)).collect(),
+        next_handle: 9,
+        ..self::tree()
+    };
+    let error = room.present(&many).unwrap_err().to_string();
+    assert!(error.contains("and 1 more") && error.contains(" .../yy"), "{error}");
+    assert!(error.len() < 5 * 4200, "{}", error.len());
+}
+
 #[test]
 fn files_are_open_as_the_server_had_them() {
     for (flags, kept) in [
@@ -73,8 +192,8 @@ fn files_are_open_as_the_server_had_them() {
         let tree = Tree { handles: vec![open(1, 2, flags)], ..tree() };
         let tree = Tree::from_server(&written(tree)).unwrap();
         assert_eq!(tree.handles[0].flags(), kept, "{flags:#o}");
-        assert_eq!(tree.to_server(true).is_ok(), kept & libc::O_ACCMODE == libc::O_RDONLY, "{flags:#o}");
-        tree.to_server(false).unwrap();
+        assert_eq!(handed_on(&tree, true).is_ok(), kept & libc::O_ACCMODE == libc::O_RDONLY, "{flags:#o}");
+        handed_on(&tree, false).unwrap();
     }
 }
 
@@ -116,12 +235,12 @@ fn what_leads_out_of_the_share_or_nowhere_is_refused() {
     for (change, word) in cases {
         let mut tree = tree();
         change(&mut tree);
-        let error = tree.to_server(false).unwrap_err().to_string();
+        let error = handed_on(&tree, false).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
     for flags in [libc::O_CREAT, libc::O_TRUNC, libc::O_PATH, libc::O_TMPFILE, i32::MIN] {
         let tree = Tree { handles: vec![open(1, 3, flags)], ..tree() };
-        tree.to_server(false).unwrap_err();
+        handed_on(&tree, false).unwrap_err();
     }
     // As many in a directory as count for it, and no more.
     let crowded = |names: u64| Tree {
@@ -133,7 +252,7 @@ fn what_leads_out_of_the_share_or_nowhere_is_refused() {
         ..tree()
     };
     for (names, ok) in [(5, true), (6, false)] {
-        assert_eq!(Tree { handles: vec![], ..crowded(names) }.to_server(false).is_ok(), ok);
+        assert_eq!(handed_on(&Tree { handles: vec![], ..crowded(names) }, false).is_ok(), ok);
     }
 }
 
@@ -142,7 +261,7 @@ proptest! {
     fn no_bytes_upset_it(bytes in proptest::collection::vec(any::<u8>(), 0..200), read_only in any::<bool>()) {
         let _ = Tree::from_server(&bytes);
         if let Ok(tree) = decode::<Tree>(&bytes) {
-            let _ = tree.to_server(read_only);
+            let _ = handed_on(&tree, read_only);
         }
     }
 
@@ -156,7 +275,7 @@ proptest! {
             .collect();
         let count = inodes.len();
         let tree = Tree { inodes, next_inode: 12, handles: vec![], ..tree() };
-        if let Ok(bytes) = tree.to_server(false) {
+        if let Ok(bytes) = handed_on(&tree, false) {
             let Versions::V2(other, _) = decode(&bytes).unwrap() else { panic!("another version") };
             let (mut left, mut known) = (other.inodes, BTreeSet::new());
             prop_assert_eq!(left.len(), count);
@@ -167,6 +286,35 @@ proptest! {
                 }
                 known.insert(inode.id);
             }
+        }
+    }
+
+    /// Whatever is known and whatever is there, what is left is a tree of what is there.
+    #[test]
+    fn what_is_left_is_a_tree(
+        parents in proptest::collection::vec((0usize..8, 1u64..3), 1..8),
+        there in proptest::collection::vec(any::<bool>(), 8),
+    ) {
+        // A file is in an older one.
+        let mut inodes = vec![Inode { count: 20, ..inode(1, Location::Root) }];
+        let mut paths = vec![String::new()];
+        for (index, (parent, count)) in parents.iter().enumerate() {
+            let (id, parent) = (index as u64 + 20, parent % inodes.len());
+            let directory = &mut inodes[parent];
+            directory.count += 1;
+            let directory = directory.id;
+            inodes.push(Inode { count: *count, ..named(id, directory, &id.to_string()) });
+            paths.push(format!("{}/{id}", paths[parent]));
+        }
+        let made: Vec<&str> =
+            paths[1..].iter().zip(&there).filter(|(_, there)| **there).map(|(path, _)| &path[1..]).collect();
+        let room = Room::new("any", &made);
+        let known = Tree { inodes, next_inode: 40, handles: vec![], ..tree() };
+        let present = room.present(&known).unwrap();
+        handed_on(&present, true).unwrap();
+        for (inode, path) in known.inodes.iter().zip(&paths) {
+            let left = present.inodes.iter().any(|left| left.id == inode.id);
+            prop_assert_eq!(left, room.0.join(path.trim_start_matches('/')).exists(), "{}", path);
         }
     }
 }
