@@ -23,8 +23,9 @@ pub const MEMORY_FILE: &str = "memory";
 const MAGIC: [u8; 8] = *b"SUPRSNAP";
 const BEGINNING: usize = 32;
 const HEADER_MAX: u32 = 64 << 10;
-/// Most of it are the files that a guest has open, some 100 bytes each.
-const BODY_MAX: u32 = 256 << 20;
+/// Most of it are the files that a guest has open, some 100 bytes each, and what is in those that were removed: 64 MiB
+/// a share at the most, and few machines have as much in more than one.
+const BODY_MAX: u32 = 512 << 20;
 
 /// Encodes the state's file.
 pub fn write_state(mut out: impl Write, header: &Header, state: &MachineState) -> Result<u64, Error> {

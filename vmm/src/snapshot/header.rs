@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The format that this build writes, and the only one that it reads.
-pub const EPOCH: u32 = 1;
+pub const EPOCH: u32 = 2;
 
 /// What a snapshot is, and what a host must be like for it to go on there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

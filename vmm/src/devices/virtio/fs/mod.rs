@@ -4,7 +4,11 @@
 //! of our own, can take its place.
 
 #[cfg(all(target_os = "linux", feature = "fs"))]
+mod orphan;
+#[cfg(all(target_os = "linux", feature = "fs"))]
 pub mod passthrough;
+#[cfg(all(target_os = "linux", feature = "fs"))]
+mod query;
 #[cfg(all(target_os = "linux", feature = "fs"))]
 mod replay;
 #[cfg(all(target_os = "linux", feature = "fs"))]

@@ -1,6 +1,5 @@
 //! A directory of the host as a share, by virtiofsd's file system, in this process.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -26,8 +25,10 @@ use virtiofsd::passthrough::{
 };
 
 use super::super::queue::Chain;
-use super::super::state::{MAX, decode, encode, same};
+use super::super::state::{MAX, at_most, decode, encode, same};
 use super::super::{Broken, StateError};
+use super::orphan::{self, FILES_MAX, Made, Orphan};
+use super::query::Query;
 use super::replay::{REQUEST_MAX, Replay};
 use super::request::{OUT_HEADER, Request};
 use super::saved::Tree;
@@ -35,6 +36,8 @@ use super::{Cache, Server};
 
 /// Files that are named in one message.
 const NAMED_MAX: usize = 5;
+/// Bytes of the reply to a request to mount it.
+const REPLY_MAX: u32 = 0x1000;
 
 /// The directory cannot be shared.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +52,19 @@ pub struct Error {
 struct State {
     read_only: bool,
     cache: Cache,
-    /// The request by which the guest mounted it, and the files that it knows since.
-    mounted: Option<(Vec<u8>, Tree)>,
+    mounted: Option<Mounted>,
+}
+
+/// What there is to know of a guest that has mounted it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct Mounted {
+    /// The request by which it did.
+    request: Vec<u8>,
+    /// The files that it knows since.
+    tree: Tree,
+    /// Those of them that it has open and that have no name.
+    #[serde(deserialize_with = "at_most::<FILES_MAX, _, _>")]
+    orphans: Vec<Orphan>,
 }
 
 /// The share.
@@ -166,15 +180,35 @@ impl Passthrough {
         })
     }
 
-    fn open_but_gone(&self, count: usize) -> String {
-        if count == 0 {
-            return "its server has written down something else".into();
+    /// What is in the files that have no place in the tree, and that the guest has open.
+    fn keep(&self, tree: &Tree) -> Result<Vec<Orphan>, String> {
+        let lost = tree.lost();
+        if lost.is_empty() {
+            return Ok(Vec::new());
         }
-        let names = match deleted(&self.path) {
-            names if names.is_empty() => String::new(),
-            names => format!(" (among those that were removed: {})", names.join(", ")),
+        let refused = |why: &dyn fmt::Display| {
+            let names = match deleted(&self.path) {
+                names if names.is_empty() => String::new(),
+                names => format!(" (among those that were removed: {})", names.join(", ")),
+            };
+            let count = lost.len();
+            format!(
+                "its guest has {count} files open that have no name in it any more{names}: {why}; close them first"
+            )
         };
-        format!("its guest has {count} files open that have no name in it any more{names}; close them first")
+        if self.is_read_only() {
+            return Err(refused(&"it is read-only, so they could not be made anew"));
+        }
+        let query = Query::new(self).map_err(|error| refused(&error))?;
+        orphan::keep(&query, &lost).map_err(|error| refused(&error))
+    }
+
+    /// Has the server agree on what it once did with the guest.
+    fn mount_again(&self, request: &[u8]) -> io::Result<()> {
+        if !Request::is_mount(request) {
+            return Err(io::Error::other("what was saved as the request to mount it is another"));
+        }
+        Replay::new(REPLY_MAX)?.ask(self, request, REPLY_MAX).map(drop)
     }
 
     /// The directory, to look in.
@@ -183,17 +217,28 @@ impl Passthrough {
         Ok(nix::fcntl::open(&self.path, flags, Mode::empty())?)
     }
 
-    /// Has the server agree on what it once did with the guest.
-    fn mount_again(&self, request: &[u8]) -> Result<(), Broken> {
-        if !Request::is_mount(request) {
-            return Err(Broken("what was saved as the request to mount it is another".into()));
+    /// Goes on for the guest that has mounted it. What had to be made for that is gone again from the directory
+    /// afterwards, whatever comes of it.
+    fn go_on(&self, mounted: Mounted) -> Result<(), StateError> {
+        let failed = |error: &dyn fmt::Display| {
+            StateError(format!("its files are not found again in {}: {error}", self.path.display()))
+        };
+        let Mounted { request, mut tree, orphans } = mounted;
+        if self.is_read_only() && !orphans.is_empty() {
+            return Err(StateError("removed files were saved of it, and it is read-only".into()));
         }
-        let replay = Replay::new(request)?;
-        self.handle(replay.chain()?)?;
-        match replay.error()? {
-            0 => Ok(()),
-            error => Err(Broken(io::Error::from_raw_os_error(-error).to_string())),
-        }
+        orphan::check(&orphans)?;
+        let names = orphan::names(&orphans)?;
+        tree.place(&names)?;
+        tree.check(self.is_read_only())?;
+        let root = Rc::new(self.root().map_err(|error| failed(&error))?);
+        let tree = tree.present(&root, &names.keys().copied().collect()).map_err(|error| failed(&error))?;
+        let tree = tree.to_server()?;
+        self.mount_again(&request).map_err(|error| failed(&error))?;
+        let removed = |error| failed(&format!("what was removed there cannot be made anew: {error}"));
+        let made = Made::make(&root, &orphans, &names).map_err(removed)?;
+        self.deserialize(&tree).map_err(|error| failed(&error))?;
+        made.settle().map_err(removed)
     }
 }
 
@@ -274,8 +319,11 @@ impl Server for Passthrough {
             let failed =
                 |error| StateError(format!("the files of {} cannot be saved: {error}", self.path.display()));
             let bytes = self.serialize().map_err(|error| failed(error.to_string()))?;
-            let tree = Tree::from_server(&bytes).map_err(|open| failed(self.open_but_gone(open)))?;
-            mounted = (!tree.is_empty()).then_some((mounted_by, tree));
+            let tree = Tree::from_server(&bytes).map_err(|error| failed(error.to_string()))?;
+            if !tree.is_empty() {
+                let orphans = self.keep(&tree).map_err(failed)?;
+                mounted = Some(Mounted { request: mounted_by, tree, orphans });
+            }
         }
         encode(&State { read_only: self.is_read_only(), cache: self.cache, mounted })
     }
@@ -285,16 +333,7 @@ impl Server for Passthrough {
         let access = |read_only| if read_only { "read-only" } else { "writable" };
         same("access", &access(read_only), &access(self.is_read_only()))?;
         same("cache", &format!("{cache:?}"), &format!("{:?}", self.cache))?;
-        let Some((request, tree)) = mounted else { return Ok(()) };
-        let failed = |error: &dyn fmt::Display| {
-            StateError(format!("its files are not found again in {}: {error}", self.path.display()))
-        };
-        tree.check(read_only)?;
-        let root = Rc::new(self.root().map_err(|error| failed(&error))?);
-        let tree = tree.present(&root, &BTreeSet::new()).map_err(|error| failed(&error))?;
-        let tree = tree.to_server()?;
-        self.mount_again(&request).map_err(|error| failed(&error))?;
-        self.deserialize(&tree).map_err(|error| failed(&error))
+        mounted.map_or(Ok(()), |mounted| self.go_on(mounted))
     }
 
     fn forget(&self) {

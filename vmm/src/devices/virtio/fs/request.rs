@@ -11,14 +11,27 @@ const IN_HEADER: usize = 40;
 pub const OUT_HEADER: usize = 16;
 
 const FORGET: u32 = 2;
-const OPEN: u32 = 14;
+pub const GETATTR: u32 = 3;
+pub const OPEN: u32 = 14;
+pub const READ: u32 = 15;
+pub const RELEASE: u32 = 18;
 const INIT: u32 = 26;
 const CREATE: u32 = 35;
 const INTERRUPT: u32 = 36;
 const DESTROY: u32 = 38;
 const BATCH_FORGET: u32 = 42;
 const FALLOCATE: u32 = 43;
+pub const LSEEK: u32 = 46;
 const COPY_FILE_RANGE: u32 = 47;
+
+/// The header of a request of our own about the file that the server knows by a number, with `body` bytes behind it.
+pub fn header(opcode: u32, file: u64, body: usize) -> [u8; IN_HEADER] {
+    let mut header = [0; IN_HEADER];
+    header[..4].copy_from_slice(&((IN_HEADER + body) as u32).to_le_bytes());
+    header[4..8].copy_from_slice(&opcode.to_le_bytes());
+    header[16..24].copy_from_slice(&file.to_le_bytes());
+    header
+}
 
 /// The beginning of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

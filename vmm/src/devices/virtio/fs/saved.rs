@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::super::StateError;
-use super::super::state::{decode, encode};
+use super::super::state::{at_most, decode, encode};
 
 mod present;
 
@@ -19,6 +19,9 @@ const ROOT: u64 = 1;
 /// How a file can be open elsewhere again. What changes a file when it is opened (O_TRUNC), and what the server did
 /// not do when the guest asked for it (O_DIRECT, O_APPEND), is not among it.
 const FLAGS: i32 = libc::O_ACCMODE | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_DSYNC | libc::O_SYNC;
+/// Files of which a tree can consist, and files that can be open in it: the server has a descriptor for each, and a
+/// process can have no more.
+const KNOWN_MAX: usize = 1 << 20;
 /// No count of a guest comes near.
 const COUNT_MAX: u64 = 1 << 62;
 
@@ -31,8 +34,10 @@ enum Versions {
 /// All of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tree {
+    #[serde(deserialize_with = "at_most::<KNOWN_MAX, _, _>")]
     inodes: Vec<Inode>,
     next_inode: u64,
+    #[serde(deserialize_with = "at_most::<KNOWN_MAX, _, _>")]
     handles: Vec<Handle>,
     next_handle: u64,
     negotiated: Negotiated,
@@ -100,29 +105,48 @@ fn contradicts(what: impl std::fmt::Display) -> StateError {
 
 impl Tree {
     /// What the server wrote down. Files that have no place in the share any more, and that nobody has open, are
-    /// left out: they are as gone for the guest as they are for the host. The number of those that somebody has open
-    /// is an error.
-    pub fn from_server(bytes: &[u8]) -> Result<Self, usize> {
+    /// left out: they are as gone for the guest as they are for the host.
+    pub fn from_server(bytes: &[u8]) -> Result<Self, StateError> {
         // The server is the same program, so it is not read only where its format has changed.
-        let Ok(Versions::V2(mut tree, mounts)) = decode::<Versions>(bytes) else { return Err(0) };
-        if !mounts.is_empty() {
-            return Err(0);
-        }
-        let lost: BTreeSet<u64> = tree
-            .inodes
-            .iter()
-            .filter(|inode| inode.location == Location::Lost)
-            .map(|inode| inode.id)
-            .collect();
-        let open = tree.handles.iter().filter(|handle| lost.contains(&handle.inode)).count();
-        if open > 0 {
-            return Err(open);
-        }
-        tree.inodes.retain(|inode| inode.location != Location::Lost);
+        let mut tree = match decode(bytes)? {
+            Versions::V2(tree, mounts) if mounts.is_empty() => tree,
+            _ => return Err(StateError("its server has written down something else".into())),
+        };
+        let open: BTreeSet<u64> = tree.handles.iter().map(|handle| handle.inode).collect();
+        tree.inodes.retain(|inode| inode.location != Location::Lost || open.contains(&inode.id));
         for handle in &mut tree.handles {
             handle.source = Source::Inode { flags: handle.flags() & FLAGS };
         }
         Ok(tree)
+    }
+
+    /// The files that somebody has open and that have no place in the share any more.
+    pub fn lost(&self) -> Vec<u64> {
+        let lost = self.inodes.iter().filter(|inode| inode.location == Location::Lost);
+        lost.map(|inode| inode.id).collect()
+    }
+
+    #[cfg(test)]
+    pub fn open(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Gives each of those a name in the root, where the server will find it.
+    pub fn place(&mut self, names: &BTreeMap<u64, String>) -> Result<(), StateError> {
+        let mut placed = 0;
+        for inode in self.inodes.iter_mut().filter(|inode| inode.location == Location::Lost) {
+            let name =
+                names.get(&inode.id).ok_or_else(|| contradicts(format!("the place of file {}", inode.id)))?;
+            inode.location = Location::Path { parent: ROOT, name: name.clone() };
+            placed += 1;
+        }
+        if placed != names.len() {
+            return Err(contradicts("it has removed files that nobody has open"));
+        }
+        if let Some(root) = self.inodes.iter_mut().find(|inode| inode.id == ROOT) {
+            root.count = root.count.saturating_add(placed as u64);
+        }
+        Ok(())
     }
 
     /// Whether the guest knows no files, because it has not mounted the share.
@@ -205,4 +229,4 @@ fn is_name(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -8,6 +8,7 @@ use super::*;
 use crate::memory::{self, GuestRam};
 
 mod missing;
+mod removed;
 
 #[test]
 fn a_share_is_a_directory_that_is_there() {
@@ -132,7 +133,9 @@ proptest! {
 
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
+const GETATTR: u32 = 3;
 const UNLINK: u32 = 10;
+const RMDIR: u32 = 11;
 const RENAME: u32 = 12;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
@@ -145,6 +148,15 @@ const OPENDIR: u32 = 27;
 const READDIR: u32 = 28;
 const DESTROY: u32 = 38;
 const ROOT: u64 = 1;
+
+/// What is in a directory, in order.
+fn names(path: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(path).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
 
 /// A guest that speaks by hand.
 struct Guest {
@@ -179,7 +191,11 @@ impl Guest {
 
     /// The answer behind its header, or the error.
     fn ask(&self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, i32> {
-        let chain = request(&self.ram, &header(40 + body.len() as u32, opcode, node), body, ROOM);
+        self.ask_for(opcode, node, body, ROOM)
+    }
+
+    fn ask_for(&self, opcode: u32, node: u64, body: &[u8], room: u32) -> Result<Vec<u8>, i32> {
+        let chain = request(&self.ram, &header(40 + body.len() as u32, opcode, node), body, room);
         let len = self.share.handle(chain).unwrap() as usize;
         // Taking the share off is not answered.
         if len == 0 {
@@ -203,12 +219,17 @@ impl Guest {
 
     fn read(&self, opcode: u32, node: u64, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>, i32> {
         let body = [longs(&[handle, offset]), words(&[size, 0]), longs(&[0, 0])].concat();
-        self.ask(opcode, node, &body)
+        // As much room as it asks for, like a kernel.
+        self.ask_for(opcode, node, &body, 16 + size)
     }
 
     fn write(&self, node: u64, handle: u64, offset: u64, data: &[u8]) -> Result<(), i32> {
         let head = [longs(&[handle, offset]), words(&[data.len() as u32, 0]), longs(&[0, 0])].concat();
         self.ask(WRITE, node, &[head.as_slice(), data].concat()).map(drop)
+    }
+
+    fn release(&self, node: u64, handle: u64) {
+        self.ask(RELEASE, node, &[longs(&[handle]), words(&[0, 0]), longs(&[0])].concat()).unwrap();
     }
 
     /// Another that goes on, with the same share or a copy of it.
@@ -246,7 +267,7 @@ fn open_files_go_on_elsewhere_and_here() {
         let file = guest.lookup(ROOT, "file").unwrap();
         assert!(![ROOT, sub, notes].contains(&file));
         assert_ne!(guest.open(file, libc::O_RDONLY).unwrap(), handle);
-        guest.ask(RELEASE, notes, &[longs(&[handle]), words(&[0, 0]), longs(&[0])].concat()).unwrap();
+        guest.release(notes, handle);
         assert_eq!(guest.read(READ, notes, handle, 0, 1), Err(libc::EBADF));
     }
 }
@@ -274,32 +295,6 @@ fn a_copy_of_the_tree_will_do_and_what_is_missing_in_it_is_named() {
         let error = share.restore(&guest.share.save().unwrap()).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
-}
-
-#[test]
-fn a_file_without_a_name_is_an_error_while_it_is_open_and_forgotten_otherwise() {
-    let directory = Directory::new();
-    let guest = Guest::mounted(&directory.0, false);
-    let file = guest.lookup(ROOT, "file").unwrap();
-    let handle = guest.open(file, libc::O_RDWR).unwrap();
-    guest.ask(UNLINK, ROOT, b"file\0").unwrap();
-    let error = guest.share.save().unwrap_err().to_string();
-    assert!(error.contains("1 files open") && error.contains("removed: file"), "{error}");
-    // It goes on.
-    guest.write(file, handle, 0, b"still").unwrap();
-    assert!(guest.read(READ, file, handle, 0, 100).unwrap().starts_with(b"still"));
-    guest.ask(RELEASE, file, &[longs(&[handle]), words(&[0, 0]), longs(&[0])].concat()).unwrap();
-    let moved = guest.moved(&directory.0).unwrap();
-    assert_eq!(moved.open(file, libc::O_RDONLY), Err(libc::EBADF));
-    assert_eq!(moved.lookup(ROOT, "file"), Err(libc::ENOENT));
-    // Another name is a name.
-    std::fs::write(directory.0.join("one"), "x").unwrap();
-    std::fs::hard_link(directory.0.join("one"), directory.0.join("two")).unwrap();
-    let one = guest.lookup(ROOT, "one").unwrap();
-    let handle = guest.open(one, libc::O_RDONLY).unwrap();
-    guest.ask(UNLINK, ROOT, b"one\0").unwrap();
-    let moved = guest.moved(&directory.0).unwrap();
-    assert_eq!(moved.read(READ, one, handle, 0, 100).unwrap(), b"x");
 }
 
 #[test]
@@ -365,10 +360,11 @@ fn a_state_is_believed_no_more_than_a_guest() {
     let guest = Guest::mounted(&directory.0, false);
     guest.lookup(ROOT, "file").unwrap();
     let state: State = decode(&guest.share.save().unwrap()).unwrap();
-    let (request, tree) = state.mounted.clone().unwrap();
-    let error = |mounted| {
+    let mounted = state.mounted.clone().unwrap();
+    let request = mounted.request.clone();
+    let error = |request| {
         let other = Guest::new(&directory.0, false);
-        let changed = State { mounted: Some(mounted), ..state.clone() };
+        let changed = State { mounted: Some(Mounted { request, ..mounted.clone() }), ..state.clone() };
         other.share.restore(&encode(&changed).unwrap()).unwrap_err().to_string()
     };
     for (request, word) in [
@@ -378,13 +374,35 @@ fn a_state_is_believed_no_more_than_a_guest() {
         ([&request[..40], &words(&[6, 0, 0, 0])].concat(), "not found again"),
         ([&request[..], &[0; REQUEST_MAX]].concat(), "a request of our own"),
     ] {
-        let error = error((request, tree.clone()));
+        let error = error(request);
         assert!(error.contains(word), "{error}");
     }
 }
 
+#[test]
+fn what_a_state_has_open_no_guest_could_have_otherwise() {
+    let directory = Directory::new();
+    for (read_only, flags, ok) in [
+        (false, libc::O_RDWR, true),
+        (false, libc::O_RDWR | libc::O_TRUNC, false),
+        (true, libc::O_RDONLY, true),
+        (true, libc::O_RDWR, false),
+        (true, libc::O_RDONLY | libc::O_TRUNC, false),
+    ] {
+        let guest = Guest::mounted(&directory.0, read_only);
+        let file = guest.lookup(ROOT, "file").unwrap();
+        guest.open(file, libc::O_RDONLY).unwrap();
+        let mut state: State = decode(&guest.share.save().unwrap()).unwrap();
+        let mounted = state.mounted.as_mut().unwrap();
+        mounted.tree = super::super::saved::tests::opened(&mounted.tree, flags);
+        let restored = Guest::new(&directory.0, read_only).share.restore(&encode(&state).unwrap());
+        assert_eq!(restored.is_ok(), ok, "{flags:#o}: {restored:?}");
+        assert_eq!(std::fs::read(directory.0.join("file")).unwrap(), b"content");
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
     /// A state with a byte changed, or cut short: refused, or one of which requests are answered.
     #[test]
     fn no_state_upsets_it(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>()) {
@@ -392,11 +410,21 @@ proptest! {
         let guest = Guest::mounted(&directory.0, false);
         let file = guest.lookup(ROOT, "file").unwrap();
         let handle = guest.open(file, libc::O_RDWR).unwrap();
+        // Another that has no name, and a directory.
+        std::fs::write(directory.0.join("gone"), "gone").unwrap();
+        std::fs::create_dir(directory.0.join("void")).unwrap();
+        let gone = guest.lookup(ROOT, "gone").unwrap();
+        guest.open(gone, libc::O_RDWR).unwrap();
+        let void = guest.lookup(ROOT, "void").unwrap();
+        guest.ask(OPENDIR, void, &words(&[0, 0])).unwrap();
+        guest.ask(UNLINK, ROOT, b"gone\0").unwrap();
+        guest.ask(RMDIR, ROOT, b"void\0").unwrap();
         let mut bytes = guest.share.save().unwrap();
         let at = at.index(bytes.len());
         if cut { bytes.truncate(at) } else { bytes[at] = byte }
         let other = Guest::new(&directory.0, false);
         let _ = other.share.restore(&bytes);
+        prop_assert_eq!(names(&directory.0), ["file"]);
         let _ = other.read(READ, file, handle, 0, 100);
         let _ = other.lookup(ROOT, "file");
         let _ = other.share.save();

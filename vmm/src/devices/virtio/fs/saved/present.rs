@@ -25,8 +25,8 @@ struct Found {
 
 impl Tree {
     /// Leaves out what is not there below `root`, with all that was in it: the guest learns of it when it looks there
-    /// next. What it has open must be there, though, and be a directory or a file, as it was. Those that are `made`
-    /// for this are not looked for. The tree is one that can be given to a server.
+    /// next. What it has open must be there, though, and be a directory or a file, as it was. Those that are to
+    /// be `made` for this need not be there yet. The tree is one that can be given to a server.
     pub fn present(mut self, root: &Rc<OwnedFd>, made: &BTreeSet<u64>) -> Result<Self, StateError> {
         let found = self.look(root, made)?;
         self.check_open(&found, made)?;
@@ -68,7 +68,7 @@ impl Tree {
             let Location::Path { name, .. } = &inode.location else { continue };
             let failed =
                 |error: Errno| StateError(format!("{} cannot be found: {error}", self.path(inode.id)));
-            let mode = match directory.as_ref().filter(|_| !made.contains(&inode.id)) {
+            let mode = match &directory {
                 Some(directory) => mode(directory, name).map_err(failed)?,
                 None => None,
             };

@@ -32,6 +32,12 @@ fn tree() -> Tree {
     }
 }
 
+/// With what it has open open in another way.
+pub fn opened(tree: &Tree, flags: i32) -> Tree {
+    let handles = tree.handles.iter().map(|handle| open(handle.id, handle.inode, flags)).collect();
+    Tree { handles, ..tree.clone() }
+}
+
 fn written(tree: Tree) -> Vec<u8> {
     encode(&Versions::V2(tree, BTreeMap::new())).unwrap()
 }
@@ -63,10 +69,38 @@ fn what_is_gone_is_left_out_unless_somebody_has_it_open() {
         Tree::from_server(&written(tree))
     };
     assert_eq!(with(7, vec![]), Ok(tree()));
-    assert_eq!(with(7, vec![open(5, 7, 0), open(6, 7, 0), open(7, 3, 0)]), Err(2));
+    let kept = with(7, vec![open(5, 7, 0), open(6, 7, 0), open(7, 3, 0)]).unwrap();
+    assert_eq!((kept.lost(), kept.inodes.len()), (vec![7], 5));
     for bytes in [encode(&Versions::V1(tree())).unwrap(), vec![7], vec![]] {
-        assert_eq!(Tree::from_server(&bytes), Err(0));
+        Tree::from_server(&bytes).unwrap_err();
     }
+}
+
+#[test]
+fn what_has_no_name_gets_one_in_the_root() {
+    let lost = Tree {
+        inodes: [tree().inodes, vec![inode(7, Location::Lost), inode(8, Location::Lost)]].concat(),
+        handles: vec![open(1, 7, 0), open(2, 8, libc::O_DIRECTORY)],
+        ..tree()
+    };
+    let names = |ids: &[u64]| ids.iter().map(|id| (*id, format!("n{id}"))).collect();
+    for (ids, word) in
+        [(&[7][..], "place of file 8"), (&[7, 8, 4], "nobody has open"), (&[7, 8, 9], "nobody")]
+    {
+        let error = lost.clone().place(&names(ids)).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+    handed_on(&lost, false).unwrap_err();
+    let mut placed = lost.clone();
+    placed.place(&names(&[7, 8])).unwrap();
+    assert_eq!(placed.inodes[4..], [named(7, 1, "n7"), named(8, 1, "n8")]);
+    // Each counts for the root.
+    assert_eq!(placed.inodes[0].count, lost.inodes[0].count + 2);
+    handed_on(&placed, false).unwrap();
+    let mut counted = lost;
+    counted.inodes[0].count = u64::MAX;
+    counted.place(&names(&[7, 8])).unwrap();
+    assert!(handed_on(&counted, false).unwrap_err().to_string().contains("file 1"));
 }
 
 /// A directory, gone when it is dropped.
@@ -256,6 +290,13 @@ fn what_leads_out_of_the_share_or_nowhere_is_refused() {
     }
 }
 
+#[test]
+fn there_are_no_more_than_a_server_can_have() {
+    let crowded = |count| Tree { inodes: vec![], handles: vec![open(1, 1, 0); count], ..tree() };
+    Tree::from_server(&written(crowded(KNOWN_MAX))).unwrap();
+    Tree::from_server(&written(crowded(KNOWN_MAX + 1))).unwrap_err();
+}
+
 proptest! {
     #[test]
     fn no_bytes_upset_it(bytes in proptest::collection::vec(any::<u8>(), 0..200), read_only in any::<bool>()) {
@@ -267,14 +308,19 @@ proptest! {
 
     /// Whatever hangs on whatever, what is handed on is a tree, of which nothing is missing.
     #[test]
-    fn only_trees_are_handed_on(parents in proptest::collection::vec((2u64..12, 1u64..12), 0..12)) {
+    fn only_trees_are_handed_on(
+        parents in proptest::collection::vec((2u64..12, 1u64..12), 0..12),
+        lost in proptest::collection::btree_set(2u64..16, 0..3),
+    ) {
         let inodes: Vec<_> = [inode(1, Location::Root)]
             .into_iter()
             .chain(parents.into_iter().map(|(id, parent)| Inode { count: 20, ..named(id, parent, "x") }))
+            .chain(lost.iter().map(|id| inode(*id, Location::Lost)))
             .map(|inode| Inode { count: 20, ..inode })
             .collect();
         let count = inodes.len();
-        let tree = Tree { inodes, next_inode: 12, handles: vec![], ..tree() };
+        let mut tree = Tree { inodes, next_inode: 16, handles: vec![], ..tree() };
+        tree.place(&lost.iter().map(|id| (*id, "lost".into())).collect()).unwrap();
         if let Ok(bytes) = handed_on(&tree, false) {
             let Versions::V2(other, _) = decode(&bytes).unwrap() else { panic!("another version") };
             let (mut left, mut known) = (other.inodes, BTreeSet::new());
