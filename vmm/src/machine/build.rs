@@ -255,9 +255,9 @@ impl<V: Vm> Guest<V> {
             }
             Self::Saved { snapshot, .. } => {
                 // Both are in the order of the slots, and of the same length: the devices were put in that order.
-                for (device, (id, state)) in devices.iter().zip(&snapshot.state.devices) {
+                for (device, (_, state)) in devices.iter().zip(&snapshot.state.devices) {
                     let restored = device.transport.restore(state);
-                    restored.map_err(|error| snapshot.damaged(format!("device {id}: {error}")))?;
+                    restored.map_err(|source| Error::RestoreDevice { id: device.id.clone(), source })?;
                 }
                 Ok(())
             }

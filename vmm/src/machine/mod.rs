@@ -97,6 +97,14 @@ pub enum Error {
         /// Why not.
         source: devices::virtio::StateError,
     },
+    /// A device could not become what was saved of it.
+    #[error("cannot go on with device {id}: {source}")]
+    RestoreDevice {
+        /// Which device.
+        id: slots::SlotId,
+        /// Why not.
+        source: devices::virtio::StateError,
+    },
     /// Not in this state.
     #[error("cannot {what} a machine that is {status}")]
     Order {
