@@ -38,5 +38,20 @@ cargo_for() {
     RUSTFLAGS="-C target-feature=+crt-static" cargo "$subcommand" --target "$target" "$@"
 }
 
+# Builds all that runs on hosts of architecture $1, in one go: so what it has in common is compiled once. The tests
+# that run beside the hosts are of this machine's.
+programs_for() {
+    set -- "$1" testbed-init supermachine-vmm supermachine-agent containerd-shim-supermachine-v2 supermachine \
+        inside guest-part
+    if [ "$1" = "$(uname -m)" ]; then set -- "$@" outside; fi
+    wanted=$1
+    shift
+    for program in "$@"; do
+        set -- "$@" --bin "$program"
+        shift
+    done
+    cargo_for "$wanted" build --quiet --release -p testbed -p vmm -p supermachine-agent -p shim -p integration "$@"
+}
+
 # Where cargo_for leaves the binaries of architecture $1.
 target_dir() { echo "$root/target/$1-unknown-linux-gnu/release"; }

@@ -54,7 +54,6 @@ pub(crate) struct Options {
     pub list: bool,
     pub help: bool,
     pub filter: Vec<String>,
-    pub without: Vec<String>,
     pub results: Option<PathBuf>,
     pub logs: Option<PathBuf>,
     pub scale: Scale,
@@ -64,7 +63,6 @@ pub(crate) struct Options {
 
 const COMMON: &str = "  --list                    print the tests and what they prove
   --filter TEXT[,TEXT]      only tests whose name contains one of these, or is it (=TEXT)
-  --without TAG[,TAG]       leave out tests with one of these tags
   --scale short|long        how often each test is run: its count for every change, or for a soak
   --count N                 run each test N times, whatever the scale
   --results FILE            append one line of JSON for each test
@@ -98,7 +96,6 @@ impl Options {
                 "help" => options.help = true,
                 "list" => options.list = true,
                 "filter" => options.filter.extend(words(&parser.value()?.string()?)),
-                "without" => options.without.extend(words(&parser.value()?.string()?)),
                 "results" => options.results = Some(parser.value()?.into()),
                 "logs" => options.logs = Some(parser.value()?.into()),
                 "scale" => options.scale = parser.value()?.parse_with(scale)?,
@@ -123,15 +120,13 @@ impl Options {
     }
 
     pub(crate) fn selects<W>(&self, test: &Test<W>) -> bool {
-        self.selects_name(test.name) && !self.without.iter().any(|tag| test.tags.contains(&tag.as_str()))
+        self.filter.is_empty() || self.filter.iter().any(|word| matches(word, test.name))
     }
 
-    fn selects_name(&self, name: &str) -> bool {
-        let matches = |text: &String| match text.strip_prefix('=') {
-            Some(whole) => name == whole,
-            None => name.contains(text.as_str()),
-        };
-        self.filter.is_empty() || self.filter.iter().any(matches)
+    /// The first word of the filter that no test's name has.
+    pub(crate) fn unmatched<W>(&self, tests: &[Test<W>]) -> Option<&str> {
+        let known = |word: &&String| !tests.iter().any(|test| matches(word, test.name));
+        self.filter.iter().find(known).map(String::as_str)
     }
 
     pub(crate) fn rounds(&self, rounds: Rounds) -> u32 {
@@ -139,6 +134,13 @@ impl Options {
             Scale::Short => rounds.short,
             Scale::Long => rounds.long,
         })
+    }
+}
+
+fn matches(word: &str, name: &str) -> bool {
+    match word.strip_prefix('=') {
+        Some(whole) => name == whole,
+        None => name.contains(word),
     }
 }
 
@@ -203,29 +205,25 @@ mod tests {
             parse("--filter runc,kvm --address /s --scale long --results r --logs l --filter share").unwrap();
         assert_eq!(world.address, "/s");
         assert_eq!(options.filter, ["runc", "kvm", "share"]);
-        assert!(options.selects_name("a.kvm-b") && !options.selects_name("other"));
-        let exact = parse("--filter =a.b").unwrap().0;
-        assert!(exact.selects_name("a.b") && !exact.selects_name("a.b-c"));
-        let rounds = Rounds { short: 1, long: 20 };
-        assert_eq!(options.rounds(rounds), 20);
-        assert_eq!(parse("").unwrap().0.rounds(rounds), 1);
-        assert_eq!(parse("--scale long --count 3").unwrap().0.rounds(rounds), 3);
-        assert!(parse("").unwrap().0.selects_name("anything"));
-    }
-
-    #[test]
-    fn tests_are_left_out_by_their_tags() {
-        let test = |tags| Test::<()> {
-            name: "a.b",
+        let test = |name| Test::<()> {
+            name,
             proves: "",
             run: |_| Ok(crate::test::Outcome::Passed),
             deadline: std::time::Duration::from_secs(1),
             rounds: Rounds::once_or(1),
-            tags,
+            tags: &[],
         };
-        let options = parse("--without alike,slow").unwrap().0;
-        assert!(options.selects(&test(&[])) && options.selects(&test(&["task"])));
-        assert!(!options.selects(&test(&["task", "alike"])));
+        assert!(options.selects(&test("a.kvm-b")) && !options.selects(&test("other")));
+        assert_eq!(options.unmatched(&[test("a.kvm-b"), test("runc"), test("share")]), None);
+        assert_eq!(options.unmatched(&[test("a.kvm-b"), test("runc")]), Some("share"));
+        let exact = parse("--filter =a.b").unwrap().0;
+        assert!(exact.selects(&test("a.b")) && !exact.selects(&test("a.b-c")));
+        assert_eq!(exact.unmatched(&[test("a.b-c")]), Some("=a.b"));
+        let rounds = Rounds { short: 1, long: 20 };
+        assert_eq!(options.rounds(rounds), 20);
+        assert_eq!(parse("").unwrap().0.rounds(rounds), 1);
+        assert_eq!(parse("--scale long --count 3").unwrap().0.rounds(rounds), 3);
+        assert!(parse("").unwrap().0.selects(&test("anything")));
     }
 
     #[test]

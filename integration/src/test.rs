@@ -22,8 +22,6 @@ pub struct Test<W> {
     /// How often it is run.
     pub rounds: Rounds,
     /// `control`: fails only if the bed is broken, as nothing of the product takes part.
-    /// `alike`: comes out alike on every processor and with every containerd, so that one of them will do for every
-    /// change.
     pub tags: &'static [&'static str],
 }
 

@@ -48,8 +48,8 @@ fn dispatch<W: World>(name: &str, tests: &[Test<W>], arguments: &[OsString]) -> 
         return child::run(tests, &world, one, options.scale);
     }
     let selected: Vec<&Test<W>> = tests.iter().filter(|test| options.selects(test)).collect();
-    if selected.is_empty() {
-        bail!("no test matches --filter {}; --list shows all", options.filter.join(","));
+    if let Some(word) = options.unmatched(tests) {
+        bail!("no test matches --filter {word}; --list shows all");
     }
     if options.list {
         print!("{}", list(tests, &options));

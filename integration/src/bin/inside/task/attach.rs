@@ -10,17 +10,17 @@ use integration::fifo::Output;
 use integration::{Ctx, Outcome, Test};
 use nix::sys::signal::Signal;
 
-use super::{A_WHILE, OURS, Piped, alike, new_id};
+use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
     vec![
-        alike(
+        test(
             "task.attach",
             "of what a container says nothing is lost while no ctr is attached, and the next one is heard",
             attach,
         ),
-        alike(
+        test(
             "task.reattach",
             "a reader that goes away in the middle of a stream finds the rest when it comes back, and its going is no \
              end of input",

@@ -11,24 +11,24 @@ use integration::{Ctx, Outcome, Test};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
-use super::{A_WHILE, OURS, Piped, alike, new_id};
+use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
     vec![
-        alike("task.broken", "a configuration that cannot be is refused, and says which part of it", broken),
-        alike(
+        test("task.broken", "a configuration that cannot be is refused, and says which part of it", broken),
+        test(
             "task.options",
             "options of a runtime change its machines, those of another runtime do not, and mistakes in them are named",
             options,
         ),
-        alike("task.no-space", "where there is no space for a container its client is told", no_space),
-        alike(
+        test("task.no-space", "where there is no space for a container its client is told", no_space),
+        test(
             "task.unread",
             "a process whose output nobody reads stands still, and is killed and deleted as any other",
             unread,
         ),
-        alike("task.vanished", "a container whose files go away ends as any other", vanished),
+        test("task.vanished", "a container whose files go away ends as any other", vanished),
     ]
 }
 

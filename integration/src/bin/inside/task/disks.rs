@@ -17,7 +17,7 @@ use nix::sys::stat::{major, minor};
 use serde_json::{Value, json};
 
 use super::pod::{join, sandbox};
-use super::{A_WHILE, OURS, Piped, alike, new_id, test};
+use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
@@ -34,7 +34,7 @@ pub fn tests() -> Vec<Test<Inside>> {
              cannot have them",
             roots,
         ),
-        alike(
+        test(
             "task.disk-loops",
             "where the host's kernel mounts no images from files, those of a container that joins a pod are on loop \
              devices, which go with it",

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use integration::command::Finished;
 use integration::{Ctx, Outcome, Test};
 
-use super::{A_WHILE, OURS, Piped, alike, test};
+use super::{A_WHILE, OURS, Piped, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
@@ -14,7 +14,7 @@ pub fn tests() -> Vec<Test<Inside>> {
             "other processes in a container have the output, the codes and the errors that they have with runc",
             exec,
         ),
-        alike(
+        test(
             "task.orders",
             "a container stands still and goes on, tells what it uses, takes signals, and is not deleted while it runs",
             orders,

@@ -11,18 +11,18 @@ use integration::{Ctx, Outcome, Test, streams};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
-use super::{A_WHILE, OURS, Piped, alike, test};
+use super::{A_WHILE, OURS, Piped, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
     vec![
-        alike(
+        test(
             "task.binds",
             "directories and single files of the host, tmpfs and shared memory are as with runc, read-only ones too",
             binds,
         ),
         test("task.swaps", "a ConfigMap that is swapped on the host is new at the next look", swaps),
-        alike("task.sockets", "a socket of the host in a bind is answered by who listens there", sockets),
+        test("task.sockets", "a socket of the host in a bind is answered by who listens there", sockets),
     ]
 }
 

@@ -7,11 +7,11 @@ use anyhow::{Context, Result, ensure};
 use integration::{Ctx, Outcome, Test};
 use serde_json::{Value, json};
 
-use super::{A_WHILE, OURS, Piped, alike};
+use super::{A_WHILE, OURS, Piped, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
-    vec![alike(
+    vec![test(
         "task.hooks",
         "hooks run on the host in the order and with the state they have with runc, and one that fails is told of",
         hooks,

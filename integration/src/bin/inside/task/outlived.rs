@@ -30,7 +30,6 @@ pub fn tests() -> Vec<Test<Inside>> {
         Test {
             rounds: Rounds::once_or(5),
             deadline: Duration::from_mins(30),
-            tags: &["task", "alike"],
             ..test(
                 "task.midway-containerd",
                 "where containerd is killed in a call, its successor knows what became of the task, is told its end, \

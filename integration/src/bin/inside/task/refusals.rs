@@ -7,17 +7,17 @@ use integration::containerd::{Api, Stdio, refusal};
 use integration::{Ctx, Outcome, Test};
 use serde_json::json;
 
-use super::{A_WHILE, OURS, Piped, alike};
+use super::{A_WHILE, OURS, Piped, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
     vec![
-        alike(
+        test(
             "task.refusals",
             "calls that do not fit the state of a task are refused, or answered, as with runc",
             refusals,
         ),
-        alike(
+        test(
             "task.waiters",
             "all who wait for a task and for a process in it are told the same end, also who asks late",
             waiters,

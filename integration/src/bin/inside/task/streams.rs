@@ -11,7 +11,7 @@ use integration::wait::until_true;
 use integration::{Ctx, Outcome, Test, pattern};
 use serde_json::json;
 
-use super::{A_WHILE, OURS, Piped, alike, new_id, test};
+use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
@@ -22,12 +22,12 @@ pub fn tests() -> Vec<Test<Inside>> {
             terminal,
         ),
         test("task.much", "all that a client sends comes back on both streams, to one that reads late", much),
-        alike(
+        test(
             "task.file",
             "output goes to the end of a file, and all of it is there once the task is deleted",
             file,
         ),
-        alike(
+        test(
             "task.logger",
             "a logging process gets both streams and its arguments, and has ended once the task is deleted; one that is \
              to say that it is ready and does not is an error",

@@ -201,7 +201,8 @@ fn spoilt(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         ctx.cmd("supermachine").args(["snapshot", "verify"]).arg(path).ok().context("verifying the template")
     };
     ensure!(run()? == "well\n");
-    for (name, harm, seen) in HARMS {
+    // One of either kind for every change.
+    for &(name, harm, seen) in ctx.either(&HARMS[1..3], &HARMS[..]) {
         ctx.note(name);
         harm(&only(&directory)?)?;
         ensure!(run()? == "well\n", "{name}: the container did not run");

@@ -9,11 +9,11 @@ use integration::fifo::{Input, Output};
 use integration::terminal::Terminal;
 use integration::{Ctx, Outcome, Test};
 
-use super::{A_WHILE, OURS, Piped, alike, new_id};
+use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
-    vec![alike(
+    vec![test(
         "task.terminals",
         "the terminal of another process, and those that ctr has, take a size, Ctrl-C and the end of input as with runc",
         terminals,

@@ -8,17 +8,17 @@ use integration::process;
 use integration::{Ctx, Outcome, Test};
 use serde_json::{Value, json};
 
-use super::{A_WHILE, OURS, Piped, alike};
+use super::{A_WHILE, OURS, Piped, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
     vec![
-        alike(
+        test(
             "task.usage",
             "what a container uses and its processes are told in the form and in the order of magnitude of runc's",
             usage,
         ),
-        alike(
+        test(
             "task.cgroup",
             "the host accounts a container's machine where its configuration says, on the processors that it names",
             cgroup,

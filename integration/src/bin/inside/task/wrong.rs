@@ -5,17 +5,17 @@ use integration::containerd::Api;
 use integration::{Ctx, Outcome, Rounds, Test};
 use serde_json::{Value, json};
 
-use super::{A_WHILE, OURS, Piped, alike, head};
+use super::{A_WHILE, OURS, Piped, head, test};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
     vec![
-        alike("task.wrong", "what a container may not do or cannot be is told as with runc", wrong),
+        test("task.wrong", "what a container may not do or cannot be is told as with runc", wrong),
         Test {
             rounds: Rounds::once_or(1),
-            ..alike("task.codes", "every exit code and every signal comes out as with runc", codes)
+            ..test("task.codes", "every exit code and every signal comes out as with runc", codes)
         },
-        alike("task.stubborn", "a process that ignores SIGTERM goes on, and is killed", stubborn),
+        test("task.stubborn", "a process that ignores SIGTERM goes on, and is killed", stubborn),
     ]
 }
 
