@@ -63,6 +63,20 @@ impl CgroupPath {
         CgroupPath::Systemd { slice: slice.to_owned(), prefix: prefix.to_owned(), name: name.to_owned() }
     }
 
+    /// One that is named for the container is renamed with it: config.json of a container that is restored is that of
+    /// the one that was saved, which may still be in its cgroup.
+    fn renamed(self, from: &str, to: &str) -> CgroupPath {
+        match self {
+            CgroupPath::Fs(path) if path.file_name() == Some(from.as_ref()) => {
+                CgroupPath::Fs(path.with_file_name(to))
+            }
+            CgroupPath::Systemd { slice, prefix, name } if name == from => {
+                CgroupPath::Systemd { slice, prefix, name: to.to_owned() }
+            }
+            other => other,
+        }
+    }
+
     /// The unit, for systemd's.
     pub fn unit(&self) -> Option<String> {
         match self {
@@ -103,10 +117,11 @@ pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
     plan.cgroup.path = match asked.filter(|path| !path.as_os_str().is_empty()) {
         None => CgroupPath::Fs(Path::new(OURS).join(request.namespace).join(request.id)),
         Some(path) => CgroupPath::parse(&path)
-            .map_err(|why| invalid("linux.cgroupsPath", format!("{:?}", path.display().to_string()), why))?,
+            .map_err(|why| invalid("linux.cgroupsPath", format!("{:?}", path.display().to_string()), why))?
+            .renamed(request.guest_id, request.id),
     };
     if let Some(linux) = plan.guest.spec.linux_mut() {
-        linux.set_cgroups_path(Some(Path::new("/").join(request.id)));
+        linux.set_cgroups_path(Some(Path::new("/").join(request.guest_id)));
     }
     Ok(())
 }
@@ -139,6 +154,21 @@ mod tests {
             assert_eq!(plan.cgroup.path.unit().as_deref(), unit, "{asked}");
             let guest = plan.guest.spec.linux().as_ref().unwrap().cgroups_path().clone();
             assert_eq!(guest, Some(PathBuf::from("/c1")));
+        }
+    }
+
+    #[test]
+    fn one_that_is_named_for_the_container_is_renamed_with_it() {
+        for (asked, directory) in [
+            ("", "/supermachine/default/c1"),
+            ("/default/old", "/default/c1"),
+            ("/old/pod", "/old/pod"),
+            ("system.slice:docker:old", "/system.slice/docker-c1.scope"),
+            ("system.slice:old:ab", "/system.slice/old-ab.scope"),
+        ] {
+            let mut case = Case::with(&json!({ "linux": { "cgroupsPath": asked } }));
+            case.guest_id = Some("old".to_owned());
+            assert_eq!(case.plan().cgroup.path.directory(), Path::new(directory), "{asked}");
         }
     }
 

@@ -17,6 +17,8 @@ use crate::kind::Kind;
 pub struct Plan {
     /// Its id.
     pub id: String,
+    /// What its machine calls it.
+    pub guest_id: String,
     /// Where its config.json lies.
     pub bundle: PathBuf,
     /// Alone, the sandbox of a pod, or a member of one.

@@ -23,6 +23,9 @@ use crate::{
 pub struct Request<'a> {
     /// Its id.
     pub id: &'a str,
+    /// What its machine calls it, and so its directory in the tree: its id, unless it is restored from a checkpoint,
+    /// whose machine knows it by the id that it had.
+    pub guest_id: &'a str,
     /// containerd's namespace.
     pub namespace: &'a str,
     /// Where its config.json lies, absolute.
@@ -88,6 +91,7 @@ const TRANSFORMERS: &[Transformer] = &[
 /// Makes the plan of a container, or says what about it cannot be.
 pub fn plan(request: &Request<'_>) -> Result<Plan> {
     check_id("id", request.id)?;
+    check_id("guest id", request.guest_id)?;
     check_id("namespace", request.namespace)?;
     let settings = annotations::settings(request.config, request.spec.annotations().as_ref())?;
     let kind = Kind::of(request.id, request.spec.annotations().as_ref());
@@ -100,6 +104,7 @@ pub fn plan(request: &Request<'_>) -> Result<Plan> {
     let context = Context { request, settings, kind };
     let mut plan = Plan {
         id: request.id.to_owned(),
+        guest_id: request.guest_id.to_owned(),
         bundle: request.bundle.to_path_buf(),
         kind: context.kind.clone(),
         machine: None,
@@ -155,5 +160,22 @@ mod tests {
         }
         let group = serde_json::json!({ "annotations": { "io.containerd.runc.v2.group": "../x" } });
         assert_eq!(Case::with(&group).error().path(), "annotations");
+    }
+
+    #[test]
+    fn places_are_named_as_the_machine_knows_them() {
+        let bind = |source: &str, destination: &str| serde_json::json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind"] });
+        let mounts = [bind("/dir", "/data"), bind("/run/docker.sock", "/s"), bind("/state/shm", "/dev/shm")];
+        let mut case = Case::with(&serde_json::json!({ "mounts": mounts }));
+        let before = case.plan();
+        case.guest_id = Some("old".to_owned());
+        let plan = case.plan();
+        assert_eq!((plan.id.as_str(), plan.guest_id.as_str()), ("c1", "old"));
+        assert_eq!(plan.cgroup, before.cgroup);
+        let renamed = |value: String| value.replace("c1", "old");
+        assert_eq!(format!("{:?}", plan.share), renamed(format!("{:?}", before.share)));
+        assert_eq!(format!("{:?}", plan.guest), renamed(format!("{:?}", before.guest)));
+        case.guest_id = Some("../x".to_owned());
+        assert_eq!(case.error().path(), "guest id");
     }
 }

@@ -30,6 +30,8 @@ impl Files for Table {
 /// A request to be changed.
 pub(crate) struct Case {
     pub id: String,
+    /// If it is not the id.
+    pub guest_id: Option<String>,
     pub spec: Value,
     pub rootfs: Vec<RootfsMount>,
     pub config: Config,
@@ -72,6 +74,7 @@ impl Case {
         ];
         Case {
             id: "c1".to_owned(),
+            guest_id: None,
             spec,
             rootfs: Vec::new(),
             config: Config::default(),
@@ -98,6 +101,7 @@ impl Case {
         let spec: Spec = serde_json::from_value(self.spec.clone()).expect("a spec");
         plan(&Request {
             id: &self.id,
+            guest_id: self.guest_id.as_deref().unwrap_or(&self.id),
             namespace: "default",
             bundle: Path::new("/bundle"),
             share: Path::new("/share"),

@@ -281,6 +281,7 @@ fn ask(document: &Value, rootfs: &[RootfsMount], member: bool, seed: u64) -> Res
     };
     let request = Request {
         id: "c1",
+        guest_id: "c1",
         namespace: "default",
         bundle: Path::new("/bundle"),
         share: Path::new("/share"),

@@ -56,6 +56,7 @@ fn plan_of(id: &str, json: &str, rootfs: &[RootfsMount], pod: Option<&Pod>) -> P
     assert_eq!(notes, [], "keys that are not known");
     plan(&Request {
         id,
+        guest_id: id,
         namespace: "default",
         bundle: Path::new("/run/containerd/io.containerd.runtime.v2.task/default/x"),
         share: Path::new("/run/supermachine/x/share"),

@@ -53,6 +53,12 @@ pub const TEMPLATE: Duration = Duration::from_secs(90);
 pub const STANDSTILL: Duration = Duration::from_secs(10);
 /// The writing of a machine that is saved.
 pub const SAVE: Duration = Duration::from_secs(60);
+/// What is on its way on the streams of a container that is to be saved.
+pub const HOLD: Duration = Duration::from_secs(20);
+/// The writing of a machine with all that its containers have in memory.
+pub const CHECKPOINT: Duration = Duration::from_secs(600);
+/// The unpacking of a checkpoint, also by somebody else.
+pub const UNPACK: Duration = Duration::from_secs(600);
 /// A call of the monitor that has little to do.
 pub const MONITOR_CALL: Duration = Duration::from_secs(10);
 /// Memory that is plugged into a machine, until all of it is there.

@@ -1,8 +1,8 @@
 //! Events, as containerd knows them.
 
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed,
-    TaskStart,
+    TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
 };
 use containerd_shim_protos::shim::event::Envelope;
 use protobuf::well_known_types::any::Any;
@@ -29,6 +29,8 @@ pub enum Event {
     Paused(TaskPaused),
     /// A container goes on.
     Resumed(TaskResumed),
+    /// A container was written down.
+    Checkpointed(TaskCheckpointed),
     /// A container is gone.
     Delete(TaskDelete),
 }
@@ -45,6 +47,7 @@ impl Event {
             Self::Oom(_) => "/tasks/oom",
             Self::Paused(_) => "/tasks/paused",
             Self::Resumed(_) => "/tasks/resumed",
+            Self::Checkpointed(_) => "/tasks/checkpointed",
             Self::Delete(_) => "/tasks/delete",
         }
     }
@@ -60,6 +63,7 @@ impl Event {
             Self::Oom(event) => ("TaskOOM", event.write_to_bytes()),
             Self::Paused(event) => ("TaskPaused", event.write_to_bytes()),
             Self::Resumed(event) => ("TaskResumed", event.write_to_bytes()),
+            Self::Checkpointed(event) => ("TaskCheckpointed", event.write_to_bytes()),
             Self::Delete(event) => ("TaskDelete", event.write_to_bytes()),
         };
         Ok(Any { type_url: format!("containerd.events.{name}"), value: value?, ..Any::default() })

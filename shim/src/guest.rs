@@ -1,12 +1,13 @@
 //! The agent in the machine, each call with its deadline.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, Empty, Event, EventsRequest, ExecRequest,
-    Exit, HelloRequest, HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SetOnlineCpusRequest,
-    SignalRequest, StatsResponse, Stdio, UpdateRequest,
+    Exit, HelloRequest, HelloResponse, HoldRequest, Input, Output, PidsResponse, ProcessRequest,
+    ResizePtyRequest, SetOnlineCpusRequest, SignalRequest, StatsResponse, Stdio, UpdateRequest,
 };
 use agent_api::stdio::{Answer, Header, Stream, attach};
 use agent_api::{AgentClient, RPC_PORT, STDIO_PORT, VERSION, dial};
@@ -24,18 +25,18 @@ use crate::error::{Attempt, Error, Result};
 pub struct Guest {
     client: AgentClient,
     socket: PathBuf,
+    /// A container that the agent knows by another name.
+    renamed: Option<Arc<Renamed>>,
+}
+
+#[derive(Debug)]
+struct Renamed {
+    id: String,
+    guest_id: String,
 }
 
 fn within(time: Duration) -> Context {
     with_timeout(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX))
-}
-
-fn process(id: &str, exec: &str) -> ProcessRequest {
-    ProcessRequest { id: id.to_owned(), exec_id: exec.to_owned(), ..ProcessRequest::default() }
-}
-
-fn container(id: &str) -> ContainerRequest {
-    ContainerRequest { id: id.to_owned(), ..ContainerRequest::default() }
 }
 
 impl Guest {
@@ -43,7 +44,7 @@ impl Guest {
     pub async fn connect(socket: PathBuf, within: Duration) -> Result<Self> {
         let stream = dial_within(&socket, RPC_PORT, within).await?;
         let client = AgentClient::new(Client::new(Socket::new(stream)));
-        let guest = Self { client, socket };
+        let guest = Self { client, socket, renamed: None };
         let hello = guest.hello().await?;
         if hello.version == VERSION {
             Ok(guest)
@@ -53,6 +54,29 @@ impl Guest {
                 "the agent in the machine speaks version {theirs} of the protocol, this shim {VERSION}; install shim and guest of one release"
             )))
         }
+    }
+
+    /// The same, whose agent knows the container `id` as `guest_id`, as it has known it before it was saved.
+    #[must_use]
+    pub fn knowing(&self, id: &str, guest_id: &str) -> Self {
+        let renamed =
+            (id != guest_id).then(|| Arc::new(Renamed { id: id.to_owned(), guest_id: guest_id.to_owned() }));
+        Self { renamed, ..self.clone() }
+    }
+
+    fn name(&self, id: &str) -> String {
+        match &self.renamed {
+            Some(renamed) if renamed.id == id => renamed.guest_id.clone(),
+            _ => id.to_owned(),
+        }
+    }
+
+    fn process(&self, id: &str, exec: &str) -> ProcessRequest {
+        ProcessRequest { id: self.name(id), exec_id: exec.to_owned(), ..ProcessRequest::default() }
+    }
+
+    fn container(&self, id: &str) -> ContainerRequest {
+        ContainerRequest { id: self.name(id), ..ContainerRequest::default() }
     }
 
     async fn hello(&self) -> Result<HelloResponse> {
@@ -78,7 +102,7 @@ impl Guest {
     /// Makes a container.
     pub async fn create(&self, id: &str, guest: Vec<u8>, stdio: Stdio) -> Result<()> {
         let request = CreateContainerRequest {
-            id: id.to_owned(),
+            id: self.name(id),
             guest,
             stdio: Some(stdio).into(),
             ..CreateContainerRequest::default()
@@ -89,7 +113,7 @@ impl Guest {
     /// Announces a process.
     pub async fn exec(&self, id: &str, exec: &str, process: Vec<u8>, stdio: Stdio) -> Result<()> {
         let request = ExecRequest {
-            id: id.to_owned(),
+            id: self.name(id),
             exec_id: exec.to_owned(),
             process,
             stdio: Some(stdio).into(),
@@ -100,13 +124,13 @@ impl Guest {
 
     /// Starts a process. Returns its number in the guest.
     pub async fn start(&self, id: &str, exec: &str) -> Result<u32> {
-        Ok(self.client.start(within(deadlines::AGENT_WORK), &process(id, exec)).await?.pid)
+        Ok(self.client.start(within(deadlines::AGENT_WORK), &self.process(id, exec)).await?.pid)
     }
 
     /// Sends a signal.
     pub async fn signal(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
         let request = SignalRequest {
-            id: id.to_owned(),
+            id: self.name(id),
             exec_id: exec.to_owned(),
             signal,
             all,
@@ -117,12 +141,12 @@ impl Guest {
 
     /// Removes a process.
     pub async fn delete(&self, id: &str, exec: &str) -> Result<Exit> {
-        Ok(self.client.delete(within(deadlines::AGENT_DELETE), &process(id, exec)).await?)
+        Ok(self.client.delete(within(deadlines::AGENT_DELETE), &self.process(id, exec)).await?)
     }
 
     /// The processes of a container, if the guest tells at once.
     pub async fn glance_at_pids(&self, id: &str) -> Result<PidsResponse> {
-        let request = container(id);
+        let request = self.container(id);
         let call = self.client.pids(within(deadlines::AGENT_GLANCE), &request);
         timeout(deadlines::AGENT_GLANCE, call)
             .await
@@ -133,7 +157,7 @@ impl Guest {
     /// Sets the size of a terminal.
     pub async fn resize_pty(&self, id: &str, exec: &str, width: u32, height: u32) -> Result<()> {
         let request = ResizePtyRequest {
-            id: id.to_owned(),
+            id: self.name(id),
             exec_id: exec.to_owned(),
             width,
             height,
@@ -144,23 +168,23 @@ impl Guest {
 
     /// Lets a container stand still.
     pub async fn pause(&self, id: &str) -> Result<()> {
-        Ok(self.client.pause(within(deadlines::AGENT_CALL), &container(id)).await.map(drop)?)
+        Ok(self.client.pause(within(deadlines::AGENT_CALL), &self.container(id)).await.map(drop)?)
     }
 
     /// Lets it go on.
     pub async fn resume(&self, id: &str) -> Result<()> {
-        Ok(self.client.resume(within(deadlines::AGENT_CALL), &container(id)).await.map(drop)?)
+        Ok(self.client.resume(within(deadlines::AGENT_CALL), &self.container(id)).await.map(drop)?)
     }
 
     /// Changes its limits.
     pub async fn update(&self, id: &str, resources: Vec<u8>) -> Result<()> {
-        let request = UpdateRequest { id: id.to_owned(), resources, ..UpdateRequest::default() };
+        let request = UpdateRequest { id: self.name(id), resources, ..UpdateRequest::default() };
         Ok(self.client.update(within(deadlines::AGENT_CALL), &request).await.map(drop)?)
     }
 
     /// What it uses.
     pub async fn stats(&self, id: &str) -> Result<StatsResponse> {
-        Ok(self.client.stats(within(deadlines::AGENT_CALL), &container(id)).await?)
+        Ok(self.client.stats(within(deadlines::AGENT_CALL), &self.container(id)).await?)
     }
 
     /// What has happened after the event of that number. Waits for something to happen. Statuses and `Others`,
@@ -169,7 +193,13 @@ impl Guest {
         let timeout_ms = deadlines::AGENT_EVENTS.as_millis() as u32;
         let request = EventsRequest { after, timeout_ms, ..EventsRequest::default() };
         let time = deadlines::AGENT_EVENTS + deadlines::AGENT_CALL;
-        Ok(self.client.events(within(time), &request).await?.events)
+        let mut events = self.client.events(within(time), &request).await?.events;
+        if let Some(renamed) = &self.renamed {
+            for event in events.iter_mut().filter(|event| event.id == renamed.guest_id) {
+                event.id.clone_from(&renamed.id);
+            }
+        }
+        Ok(events)
     }
 
     /// Asks for the machine's end.
@@ -177,15 +207,34 @@ impl Guest {
         Ok(self.client.power_off(within(deadlines::POWER_OFF), &Empty::default()).await.map(drop)?)
     }
 
-    /// A process's stream.
-    pub async fn stream(&self, id: &str, exec: &str, stream: Stream) -> Result<UnixStream> {
-        let header = Header { id: id.to_owned(), exec_id: exec.to_owned(), stream };
+    /// Begins to hold the streams of a container that stands still.
+    pub async fn begin_hold(&self, id: &str) -> Result<()> {
+        let request = HoldRequest { id: self.name(id), ..HoldRequest::default() };
+        Ok(self.client.hold(within(deadlines::AGENT_CALL), &request).await.map(drop)?)
+    }
+
+    /// Returns when all of these inputs have arrived, and what the streams have sent: nothing more comes until they are
+    /// released.
+    pub async fn hold(&self, id: &str, inputs: Vec<Input>) -> Result<Vec<Output>> {
+        let request = HoldRequest { id: self.name(id), inputs, all: true, ..HoldRequest::default() };
+        Ok(self.client.hold(within(deadlines::AGENT_WORK), &request).await?.outputs)
+    }
+
+    /// Lets the streams go on.
+    pub async fn release(&self, id: &str) -> Result<()> {
+        Ok(self.client.release(within(deadlines::AGENT_CALL), &self.container(id)).await.map(drop)?)
+    }
+
+    /// A process's stream; none, if it has ended already.
+    pub async fn stream(&self, id: &str, exec: &str, stream: Stream) -> Result<Option<UnixStream>> {
+        let header = Header { id: self.name(id), exec_id: exec.to_owned(), stream };
         let what = format!("connecting {stream:?} of process {id} {exec}");
         let mut connection = dial_within(&self.socket, STDIO_PORT, deadlines::DIAL)
             .await
             .map_err(|error| error.context(&what))?;
         match timeout(deadlines::DIAL, attach(&mut connection, &header)).await {
-            Ok(Ok(Answer::Attached)) => Ok(connection),
+            Ok(Ok(Answer::Attached)) => Ok(Some(connection)),
+            Ok(Ok(Answer::Ended)) => Ok(None),
             Ok(Ok(answer)) => Err(Error::unknown(format!("{what}: the agent says {answer:?}"))),
             Ok(Err(error)) => Err(error).attempt(what),
             Err(_) => Err(Error::deadline(format!("{what}: no answer within {:?}", deadlines::DIAL))),

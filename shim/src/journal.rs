@@ -184,7 +184,8 @@ fn remove_on(path: &Path, device: u64) -> io::Result<()> {
     fine_if_missing(fs::remove_dir(path))
 }
 
-/// The processes of a cgroup may take a moment to leave it after they have ended.
+/// The processes of a cgroup may take a moment to leave it after they have ended. Ours have: whoever is in it then is
+/// of a container that was given the same one, and removes it.
 fn remove_cgroup(path: &Path, keep: &Path) -> io::Result<()> {
     let until = Instant::now() + deadlines::CGROUP;
     loop {
@@ -192,6 +193,10 @@ fn remove_cgroup(path: &Path, keep: &Path) -> io::Result<()> {
             Ok(()) => break,
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
                 std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            Err(_) if populated(path) => {
+                log::info!("the cgroup {} stays, since others are in it", path.display());
+                return Ok(());
             }
             Err(error) => return Err(error),
         }
@@ -203,6 +208,11 @@ fn remove_cgroup(path: &Path, keep: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn populated(cgroup: &Path) -> bool {
+    let events = fs::read_to_string(cgroup.join("cgroup.events")).unwrap_or_default();
+    events.lines().any(|line| line == "populated 1")
 }
 
 #[cfg(test)]

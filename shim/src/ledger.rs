@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
-    TaskResumed, TaskStart,
+    TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM,
+    TaskPaused, TaskResumed, TaskStart,
 };
 use containerd_shim_protos::types::mount::Mount;
 use protobuf::MessageField;
@@ -405,6 +405,18 @@ impl Ledger {
             self.emit(Event::Oom(TaskOOM { container_id: id.to_owned(), ..TaskOOM::default() }));
             Ok(())
         });
+    }
+
+    /// A container was written down, to that directory.
+    pub fn checkpointed(&self, id: &str, directory: &str) -> Result<()> {
+        self.with(id, |_| {
+            self.emit(Event::Checkpointed(TaskCheckpointed {
+                container_id: id.to_owned(),
+                checkpoint: directory.to_owned(),
+                ..TaskCheckpointed::default()
+            }));
+            Ok(())
+        })
     }
 
     /// Whether a container could be paused (`true`) or resumed now.

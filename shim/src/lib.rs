@@ -14,6 +14,7 @@
 pub mod args;
 pub mod bootstrap;
 pub mod cgroup;
+pub mod checkpoint;
 pub mod cleanup;
 pub mod cli;
 pub mod config;

@@ -106,8 +106,7 @@ impl Task for TaskService {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        let why = "checkpoints of machines are not implemented yet: not implemented";
-        call!(self, request, "Checkpoint", |_shim| Err(Error::unimplemented(why)))
+        call!(self, request, "Checkpoint", |shim| shim.checkpoint(request).await.map(|()| Empty::default()))
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {

@@ -62,11 +62,16 @@ fn sysctl_path(name: &str) -> Option<PathBuf> {
     Some(PathBuf::from("/proc/sys").join(path))
 }
 
-/// Forgets what can be read again, and moves what is left together: what is free then, in large pieces, the machine's
-/// balloon gives back, and a snapshot does not have.
-pub fn settle() -> Result<()> {
+/// Writes what is to be written, and forgets what can be read again: a snapshot does not have it, and whoever goes on
+/// from one sees what is there then.
+pub fn forget() -> Result<()> {
     nix::unistd::sync();
-    fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")?;
+    fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")
+}
+
+/// Forgets, and moves what is left together: what is free then, in large pieces, the machine's balloon gives back.
+pub fn settle() -> Result<()> {
+    forget()?;
     // Not every kernel can.
     let _ = fs::write("/proc/sys/vm/compact_memory", "1");
     Ok(())

@@ -1,6 +1,7 @@
 //! What the shim asks for. The calls of the protocol are translated in [`rpc`]; what they mean is here and in what is
 //! called from here.
 
+mod hold;
 mod rpc;
 mod stdio;
 

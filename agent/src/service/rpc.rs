@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty,
-    EventsRequest, EventsResponse, ExecRequest, Exit, HelloRequest, HelloResponse, Pid, PidsResponse,
-    ProcessRequest, ResizePtyRequest, SetOnlineCpusRequest, SetOnlineCpusResponse, SignalRequest,
-    StartResponse, StateResponse, StatsResponse, Status, UpdateRequest,
+    EventsRequest, EventsResponse, ExecRequest, Exit, HelloRequest, HelloResponse, HoldRequest, HoldResponse,
+    Pid, PidsResponse, ProcessRequest, ResizePtyRequest, SetOnlineCpusRequest, SetOnlineCpusResponse,
+    SignalRequest, StartResponse, StateResponse, StatsResponse, Status, UpdateRequest,
 };
 use agent_api::{VERSION, agent_ttrpc};
 use anyhow::Context;
@@ -129,6 +129,14 @@ impl agent_ttrpc::Agent for Rpc {
 
     async fn resume(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
         empty(self.set_paused(&request.id, false).await)
+    }
+
+    async fn hold(&self, _: &TtrpcContext, request: HoldRequest) -> ttrpc::Result<HoldResponse> {
+        packed(self.agent.hold(&request).await)
+    }
+
+    async fn release(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        empty(self.agent.release(&request.id))
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {

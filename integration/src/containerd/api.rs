@@ -153,6 +153,10 @@ impl Api {
         TasksClient::new(self.channel.clone())
     }
 
+    pub(super) fn leases(&self) -> LeasesClient<Channel> {
+        LeasesClient::new(self.channel.clone())
+    }
+
     pub(super) fn containers(&self) -> ContainersClient<Channel> {
         ContainersClient::new(self.channel.clone())
     }

@@ -50,9 +50,9 @@ pub struct Stdio {
 pub struct Container<'a> {
     pub(super) api: &'a Api,
     pub(super) id: String,
-    rootfs: Vec<Mount>,
-    terminal: bool,
-    has_task: bool,
+    pub(super) rootfs: Vec<Mount>,
+    pub(super) terminal: bool,
+    pub(super) has_task: bool,
 }
 
 impl Api {
@@ -142,9 +142,9 @@ impl Container<'_> {
         self.rootfs = rootfs;
     }
 
-    /// Creates its task and returns the pid that containerd gives for it.
-    pub fn create_task(&mut self, stdio: &Stdio) -> Result<u32> {
-        let request = self.api.within(CreateTaskRequest {
+    /// What it takes to create its task.
+    pub(super) fn new_task(&self, stdio: &Stdio) -> CreateTaskRequest {
+        CreateTaskRequest {
             container_id: self.id.clone(),
             rootfs: self.rootfs.clone(),
             stdin: stdio.stdin.as_deref().map(text).unwrap_or_default(),
@@ -152,7 +152,12 @@ impl Container<'_> {
             stderr: text(&stdio.stderr),
             terminal: self.terminal,
             ..CreateTaskRequest::default()
-        })?;
+        }
+    }
+
+    /// Creates its task and returns the pid that containerd gives for it.
+    pub fn create_task(&mut self, stdio: &Stdio) -> Result<u32> {
+        let request = self.api.within(self.new_task(stdio))?;
         self.has_task = true;
         Ok(self.api.call("Tasks.Create", self.api.tasks().create(request))?.pid)
     }

@@ -73,7 +73,7 @@ pub(super) fn shared(
     directory: bool,
 ) -> Mount {
     let given = entry.options();
-    let place = layout::bind(&plan.id, entry.index);
+    let place = layout::bind(&plan.guest_id, entry.index);
     let guest = entry.from("bind", layout::guest_bind(&place), given.to_vec());
     plan.share.binds.push(Bind {
         source,

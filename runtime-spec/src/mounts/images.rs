@@ -35,7 +35,7 @@ pub(super) fn one(context: &Context<'_>, plan: &mut Plan, entry: &Entry<'_>, typ
     let serial = next_serial(context, plan);
     let readonly = typ == "erofs" || options::access(entry.options()) != Access::ReadWrite;
     plan.blocks.push(Block { serial: serial.clone(), source: BlockSource::Path(source), readonly });
-    let target = layout::guest_image(&plan.id, entry.index);
+    let target = layout::guest_image(&plan.guest_id, entry.index);
     let asked = entry.options().iter().filter(|option| !DECIDED.contains(&option.as_str())).cloned();
     let (mut given, mut options): (Vec<_>, Vec<_>) =
         asked.partition(|option| OF_ALL.contains(&option.as_str()) || filesystems::takes(typ, option));

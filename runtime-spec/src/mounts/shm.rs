@@ -21,7 +21,7 @@ pub(super) fn one(context: &Context<'_>, plan: &mut Plan, entry: &Entry<'_>, sou
         // Somebody keeps files there, and wants them to be seen.
         return super::binds::shared(context, plan, entry, source.to_path_buf(), true);
     };
-    let id = context.request.id;
+    let id = context.request.guest_id;
     let target = layout::guest_shm(context.kind.group(id).unwrap_or(id));
     plan.guest.shm = Some(Shm { path: target.clone(), size });
     entry.from("bind", target, entry.options().to_vec())

@@ -23,7 +23,7 @@ pub(super) fn one(
         let why = format!("a container can have {} sockets", layout::SOCKETS_PER_CONTAINER);
         unsupported(format!("{}.source", entry.place), source.display(), why, "bind fewer")
     })?;
-    let path = layout::guest_socket(&plan.id, entry.index);
+    let path = layout::guest_socket(&plan.guest_id, entry.index);
     let Owner { uid, gid, mode } = owner;
     plan.sockets.push(Socket { source, port });
     plan.guest.sockets.push(GuestSocket { path: path.clone(), port, uid, gid, mode });

@@ -91,7 +91,7 @@ fn names_host_path(option: &str) -> bool {
 pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
     let request = context.request;
     let root = request.spec.root().as_ref();
-    let id = request.id;
+    let id = request.guest_id;
     let guest_path = if request.rootfs.is_empty() {
         let named = root.map(|root| root.path().clone()).filter(|path| !path.as_os_str().is_empty());
         directory(context, plan, named)?;
@@ -127,7 +127,7 @@ fn directory(context: &Context<'_>, plan: &mut Plan, named: Option<PathBuf>) -> 
     plan.share.rootfs.push(Mount {
         typ: "bind".to_owned(),
         source: Source::Path(source),
-        target: context.shared(&layout::rootfs(context.request.id)),
+        target: context.shared(&layout::rootfs(context.request.guest_id)),
         options: vec!["rbind".to_owned()],
         devices: Vec::new(),
         mkdir: Vec::new(),
@@ -155,7 +155,7 @@ fn part(index: usize, given: &RootfsMount) -> Result<Part<'_>> {
 
 /// A root that the guest makes of disks.
 fn of_images(context: &Context<'_>, plan: &mut Plan, parts: &[Part<'_>]) -> Result<PathBuf> {
-    let id = context.request.id;
+    let id = context.request.guest_id;
     let places = places(parts, &layout::guest_rootfs(id), |index| layout::guest_layer(id, index));
     for (index, part) in parts.iter().enumerate() {
         let target = place_of(part, &places, index)?;
@@ -210,7 +210,7 @@ fn disk(
 
 /// A root that the host mounts into the shared tree.
 fn on_host(context: &Context<'_>, plan: &mut Plan, parts: &[Part<'_>]) -> Result<PathBuf> {
-    let id = context.request.id;
+    let id = context.request.guest_id;
     let root = context.shared(&layout::rootfs(id));
     let places = places(parts, &root, |index| context.shared(&layout::layer(id, index)));
     for (index, part) in parts.iter().enumerate() {

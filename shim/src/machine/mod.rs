@@ -2,10 +2,11 @@
 
 pub mod monitor;
 
-use std::fs;
-use std::os::fd::OwnedFd;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use agent_api::agent::ConfigureRequest;
@@ -62,6 +63,8 @@ pub struct Machine {
     pub guest: Guest,
     /// What was made for it.
     pub journal: Arc<Journal>,
+    /// The last event of its agent's that was heard.
+    pub heard: AtomicU64,
     paths: Paths,
     monitor: Monitor,
     /// What it has to become yet.
@@ -72,7 +75,7 @@ pub struct Machine {
 
 /// What a restored machine is to become.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Change {
+pub struct Change {
     /// So many processors run.
     cpus: Option<u32>,
     /// It has so many bytes of memory.
@@ -80,7 +83,8 @@ struct Change {
 }
 
 impl Change {
-    fn of(machine: &plan::Machine) -> Self {
+    /// From a template of this plan's to a machine of it.
+    pub fn of(machine: &plan::Machine) -> Self {
         let (size, shape) = (machine.size, machine.shape);
         Self {
             cpus: (size.cpus != shape.online).then_some(size.cpus),
@@ -125,14 +129,16 @@ impl Machine {
         };
         let guest = monitor.while_alive("booting a machine", deadlines::BOOT, guest).await?;
         info!("machine of monitor {} booted in {:?}", monitor.process().pid, begun.elapsed());
-        Ok(Self { guest, journal, paths: paths.clone(), monitor, change: Change::default(), _template: None })
+        let (paths, heard) = (paths.clone(), AtomicU64::new(0));
+        Ok(Self { guest, journal, heard, paths, monitor, change: Change::default(), _template: None })
     }
 
-    /// Restores one. What it takes is written into `journal` first.
+    /// Restores one, which is then to change. What it takes is written into `journal` first.
     pub async fn restore(
         journal: Arc<Journal>,
         recipe: &Recipe<'_>,
         template: Template,
+        change: Change,
     ) -> std::result::Result<Self, NotRestored> {
         let begun = Instant::now();
         let paths = recipe.paths;
@@ -156,8 +162,8 @@ impl Machine {
             Ok(guest) => {
                 template.worked();
                 info!("machine of monitor {} restored in {:?}", monitor.process().pid, begun.elapsed());
-                let change = Change::of(recipe.machine);
-                Ok(Self { guest, journal, paths: paths.clone(), monitor, change, _template: Some(template) })
+                let (paths, heard) = (paths.clone(), AtomicU64::new(0));
+                Ok(Self { guest, journal, heard, paths, monitor, change, _template: Some(template) })
             }
             Err(error) => {
                 let killed = monitor.has_ended().is_some_and(|ended| ended.killed);
@@ -220,6 +226,30 @@ impl Machine {
             }
             sleep(PAUSE).await;
         }
+    }
+
+    /// Has it written into two empty files, packed for carrying, while it stands still. It goes on afterwards, unless
+    /// that is not wanted; also when it could not be written.
+    pub async fn save(&self, state: &File, memory: &File, goes_on: bool) -> Result<()> {
+        let what = "saving a machine";
+        let (state, memory) = (state.try_clone().attempt(what)?, memory.try_clone().attempt(what)?);
+        let saving = self.monitor.ask(what, move |control| {
+            control.pause(deadlines::STANDSTILL)?;
+            let saved = control.snapshot(state.as_fd(), memory.as_fd(), true, deadlines::CHECKPOINT);
+            if goes_on || saved.is_err() {
+                control.resume()?;
+            }
+            saved
+        });
+        let (length, packed) =
+            self.monitor.while_alive(what, deadlines::STANDSTILL + deadlines::CHECKPOINT, saving).await?;
+        info!("a machine of {length} bytes is saved in {packed}");
+        Ok(())
+    }
+
+    /// Ends it where it is.
+    pub async fn kill(&self) {
+        self.monitor.kill().await;
     }
 
     /// An error of a call: with what monitor and guest said last, if the call did not reach the agent.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use containerd_shim_protos::api::CreateTaskRequest;
@@ -16,16 +16,18 @@ use runtime_spec::plan::{Network, Plan};
 use runtime_spec::{Kind, Request, RootfsMount};
 
 use super::{Container, Shim, blocking, lock};
+use crate::checkpoint::{self, About, Checkpoint, StreamSet};
 use crate::config::Options;
 use crate::error::{Attempt, Error, Result};
+use crate::guest::Guest;
 use crate::holder::{self, Holder};
 use crate::hooks::Run;
 use crate::host::HostFiles;
 use crate::journal::{Journal, Made};
 use crate::ledger::{self, Io};
-use crate::machine::{Machine, NotRestored, Recipe};
+use crate::machine::{Change, Machine, NotRestored, Recipe};
 use crate::stdio::{Opened, Streams};
-use crate::template::{self, Store, Template, Unmade, Way};
+use crate::template::{self, Of, Store, Template, Unmade, Way};
 use crate::time;
 use crate::timeline::Timeline;
 use crate::{cgroup, config, deadlines, host, share};
@@ -43,6 +45,11 @@ pub(super) struct Parts {
     /// Of a machine that was made for this container.
     pub(super) machine_journal: Option<Arc<Journal>>,
     streams: Option<Streams>,
+    /// What the agent was told of them.
+    announced: StreamSet,
+    /// What it is restored from, if it is.
+    checkpoint: Option<Checkpoint>,
+    leftovers: Vec<(String, Streams)>,
 }
 
 impl Shim {
@@ -59,10 +66,31 @@ impl Shim {
 
     async fn make(self: &Arc<Self>, request: NewContainer) -> Result<u32> {
         let begun = time::now();
-        if !request.checkpoint.is_empty() {
-            return Err(Error::precondition("containers cannot be restored from checkpoints yet"));
+        let checkpoint = match request.checkpoint.as_str() {
+            "" => None,
+            directory => {
+                let directory = PathBuf::from(directory);
+                Some(blocking("reading a checkpoint", move || Checkpoint::open(&directory)).await?)
+            }
+        };
+        let made = self.make_from(request, checkpoint.clone(), begun).await;
+        if let Some(checkpoint) = checkpoint {
+            blocking("removing a checkpoint", move || {
+                checkpoint.dispose();
+                Ok(())
+            })
+            .await?;
         }
-        let (plan, store) = self.plan(&request)?;
+        made
+    }
+
+    async fn make_from(
+        self: &Arc<Self>,
+        request: NewContainer,
+        checkpoint: Option<Checkpoint>,
+        begun: i64,
+    ) -> Result<u32> {
+        let (plan, store) = self.plan(&request, checkpoint.as_ref())?;
         let io = Io {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -70,6 +98,7 @@ impl Shim {
             terminal: request.terminal,
         };
         let mut parts = self.begin(&plan.id)?;
+        parts.checkpoint = checkpoint;
         let timeline = Timeline::of(&self.directory(&plan.id));
         if let Some(born) = self.born.take() {
             drop(timeline.phase_since(born, "shim"));
@@ -95,7 +124,7 @@ impl Shim {
         registered
     }
 
-    fn plan(&self, request: &NewContainer) -> Result<(Plan, Store)> {
+    fn plan(&self, request: &NewContainer, checkpoint: Option<&Checkpoint>) -> Result<(Plan, Store)> {
         let bundle = PathBuf::from(&request.bundle);
         let config = config::of(&Options::of(&request.options)?)?;
         let path = bundle.join("config.json");
@@ -115,6 +144,7 @@ impl Shim {
         let hostname = host::name();
         let plan = runtime_spec::plan(&Request {
             id: &request.id,
+            guest_id: checkpoint.map_or(&request.id, |checkpoint| &checkpoint.about.container),
             namespace: self.paths.namespace(),
             bundle: &bundle,
             share: &self.paths.tree(),
@@ -140,6 +170,17 @@ impl Shim {
             return Err(Error::precondition(
                 "a machine that runs takes no more disks; mount them on the host and bind them",
             ));
+        }
+        if let Some(checkpoint) = checkpoint {
+            checkpoint.about.check(&plan)?;
+            let (had, terminal) = (checkpoint.about.streams.terminal, request.terminal);
+            if had != terminal {
+                return Err(Error::precondition(format!(
+                    "the container that was written down had {} terminal, and this one is to have {}",
+                    if had { "a" } else { "no" },
+                    if terminal { "one" } else { "none" }
+                )));
+            }
         }
         Ok((plan, Store::new(&config.template)))
     }
@@ -168,6 +209,9 @@ impl Shim {
             machine: None,
             machine_journal: None,
             streams: None,
+            announced: StreamSet::default(),
+            checkpoint: None,
+            leftovers: Vec::new(),
         })
     }
 
@@ -203,9 +247,20 @@ impl Shim {
         let guest = &machine.guest;
         let booted = begun.elapsed();
         let _container = timeline.phase("container");
+        if let Some(checkpoint) = parts.checkpoint.clone() {
+            let rejoined = rejoin(plan, guest, opened, &checkpoint.about).await;
+            let (streams, leftovers) = rejoined.map_err(|error| machine.explain(error))?;
+            parts.announced = checkpoint.about.streams;
+            (parts.streams, parts.leftovers) = (Some(streams), leftovers);
+            self.ordinal.fetch_max(checkpoint.about.ordinal, Ordering::Relaxed);
+            info!("container {}: machine after {booted:?}, joined after {:?}", plan.id, begun.elapsed());
+            return Ok(pid);
+        }
         let json = serde_json::to_vec(&plan.guest).map_err(Error::unknown)?;
+        let announced = opened.announce(io.terminal);
+        parts.announced = StreamSet::from(&announced);
         let joined = async {
-            guest.create(&plan.id, json, opened.announce(io.terminal)).await?;
+            guest.create(&plan.id, json, announced).await?;
             opened.join(guest, &plan.id, "").await
         };
         let joined = async { joined.await.map_err(|error| machine.explain(error)) };
@@ -247,7 +302,7 @@ impl Shim {
         };
         let new = parts.machine_journal.is_some();
         let (journal, tree) = (parts.journal.clone(), self.paths.tree());
-        let (id, wanted) = (plan.id.clone(), plan.share.clone());
+        let (id, wanted) = (plan.guest_id.clone(), plan.share.clone());
         let mounting = move || {
             if new {
                 share::make_tree(&machine_journal, &tree)?;
@@ -280,9 +335,12 @@ impl Shim {
             oom_score_adj: plan.monitor.oom_score_adj,
             timeline,
         };
-        let machine = match restored(&plan.id, store, journal, &recipe).await? {
-            Some(machine) => machine,
-            None => Machine::boot(journal.clone(), &recipe).await?,
+        let machine = match &parts.checkpoint {
+            Some(checkpoint) => from_checkpoint(plan, checkpoint, store, journal, &recipe).await?,
+            None => match restored(&plan.id, store, journal, &recipe).await? {
+                Some(machine) => machine,
+                None => Machine::boot(journal.clone(), &recipe).await?,
+            },
         };
         let machine = Arc::new(machine);
         machine.forward(&plan.sockets)?;
@@ -299,8 +357,18 @@ impl Shim {
             bundle: plan.bundle.clone(),
         });
         let streams = parts.streams.take().map(|streams| (String::new(), Arc::new(streams)));
+        let leftovers = std::mem::take(&mut parts.leftovers);
         let container = Container {
             id: plan.id.clone(),
+            guest_id: plan.guest_id.clone(),
+            restored: AtomicBool::new(parts.checkpoint.is_some()),
+            stays: stays(plan),
+            announced: parts.announced,
+            mounts: checkpoint::mounts(plan),
+            execs: Mutex::default(),
+            leftovers: Mutex::new(
+                leftovers.into_iter().map(|(id, streams)| (id, Arc::new(streams))).collect(),
+            ),
             guest: machine.guest.clone(),
             spec: plan.guest.spec.clone(),
             environment: plan.logger.clone(),
@@ -368,7 +436,7 @@ async fn restored(
             return Ok(None);
         }
     };
-    match Machine::restore(journal.clone(), recipe, template).await {
+    match Machine::restore(journal.clone(), recipe, template, Change::of(recipe.machine)).await {
         Ok(machine) => Ok(Some(machine)),
         Err(NotRestored::Other(error)) => Err(error),
         Err(NotRestored::Template(unfit, error)) => {
@@ -382,20 +450,96 @@ async fn restored(
 /// The template that is there, or is made now in a directory of the machine's own.
 async fn obtained(store: &Store, journal: &Arc<Journal>, recipe: &Recipe<'_>) -> Result<(Template, Way)> {
     let (looking, machine) = (store.clone(), recipe.machine.clone());
-    let wanted = blocking("looking for a template", move || template::wanted(&looking, &machine)).await?;
+    let parts = blocking("looking for a template", move || template::wanted(&looking, &machine)).await?;
     // Should this shim die meanwhile.
     let noted = |made| journal.note(made).attempt("writing the journal");
-    let made_at = store.making(&wanted.1);
-    template::obtain(store, wanted, deadlines::TEMPLATE, async |parts, making| {
+    let made_at = store.making(&parts.key()?);
+    let of = Of::Template(parts.clone());
+    template::obtain(store, of, deadlines::TEMPLATE, async |making| {
         noted(Made::Making(made_at)).map_err(Unmade::Here)?;
         let directory = recipe.paths.machine().join("template.d");
         let started = |process| noted(Made::Process(process));
-        let made = template::build::make(parts, making, &directory, started, |_| ()).await;
+        let made = template::build::make(&parts, making, &directory, started, |_| ()).await;
         let removed = fs::remove_dir_all(&directory);
         made?;
         removed.attempt(format_args!("removing {}", directory.display())).map_err(Unmade::Here)
     })
     .await
+}
+
+/// The machine of a container that was written down.
+async fn from_checkpoint(
+    plan: &Plan,
+    checkpoint: &Checkpoint,
+    store: &Store,
+    journal: &Arc<Journal>,
+    recipe: &Recipe<'_>,
+) -> Result<Machine> {
+    let what = || format!("restoring {} from a checkpoint", plan.id);
+    let unpacking = recipe.timeline.phase("unpack");
+    let (found, preparing) = (checkpoint.clone(), store.clone());
+    let digest = blocking("reading a checkpoint", move || {
+        preparing.prepare()?;
+        found.digest()
+    });
+    let of = template::Checkpoint { digest: digest.await?, container: checkpoint.about.container.clone() };
+    let made_at = store.making(&of.key());
+    let unpacked = template::obtain(store, Of::Checkpoint(of), deadlines::UNPACK, async |making| {
+        // Should this shim die meanwhile.
+        journal.note(Made::Making(made_at)).attempt("writing the journal").map_err(Unmade::Here)?;
+        let (checkpoint, making) =
+            (checkpoint.clone(), making.try_clone().attempt(what()).map_err(Unmade::Here)?);
+        blocking("unpacking a checkpoint", move || checkpoint.unpack(&making)).await.map_err(Unmade::Here)
+    });
+    let (template, _) = unpacked.await?;
+    drop(unpacking);
+    match Machine::restore(journal.clone(), recipe, template, Change::default()).await {
+        Ok(mut machine) => {
+            machine.guest = machine.guest.knowing(&plan.id, &plan.guest_id);
+            machine.heard.store(checkpoint.about.last_event, Ordering::Relaxed);
+            Ok(machine)
+        }
+        Err(NotRestored::Other(error)) => Err(error.context(what())),
+        Err(NotRestored::Template(unfit, error)) => {
+            // Whoever restores it again unpacks it again.
+            let key = unfit.key.clone();
+            drop(unfit);
+            let removing = store.clone();
+            let _ = blocking("removing what was unpacked", move || {
+                removing.remove(&key, false).map(drop).attempt("removing what was unpacked")
+            })
+            .await;
+            Err(error.context(what()))
+        }
+    }
+}
+
+/// Joins the streams of a container that was written down: its own, and those of processes that nobody knows any more.
+async fn rejoin(
+    plan: &Plan,
+    guest: &Guest,
+    opened: Opened,
+    about: &About,
+) -> Result<(Streams, Vec<(String, Streams)>)> {
+    let streams = opened.rejoin(guest, &plan.id, "", about.streams).await?;
+    let mut leftovers = Vec::new();
+    for exec in &about.execs {
+        match Opened::nowhere().rejoin(guest, &plan.id, &exec.id, exec.streams).await {
+            Ok(streams) => leftovers.push((exec.id.clone(), streams)),
+            Err(error) => warn!("{}: what its process {} says is not taken: {error}", plan.id, exec.id),
+        }
+    }
+    Ok((streams, leftovers))
+}
+
+/// Why a container cannot be written down, if so.
+fn stays(plan: &Plan) -> Option<String> {
+    let why = match &plan.kind {
+        Kind::Single if plan.blocks.is_empty() => return None,
+        Kind::Single => "its machine has disks; mount them on the host and bind them instead",
+        Kind::Sandbox | Kind::Member { .. } => "it is one of a pod's, which share a machine",
+    };
+    Some(why.to_owned())
 }
 
 /// Those that run before a container starts, with what follows it noted before.

@@ -1,15 +1,16 @@
 //! What a shim does, a method for each call of containerd's, without the transport.
 //!
 //! Here is what a client asks of tasks that are there; `create` makes them, `remove` takes them away, `watch` hears
-//! from the machine.
+//! from the machine, and `save` writes them down.
 
 mod create;
 mod remove;
+mod save;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::{
@@ -20,9 +21,10 @@ use log::{info, warn};
 use oci_spec::runtime::Spec;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
-use tokio::sync::watch as channel;
+use tokio::sync::{RwLock, watch as channel};
 
 use crate::cgroup;
+use crate::checkpoint::{self, StreamSet};
 use crate::error::{Attempt, Error, Result};
 use crate::guest::Guest;
 use crate::holder::Holder;
@@ -45,6 +47,8 @@ pub struct Shim {
     machine: Mutex<Option<Arc<Machine>>>,
     /// How many containers there have been.
     ordinal: AtomicU32,
+    /// Held by whoever changes something in the guest: not while it is written down.
+    changes: RwLock<()>,
     leave: channel::Sender<bool>,
     /// When the shim was started, until its first container has noted it.
     born: Born,
@@ -62,8 +66,22 @@ impl Born {
 /// A container that is there.
 pub struct Container {
     id: String,
+    /// What its machine calls it.
+    guest_id: String,
     /// The agent of its machine.
     guest: Guest,
+    /// Whether it was restored, and stands still until it is started.
+    restored: AtomicBool,
+    /// Why it cannot be written down, if so.
+    stays: Option<String>,
+    /// The streams that the agent was told of.
+    announced: StreamSet,
+    /// What of the host it has mounted.
+    mounts: Vec<checkpoint::Mount>,
+    /// Its other processes, and the streams that the agent was told of.
+    execs: Mutex<BTreeMap<String, StreamSet>>,
+    /// Processes of a container that was restored, of which nobody knows any more. What they say is dropped.
+    leftovers: Mutex<HashMap<String, Arc<Streams>>>,
     /// What its execs take from it.
     spec: Spec,
     /// For its logging processes.
@@ -80,6 +98,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Container {
+    /// A process that nobody knows has ended: the guest need not know it, either.
+    async fn forget_leftover(&self, exec: &str) {
+        let leftover = lock(&self.leftovers).remove(exec);
+        if let Some(streams) = leftover {
+            if let Err(error) = self.guest.delete(&self.id, exec).await {
+                info!("removing {exec} of {}, which was there before it was restored: {error}", self.id);
+            }
+            streams.close().await;
+        }
+    }
+
     fn streams(&self, exec: &str) -> Option<Arc<Streams>> {
         lock(&self.streams).get(exec).cloned()
     }
@@ -94,6 +123,7 @@ impl Shim {
             containers: Mutex::default(),
             machine: Mutex::default(),
             ordinal: AtomicU32::new(0),
+            changes: RwLock::new(()),
             leave,
             born: Born(Mutex::new(None)),
         }
@@ -145,12 +175,19 @@ impl Shim {
 
     /// `Start`. Returns the process's number.
     pub async fn start(&self, id: &str, exec: &str) -> Result<u32> {
+        let _changing = self.changes.read().await;
         self.ledger.starting(id, exec)?;
         let timeline = Timeline::of(&self.directory(id));
         let _start = exec.is_empty().then(|| timeline.phase("start"));
         let started = async {
             let container = self.container(id)?;
-            let pid = container.guest.start(id, exec).await?;
+            let pid = if exec.is_empty() && container.restored.load(Ordering::Relaxed) {
+                container.guest.release(id).await?;
+                container.guest.resume(id).await?;
+                0
+            } else {
+                container.guest.start(id, exec).await?
+            };
             Ok::<_, Error>((container, pid))
         };
         let (container, pid) = started.await.inspect_err(|_| self.ledger.not_started(id, exec))?;
@@ -190,6 +227,7 @@ impl Shim {
 
     /// `Pause` (`true`) and `Resume`.
     pub async fn pause(&self, id: &str, pause: bool) -> Result<()> {
+        let _changing = self.changes.read().await;
         self.ledger.may_pause(id, pause)?;
         let container = self.container(id)?;
         if pause {
@@ -202,6 +240,7 @@ impl Shim {
 
     /// `Kill`
     pub async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
+        let _changing = self.changes.read().await;
         let finished = || Error::not_found("process already finished: not found");
         match self.ledger.view(id, exec)?.phase {
             Phase::Exited | Phase::Deleting => return Err(finished()),
@@ -222,6 +261,7 @@ impl Shim {
 
     /// `Exec`
     pub async fn exec(&self, request: ExecProcessRequest) -> Result<()> {
+        let _changing = self.changes.read().await;
         let (id, exec) = (request.id, request.exec_id);
         let container = self.container(&id)?;
         if self.ledger.view(&id, &exec).is_ok() {
@@ -243,7 +283,10 @@ impl Shim {
             terminal: request.terminal,
         };
         let opened = Opened::open(&io, &container.environment).await?;
-        container.guest.exec(&id, &exec, process, opened.announce(io.terminal)).await?;
+        let announced = opened.announce(io.terminal);
+        let streams = StreamSet::from(&announced);
+        container.guest.exec(&id, &exec, process, announced).await?;
+        lock(&container.execs).insert(exec.clone(), streams);
         let joined = async {
             let streams = opened.join(&container.guest, &id, &exec).await?;
             self.ledger.exec_added(&id, &exec, io)?;
@@ -255,6 +298,7 @@ impl Shim {
                 Ok(())
             }
             Err(error) => {
+                lock(&container.execs).remove(&exec);
                 if let Err(error) = container.guest.delete(&id, &exec).await {
                     warn!("removing exec {exec} of {id}, which failed: {error}");
                 }
@@ -282,6 +326,7 @@ impl Shim {
 
     /// `Update`
     pub async fn update(&self, request: UpdateTaskRequest) -> Result<()> {
+        let _changing = self.changes.read().await;
         let id = request.id;
         if matches!(self.ledger.view(&id, "")?.phase, Phase::Exited | Phase::Deleting) {
             return Err(Error::precondition("cannot update a container that has ended"));

@@ -13,6 +13,7 @@ use crate::time::timestamp;
 impl Shim {
     /// `Delete`
     pub async fn delete(&self, id: &str, exec: &str) -> Result<DeleteResponse> {
+        let _changing = self.changes.read().await;
         self.ledger.deleting(id, exec)?;
         let removed = if exec.is_empty() { self.remove(id).await } else { self.remove_exec(id, exec).await };
         removed.inspect_err(|_| self.ledger.not_deleted(id, exec))?;
@@ -28,6 +29,7 @@ impl Shim {
     async fn remove_exec(&self, id: &str, exec: &str) -> Result<()> {
         let container = self.container(id)?;
         self.remove_in_guest(&container, exec).await;
+        lock(&container.execs).remove(exec);
         let streams = lock(&container.streams).remove(exec);
         if let Some(streams) = streams {
             streams.close().await;

@@ -54,10 +54,17 @@ impl Bed {
         shim.ledger.made("c", made).unwrap();
         let hearing = shim.clone();
         let heard = guest.clone();
-        tokio::spawn(async move { hearing.hear(&heard).await });
+        tokio::spawn(async move { hearing.hear(&heard, &std::sync::atomic::AtomicU64::new(0)).await });
         shim.insert(Container {
             id: "c".into(),
+            guest_id: "c".into(),
             guest,
+            restored: AtomicBool::new(false),
+            stays: None,
+            announced: StreamSet::default(),
+            mounts: Vec::new(),
+            execs: Mutex::default(),
+            leftovers: Mutex::default(),
             spec: Spec::default(),
             environment: Vec::new(),
             poststart: None,
@@ -345,7 +352,8 @@ async fn what_does_not_fit_is_not_asked_of_the_guest() {
 async fn whoever_hears_from_an_agent_is_told_when_the_connection_is_lost_and_not_when_a_call_fails() {
     let bed = Bed::new("lost").await;
     let guest = bed.shim.container("c").unwrap().guest.clone();
-    let heard = bed.shim.hear(&guest);
+    let last = std::sync::atomic::AtomicU64::new(0);
+    let heard = bed.shim.hear(&guest, &last);
     tokio::pin!(heard);
     bed.agent.busy();
     assert!(timeout(Duration::from_millis(500), &mut heard).await.is_err(), "a busy agent is not a lost one");

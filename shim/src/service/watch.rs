@@ -1,6 +1,7 @@
 //! What the machine tells: exits, memory that ran out, and its own end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use agent_api::agent::Event;
@@ -24,7 +25,7 @@ impl Shim {
         let shim = self.clone();
         tokio::spawn(async move {
             tokio::select! {
-                error = shim.hear(&machine.guest) => {
+                error = shim.hear(&machine.guest, &machine.heard) => {
                     // Of a machine that turns itself off the connection goes first.
                     if timeout(deadlines::POWER_OFF, machine.ended()).await.is_err() {
                         warn!("the machine is turned off, since nobody can speak with it: {}", machine.explain(error));
@@ -39,13 +40,12 @@ impl Shim {
 
     /// Hears from an agent, until the connection is lost. No event is when a call fails: the next asks for those after
     /// the last one heard.
-    pub(super) async fn hear(self: &Arc<Self>, guest: &Guest) -> Error {
-        let mut last = 0;
+    pub(super) async fn hear(self: &Arc<Self>, guest: &Guest, last: &AtomicU64) -> Error {
         loop {
-            match guest.events(last).await {
+            match guest.events(last.load(Ordering::Relaxed)).await {
                 Ok(events) => {
                     for event in events {
-                        last = last.max(event.sequence);
+                        last.fetch_max(event.sequence, Ordering::Relaxed);
                         self.heard(event);
                     }
                 }
@@ -79,6 +79,9 @@ impl Shim {
             streams.drain().await;
         }
         self.ledger.exited(id, exec, exit);
+        if let Ok(container) = self.container(id) {
+            container.forget_leftover(exec).await;
+        }
         if exec.is_empty() {
             self.last_exits(id).await;
         }

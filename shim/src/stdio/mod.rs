@@ -21,12 +21,13 @@ use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::checkpoint::StreamSet;
 use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::guest::Guest;
 use crate::ledger::Io;
 use logger::Logger;
-use pump::{Meter, pump_in, pump_out};
+use pump::{Feed, Meter, pump_in, pump_out};
 use sink::Sink;
 
 /// Both ends of the client's streams, opened.
@@ -105,23 +106,47 @@ impl Opened {
         }
     }
 
-    /// Joins them to the process, which was announced to the agent.
+    /// Streams that lead nowhere.
+    pub fn nowhere() -> Self {
+        Self { stdin: None, outputs: Vec::new(), logger: None }
+    }
+
+    /// Joins them to a process that had these before its machine was saved. Of what it had and is to have no more,
+    /// output is dropped, and input has ended; what it had not it does not get.
+    pub async fn rejoin(mut self, guest: &Guest, id: &str, exec: &str, had: StreamSet) -> Result<Streams> {
+        if !had.stdin {
+            self.stdin = None;
+        } else if self.stdin.is_none() {
+            drop(guest.stream(id, exec, Stream::Stdin).await?);
+        }
+        self.outputs.retain(|(stream, _)| had.has(*stream));
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if had.has(stream) && !self.outputs.iter().any(|(own, _)| *own == stream) {
+                self.outputs.push((stream, Sink::nowhere()));
+            }
+        }
+        self.join(guest, id, exec).await
+    }
+
+    /// Joins them to the process, which was announced to the agent. One that has ended is at its end here, too.
     pub async fn join(self, guest: &Guest, id: &str, exec: &str) -> Result<Streams> {
-        let mut tasks = Vec::new();
-        let mut hold = None;
-        if let Some((from, held)) = self.stdin {
-            let to = guest.stream(id, exec, Stream::Stdin).await?;
-            tasks.push(tokio::spawn(pump_in(from, to)));
-            hold = Some(held);
+        let mut input = Input::default();
+        if let Some((from, held)) = self.stdin
+            && let Some(to) = guest.stream(id, exec, Stream::Stdin).await?
+        {
+            let feed = Feed::default();
+            let pump = tokio::spawn(pump_in(from, to, feed.clone()));
+            input = Input { held: Some(held), pump: Some((pump, feed)) };
         }
         let mut outputs = Vec::new();
         for (stream, sink) in self.outputs {
-            let from = guest.stream(id, exec, stream).await?;
+            let Some(from) = guest.stream(id, exec, stream).await? else { continue };
             let meter = Meter::default();
-            outputs.push((tokio::spawn(pump_out(from, sink, meter.clone())), meter));
+            let pump = tokio::spawn(pump_out(from, sink, meter.clone()));
+            outputs.push(Output { stream, pump, meter });
         }
         Ok(Streams {
-            input: Mutex::new((hold, tasks.pop())),
+            input: Mutex::new(input),
             outputs: Mutex::new(outputs),
             logger: Mutex::new(self.logger),
         })
@@ -165,47 +190,82 @@ fn open_file(path: &str) -> Result<Sink> {
     Ok(Sink::file(file))
 }
 
-type Input = (Option<OwnedFd>, Option<JoinHandle<()>>);
+#[derive(Default)]
+struct Input {
+    /// The writing end.
+    held: Option<OwnedFd>,
+    pump: Option<(JoinHandle<()>, Feed)>,
+}
+
+struct Output {
+    stream: Stream,
+    pump: JoinHandle<()>,
+    meter: Meter,
+}
 
 /// The streams of a process. Dropping them cuts them off.
 pub struct Streams {
     input: Mutex<Input>,
-    outputs: Mutex<Vec<(JoinHandle<()>, Meter)>>,
+    outputs: Mutex<Vec<Output>>,
     logger: Mutex<Option<Logger>>,
 }
 
 impl Streams {
     /// The end of input, after what was written so far.
     pub fn close_input(&self) {
-        self.input.lock().unwrap_or_else(PoisonError::into_inner).0 = None;
+        self.input.lock().unwrap_or_else(PoisonError::into_inner).held = None;
     }
 
-    fn meters(&self) -> Vec<Meter> {
+    fn meters(&self) -> Vec<(Stream, Meter)> {
         let outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
-        outputs.iter().map(|(_, meter)| meter.clone()).collect()
+        outputs.iter().map(|output| (output.stream, output.meter.clone())).collect()
+    }
+
+    fn feed(&self) -> Option<Feed> {
+        let input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
+        input.pump.as_ref().map(|(_, feed)| feed.clone())
+    }
+
+    /// Holds them, or lets them go on: of input no more is sent, and of output what was sent is taken in.
+    pub fn hold(&self, held: bool) {
+        self.feed().iter().for_each(|feed| feed.hold(held));
+        self.meters().iter().for_each(|(_, meter)| meter.hold(held));
+    }
+
+    /// Of streams that are held: how much input was sent, and whether its end was. None, if they have no input.
+    pub async fn sent(&self) -> Option<(u64, bool)> {
+        let feed = self.feed()?;
+        Some(feed.stillness().await)
+    }
+
+    /// Returns when so much of an output has been taken in.
+    pub async fn arrived(&self, stream: Stream, bytes: u64) {
+        for (_, meter) in self.meters().iter().filter(|(own, _)| *own == stream) {
+            meter.arrived(bytes).await;
+        }
     }
 
     /// Returns when all that an exited process has written is where the client wants it, or after a deadline.
     pub async fn drain(&self) {
-        for meter in self.meters() {
+        for (_, meter) in self.meters() {
             let _ = timeout(deadlines::DRAIN, meter.drained(Some(deadlines::IDLE))).await;
         }
     }
 
     /// Ends them. What the process has written is waited for, but not for ever.
     pub async fn close(&self) {
-        let (_, input) = std::mem::take(&mut *self.input.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Some(input) = input {
-            input.abort();
+        let input = std::mem::take(&mut *self.input.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some((pump, _)) = input.pump {
+            pump.abort();
         }
         let all = async {
-            for meter in self.meters() {
+            for (_, meter) in self.meters() {
                 meter.drained(None).await;
             }
         };
         let _ = timeout(deadlines::DRAIN + Duration::from_secs(1), all).await;
         let outputs = std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner));
-        for (pump, _) in outputs {
+        for Output { pump, .. } in outputs {
             pump.abort();
             let _ = pump.await;
         }
@@ -218,9 +278,10 @@ impl Streams {
 
 impl Drop for Streams {
     fn drop(&mut self) {
-        let input = self.input.get_mut().unwrap_or_else(PoisonError::into_inner).1.take();
+        let input = self.input.get_mut().unwrap_or_else(PoisonError::into_inner).pump.take();
         let outputs = std::mem::take(self.outputs.get_mut().unwrap_or_else(PoisonError::into_inner));
-        for pump in input.into_iter().chain(outputs.into_iter().map(|(pump, _)| pump)) {
+        let outputs = outputs.into_iter().map(|output| output.pump);
+        for pump in input.into_iter().map(|(pump, _)| pump).chain(outputs) {
             pump.abort();
         }
     }

@@ -1,4 +1,7 @@
 //! One task for each stream, that takes bytes from one side to the other.
+//!
+//! A stream can be held, for the machine to be saved: then nothing of it is on its way through the monitor. Of input,
+//! nothing more is sent; of output, what was sent is taken in, also where its reader does not take it yet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,13 +11,15 @@ use log::warn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::sink::Sink;
 
 /// As much as is on its way at once.
 const BUFFER: usize = 32 << 10;
+/// What is taken in of output that is held and nobody reads: more than sockets hold on the way.
+const KEPT_MAX: usize = 8 << 20;
 /// How often is looked whether something moves.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -30,6 +35,7 @@ struct Inner {
     writing: AtomicBool,
     done: AtomicBool,
     changed: Notify,
+    held: watch::Sender<bool>,
 }
 
 impl Meter {
@@ -50,6 +56,27 @@ impl Meter {
             let _ = timeout(LOOK, changed).await;
         }
     }
+
+    /// Takes in what comes, whether it is read or not.
+    pub(super) fn hold(&self, held: bool) {
+        self.0.held.send_replace(held);
+    }
+
+    /// Returns when so many bytes have been taken in.
+    pub(super) async fn arrived(&self, bytes: u64) {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.0.done.load(Ordering::Acquire) || self.0.moved.load(Ordering::Acquire) >= bytes {
+                return;
+            }
+            let _ = timeout(LOOK, changed).await;
+        }
+    }
+
+    fn moved(&self, bytes: usize) {
+        self.0.moved.fetch_add(bytes as u64, Ordering::AcqRel);
+        self.0.changed.notify_waiters();
+    }
 }
 
 /// Marks the end, also of a task that is aborted.
@@ -62,14 +89,53 @@ impl Drop for Ending {
     }
 }
 
+/// How far a stream of input is.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Feed(Arc<Fed>);
+
+#[derive(Debug, Default)]
+struct Fed {
+    sent: AtomicU64,
+    /// Whether the end was sent, too.
+    ended: AtomicBool,
+    held: watch::Sender<bool>,
+    still: watch::Sender<bool>,
+}
+
+impl Feed {
+    /// Sends nothing more, or goes on.
+    pub(super) fn hold(&self, held: bool) {
+        self.0.held.send_replace(held);
+    }
+
+    /// Returns when a stream that is held stands still: how many bytes were sent, and whether their end was.
+    pub(super) async fn stillness(&self) -> (u64, bool) {
+        let mut still = self.0.still.subscribe();
+        // The sender is this one's own.
+        let _ = still.wait_for(|still| *still).await;
+        (self.0.sent.load(Ordering::Acquire), self.0.ended.load(Ordering::Acquire))
+    }
+}
+
+/// Nothing moves any more, also of a task that is aborted.
+struct Stopping(Feed);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.0.still.send_replace(true);
+    }
+}
+
 /// From the process to the client.
 pub(super) async fn pump_out(mut from: UnixStream, mut to: Sink, meter: Meter) {
     // First dropped is `to`: the client sees the end before anybody is told of it.
     let ending = Ending(meter);
-    let meter = &ending.0.0;
+    let meter = &ending.0;
+    let mut held = meter.0.held.subscribe();
     let mut buffer = vec![0; BUFFER];
     let mut broken = false;
-    loop {
+    let mut open = true;
+    while open {
         let length = match from.read(&mut buffer).await {
             Ok(0) => break,
             Ok(length) => length,
@@ -78,35 +144,77 @@ pub(super) async fn pump_out(mut from: UnixStream, mut to: Sink, meter: Meter) {
                 break;
             }
         };
-        meter.moved.fetch_add(length as u64, Ordering::AcqRel);
+        meter.0.writing.store(!broken, Ordering::Release);
+        meter.moved(length);
         if broken {
             continue;
         }
-        meter.writing.store(true, Ordering::Release);
-        let (back, done) = to.write(buffer, length).await;
-        buffer = back;
-        buffer.resize(BUFFER, 0);
-        meter.writing.store(false, Ordering::Release);
-        if let Err(error) = done {
-            // A process is not stopped because its reader is gone.
-            warn!("output is dropped, as it cannot be written: {error}");
-            broken = true;
+        let mut part = (buffer, length);
+        let mut kept = Vec::new();
+        loop {
+            let (back, done) = {
+                let writing = to.write(part.0, part.1);
+                tokio::pin!(writing);
+                loop {
+                    let takes = open && *held.borrow_and_update() && kept.len() < KEPT_MAX;
+                    kept.reserve(if takes { BUFFER } else { 0 });
+                    tokio::select! {
+                        done = &mut writing => break done,
+                        read = from.read_buf(&mut kept), if takes => {
+                            let length = read.unwrap_or(0);
+                            open = length > 0;
+                            meter.moved(length);
+                        }
+                        _ = held.changed() => {}
+                    }
+                }
+            };
+            buffer = back;
+            if let Err(error) = done {
+                // A process is not stopped because its reader is gone.
+                warn!("output is dropped, as it cannot be written: {error}");
+                broken = true;
+                break;
+            }
+            if kept.is_empty() {
+                break;
+            }
+            let length = kept.len();
+            part = (std::mem::take(&mut kept), length);
         }
+        buffer.resize(BUFFER, 0);
+        buffer.shrink_to(BUFFER);
+        meter.0.writing.store(false, Ordering::Release);
     }
     drop(to);
 }
 
 /// From the client to the process.
-pub(super) async fn pump_in(mut from: pipe::Receiver, mut to: UnixStream) {
+pub(super) async fn pump_in(mut from: pipe::Receiver, mut to: UnixStream, feed: Feed) {
+    let stopping = Stopping(feed);
+    let feed = &stopping.0.0;
+    let mut held = feed.held.subscribe();
     let mut buffer = vec![0; BUFFER];
     loop {
-        match from.read(&mut buffer).await {
+        let still = *held.borrow_and_update();
+        feed.still.send_replace(still);
+        if still {
+            // The sender is the feed's own.
+            let _ = held.changed().await;
+            continue;
+        }
+        let read = tokio::select! {
+            read = from.read(&mut buffer) => read,
+            _ = held.changed() => continue,
+        };
+        match read {
             Ok(0) => break,
             Ok(length) => {
                 if to.write_all(&buffer[..length]).await.is_err() {
                     // Nobody reads any more.
                     return;
                 }
+                feed.sent.fetch_add(length as u64, Ordering::AcqRel);
             }
             Err(error) => {
                 warn!("the stream of input broke: {error}");
@@ -115,4 +223,5 @@ pub(super) async fn pump_in(mut from: pipe::Receiver, mut to: UnixStream) {
         }
     }
     let _ = to.shutdown().await;
+    feed.ended.store(true, Ordering::Release);
 }

@@ -61,3 +61,59 @@ async fn logging_processes() {
     assert!(Opened::open(&io, &[]).await.err().unwrap().text.contains("/none"));
     std::fs::remove_dir_all(&directory).unwrap();
 }
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(20), what).await.unwrap()
+}
+
+#[tokio::test]
+async fn output_that_is_held_is_taken_in_although_nobody_reads_it() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut theirs, ours) = tokio::net::UnixStream::pair().unwrap();
+    let (to, mut reader) = pipe::pipe().unwrap();
+    let meter = Meter::default();
+    let pump = tokio::spawn(pump_out(ours, Sink::pipe(to, None), meter.clone()));
+    let bytes: Vec<u8> = (0..600_000_u32).map(|index| (index % 251) as u8).collect();
+    // More than the pipe and the sockets hold.
+    let sent = bytes.clone();
+    let sending = tokio::spawn(async move {
+        theirs.write_all(&sent).await.unwrap();
+        theirs
+    });
+    assert!(timeout(Duration::from_millis(200), meter.arrived(bytes.len() as u64)).await.is_err());
+    assert!(!sending.is_finished());
+    meter.hold(true);
+    soon(meter.arrived(bytes.len() as u64)).await;
+    let mut theirs = soon(sending).await.unwrap();
+    meter.hold(false);
+    theirs.write_all(b"more").await.unwrap();
+    drop(theirs);
+    let mut read = Vec::new();
+    soon(reader.read_to_end(&mut read)).await.unwrap();
+    assert_eq!(read.len(), bytes.len() + 4);
+    assert!(read.starts_with(&bytes) && read.ends_with(b"more"));
+    soon(pump).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_input_that_is_held_nothing_more_is_sent() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut theirs, ours) = tokio::net::UnixStream::pair().unwrap();
+    let (mut writer, from) = pipe::pipe().unwrap();
+    let feed = Feed::default();
+    let pump = tokio::spawn(pump_in(from, ours, feed.clone()));
+    writer.write_all(b"first").await.unwrap();
+    let mut read = [0; 64];
+    assert_eq!(soon(theirs.read(&mut read)).await.unwrap(), 5);
+    feed.hold(true);
+    assert_eq!(soon(feed.stillness()).await, (5, false));
+    writer.write_all(b"second").await.unwrap();
+    assert!(timeout(Duration::from_millis(100), theirs.read(&mut read)).await.is_err());
+    feed.hold(false);
+    assert_eq!(soon(theirs.read(&mut read)).await.unwrap(), 6);
+    drop(writer);
+    assert_eq!(soon(theirs.read(&mut read)).await.unwrap(), 0);
+    feed.hold(true);
+    assert_eq!(soon(feed.stillness()).await, (11, true));
+    soon(pump).await.unwrap();
+}

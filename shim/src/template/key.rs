@@ -26,6 +26,12 @@ impl Key {
         (name.len() == LENGTH && name.chars().all(good)).then(|| Self(name.to_owned()))
     }
 
+    fn of(words: &[&str]) -> Self {
+        let mut digest = paths::hash(words);
+        digest.truncate(LENGTH);
+        Self(digest)
+    }
+
     /// As it is written.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -68,6 +74,43 @@ pub struct Parts {
     pub append: String,
 }
 
+/// A container's checkpoint, whose memory was unpacked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// The digest of its files.
+    pub digest: String,
+    /// The container's id when it was made.
+    pub container: String,
+}
+
+/// What machines are restored from, without being booted first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Of {
+    /// A template.
+    Template(Parts),
+    /// A checkpoint.
+    Checkpoint(Checkpoint),
+}
+
+impl Of {
+    /// Its name.
+    pub fn key(&self) -> Result<Key> {
+        match self {
+            Self::Template(parts) => parts.key(),
+            Self::Checkpoint(checkpoint) => Ok(checkpoint.key()),
+        }
+    }
+}
+
+impl Checkpoint {
+    /// The name of what was unpacked: by its content alone.
+    pub fn key(&self) -> Key {
+        Key::of(&["checkpoint", &self.digest])
+    }
+}
+
 /// The devices of every template, in their order: tags of shares, with how long the guest believes them.
 pub const SHARES: [(&str, &str); 2] = [(SHARE_TAG, "auto"), (BINDS_TAG, "fresh")];
 
@@ -99,10 +142,7 @@ impl Parts {
     /// The name of the template. Where files are does not matter.
     pub fn key(&self) -> Result<Key> {
         let without = Self { kernel: PathBuf::new(), initrd: PathBuf::new(), ..self.clone() };
-        let text = serde_json::to_string(&without).map_err(Error::unknown)?;
-        let mut digest = paths::hash(&[&text]);
-        digest.truncate(LENGTH);
-        Ok(Key(digest))
+        Ok(Key::of(&[&serde_json::to_string(&without).map_err(Error::unknown)?]))
     }
 }
 

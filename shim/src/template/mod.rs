@@ -17,21 +17,20 @@ use std::time::Duration;
 use log::{info, warn};
 use runtime_spec::plan;
 
-pub use key::{Key, Parts};
+pub use key::{Checkpoint, Key, Of, Parts};
 pub use store::{Found, Listed, Making, Store, Template};
 
 use self::digest::Digests;
 use self::lock::Lock;
 use crate::error::{Attempt, Error, Result};
 
-/// What a machine of this plan is restored from, and its name. Blocks.
-pub fn wanted(store: &Store, machine: &plan::Machine) -> Result<(Parts, Key)> {
+/// What the template of a machine of this plan is made of. Blocks.
+pub fn wanted(store: &Store, machine: &plan::Machine) -> Result<Parts> {
     store.prepare()?;
     let mut digests = Digests::open(store.directory());
     let parts = Parts::find(machine, &mut digests)?;
     digests.keep();
-    let key = parts.key()?;
-    Ok((parts, key))
+    Ok(parts)
 }
 
 /// How a template came to be there.
@@ -52,14 +51,15 @@ pub enum Unmade {
     Anywhere(Error),
 }
 
-/// Finds a template or has it made: by `make`, which fills the files, or by somebody else, who is waited for. One that
+/// Finds what machines are restored from or has it made: by `make`, which fills the files, or by somebody else, who is waited for. One that
 /// could not be made a little while ago is not tried again.
 pub async fn obtain(
     store: &Store,
-    (parts, key): (Parts, Key),
+    of: Of,
     wait: Duration,
-    make: impl AsyncFnOnce(&Parts, &Making) -> std::result::Result<(), Unmade>,
+    make: impl AsyncFnOnce(&Making) -> std::result::Result<(), Unmade>,
 ) -> Result<(Template, Way)> {
+    let key = of.key()?;
     let look = |spoilt: &mut bool| match store.open(&key).attempt(format_args!("opening template {key}"))? {
         Found::Template(template) => Ok(Some(template)),
         Found::Nothing => Ok(None),
@@ -88,10 +88,10 @@ pub async fn obtain(
     let made = async {
         let making = store.begin(&key, &lock).attempt(format_args!("making template {key}"));
         let making = making.map_err(Unmade::Anywhere)?;
-        make(&parts, &making).await?;
+        make(&making).await?;
         let (store, key, lock) = (store.clone(), key.clone(), lock.clone());
         let finishing = move || {
-            store.finish(&key, &lock, &making, parts).attempt(format_args!("writing template {key}"))?;
+            store.finish(&key, &lock, &making, of).attempt(format_args!("writing template {key}"))?;
             match store.open(&key).attempt(format_args!("opening template {key}"))? {
                 Found::Template(template) => Ok(template),
                 Found::Nothing => Err(Error::unknown(format!("template {key} is gone"))),

@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 use runtime_spec::config;
 use serde::{Deserialize, Serialize};
 
-use super::key::{Key, Parts};
+use super::key::{Key, Of};
 use super::lock::{Lock, With};
 use crate::error::{Attempt, Error, Result};
 use crate::time;
@@ -53,7 +53,7 @@ pub struct Store {
 #[serde(deny_unknown_fields)]
 pub struct About {
     /// What it is made of.
-    pub parts: Parts,
+    pub of: Of,
     /// When, in nanoseconds since the epoch.
     pub made: i64,
     /// The length of its state's file.
@@ -102,6 +102,14 @@ pub struct Making {
     /// For its memory.
     pub memory: File,
     directory: PathBuf,
+}
+
+impl Making {
+    /// For another thread.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let (state, memory) = (self.state.try_clone()?, self.memory.try_clone()?);
+        Ok(Self { state, memory, directory: self.directory.clone() })
+    }
 }
 
 /// For an operator.
@@ -183,9 +191,9 @@ impl Store {
     }
 
     /// Gives it its name, once it is on the disk.
-    pub fn finish(&self, key: &Key, lock: &Lock, making: &Making, parts: Parts) -> io::Result<()> {
+    pub fn finish(&self, key: &Key, lock: &Lock, making: &Making, of: Of) -> io::Result<()> {
         let about = About {
-            parts,
+            of,
             made: time::now(),
             state_bytes: making.state.metadata()?.len(),
             memory_bytes: making.memory.metadata()?.len(),
@@ -361,7 +369,7 @@ pub fn abandoned(making: &Path) -> io::Result<()> {
 /// was used.
 fn check(directory: &Path, key: &Key) -> std::result::Result<bool, String> {
     let about = about(directory).map_err(|error| error.text)?;
-    if about.parts.key().map_err(|error| error.text)? != *key {
+    if about.of.key().map_err(|error| error.text)? != *key {
         return Err("it is of something else".to_owned());
     }
     for (name, wanted) in [(STATE, about.state_bytes), (MEMORY, about.memory_bytes)] {

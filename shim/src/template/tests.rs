@@ -25,10 +25,10 @@ impl Drop for Bed {
     }
 }
 
-fn of(online: u32) -> (Parts, Key) {
+fn of(online: u32) -> (Of, Key) {
     let parts = Parts { online, ..parts() };
     let key = parts.key().unwrap();
-    (parts, key)
+    (Of::Template(parts), key)
 }
 
 impl Bed {
@@ -51,12 +51,12 @@ impl Bed {
         outcome: std::result::Result<(), Unmade>,
     ) -> (Result<(Template, Way)>, bool) {
         let made = AtomicU32::new(0);
-        let make = async |_: &Parts, making: &Making| {
+        let make = async |making: &Making| {
             made.fetch_add(1, Ordering::Relaxed);
             fill(making);
             outcome
         };
-        let obtained = obtain(&self.store, of(online), NOW, make).await;
+        let obtained = obtain(&self.store, of(online).0, NOW, make).await;
         (obtained, made.load(Ordering::Relaxed) > 0)
     }
 
@@ -100,13 +100,13 @@ async fn many_at_once_have_it_made_once() {
     let bed = Bed::new("many");
     let made = AtomicU32::new(0);
     let one = || async {
-        let make = async |_: &Parts, making: &Making| {
+        let make = async |making: &Making| {
             made.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(100)).await;
             fill(making);
             Ok(())
         };
-        obtain(&bed.store, of(1), SOON, make).await.unwrap().1
+        obtain(&bed.store, of(1).0, SOON, make).await.unwrap().1
     };
     let (a, b, c) = tokio::join!(one(), one(), one());
     assert_eq!(made.load(Ordering::Relaxed), 1);
@@ -211,7 +211,7 @@ async fn one_that_is_not_what_it_was_is_made_again() {
         }),
         ("its memory is gone", |path| fs::remove_file(path.join("memory")).unwrap()),
         ("its state is longer", |path| fs::write(path.join("state"), "state and more").unwrap()),
-        ("its description is cut", |path| fs::write(path.join("about.json"), "{\"parts\":").unwrap()),
+        ("its description is cut", |path| fs::write(path.join("about.json"), "{\"of\":").unwrap()),
         ("its description is gone", |path| fs::remove_file(path.join("about.json")).unwrap()),
         ("it is another's", |path| {
             let text = fs::read_to_string(path.join("about.json")).unwrap();

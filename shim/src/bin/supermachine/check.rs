@@ -89,7 +89,7 @@ fn template() -> Option<Finding> {
     let store = Store::new(&config.template);
     let place = store.directory().display().to_string();
     let looked = crate::template::machine(&config).and_then(|machine| {
-        let (_, key) = template::wanted(&store, &machine)?;
+        let key = template::wanted(&store, &machine)?.key()?;
         Ok(match store.open(&key)? {
             Found::Template(_) => format!("{place}/{key}"),
             Found::Nothing => {

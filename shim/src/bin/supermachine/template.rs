@@ -13,7 +13,7 @@ use shim::config::{self, Options};
 use shim::host::{self, HostFiles};
 use shim::journal::{Journal, Made};
 use shim::template::build::{Step, make};
-use shim::template::{self, Key, Listed, Parts, Store, Unmade, Way};
+use shim::template::{self, Key, Listed, Of, Store, Unmade, Way};
 use shim::{deadlines, inventory};
 
 use crate::progress::Progress;
@@ -86,12 +86,13 @@ fn build(root: &Path, store: &Store, config: &Config) -> Result<(), Failure> {
     sweep(root);
     let progress = Progress::of("looking at kernel and initrd");
     let machine = machine(config)?;
-    let (parts, key) = template::wanted(store, &machine)?;
-    store.forget_failure(&key);
+    let parts = template::wanted(store, &machine)?;
+    store.forget_failure(&parts.key()?);
     let directory = root.join("machines").join(format!("{MAKING}{}", std::process::id()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     progress.step("waiting for whoever makes it already", None);
-    let making = template::obtain(store, (parts, key), deadlines::TEMPLATE, async |parts: &Parts, making| {
+    let of = Of::Template(parts.clone());
+    let making = template::obtain(store, of, deadlines::TEMPLATE, async |making| {
         let failed =
             |error: std::io::Error| shim::error::Error::unknown(format!("{}: {error}", directory.display()));
         let journal = Journal::create(&directory).map_err(|error| Unmade::Here(failed(error)))?;
@@ -104,7 +105,7 @@ fn build(root: &Path, store: &Store, config: &Config) -> Result<(), Failure> {
             };
             progress.step(text, None);
         };
-        let made = make(parts, making, &directory, noted, step).await;
+        let made = make(&parts, making, &directory, noted, step).await;
         let undone = journal.undo().map_err(|error| Unmade::Here(failed(error)));
         made.and(undone)
     });
@@ -146,7 +147,7 @@ fn list(root: &Path, store: &Store, json: bool) -> Result<(), Failure> {
                     "key": one.key.as_str(), "bytes": one.bytes, "on_disk": one.on_disk,
                     "used": one.used.and_then(seconds), "in_use": one.in_use, "machines": count(&one.key),
                     "made": one.about.as_ref().map(|about| about.made / 1_000_000_000),
-                    "parts": one.about.as_ref().map(|about| &about.parts),
+                    "of": one.about.as_ref().map(|about| &about.of),
                 })
             })
             .collect();
@@ -162,19 +163,29 @@ fn seconds(time: SystemTime) -> Option<u64> {
     time.duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
-const HEAD: [&str; 8] = ["KEY", "CPUS", "MEMORY", "KERNEL", "INITRD", "SIZE", "ON DISK", "USED"];
+const HEAD: [&str; 6] = ["KEY", "OF", "MEMORY", "SIZE", "ON DISK", "USED"];
 
-fn row(one: &Listed, users: usize, now: SystemTime) -> [String; 8] {
+fn row(one: &Listed, users: usize, now: SystemTime) -> [String; 6] {
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
-    let parts = one.about.as_ref().map(|about| &about.parts);
-    let part = |show: fn(&Parts) -> String| parts.map_or_else(|| "?".to_owned(), show);
+    let (of, memory) = match one.about.as_ref().map(|about| &about.of) {
+        None => ("?".to_owned(), "?".to_owned()),
+        Some(Of::Template(parts)) => {
+            let files =
+                format!("kernel {}, initrd {}", short(&parts.kernel_digest), short(&parts.initrd_digest));
+            (
+                format!("{} of {} processors, {files}", parts.online, parts.cpus),
+                format!("{}-{} MiB", parts.memory >> 20, parts.memory_max >> 20),
+            )
+        }
+        Some(Of::Checkpoint(checkpoint)) => {
+            (format!("checkpoint of {}", checkpoint.container), mib(one.bytes))
+        }
+    };
     let ago = one.used.and_then(|used| now.duration_since(used).ok()).map_or_else(|| "-".to_owned(), age);
     [
         one.key.as_str()[..12].to_owned(),
-        part(|parts| format!("{} of {}", parts.online, parts.cpus)),
-        part(|parts| format!("{}-{} MiB", parts.memory >> 20, parts.memory_max >> 20)),
-        part(|parts| short(&parts.kernel_digest)),
-        part(|parts| short(&parts.initrd_digest)),
+        of,
+        memory,
         mib(one.bytes),
         mib(one.on_disk),
         if one.in_use { format!("by {} now", users.max(1)) } else { format!("{ago} ago") },
@@ -211,8 +222,8 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let used = Some(now - Duration::from_secs(60));
         let one = Listed { key, about: None, bytes: 5 << 20, on_disk: 1 << 20, used, in_use: false };
-        assert_eq!(row(&one, 0, now), ["0123456789ab", "?", "?", "?", "?", "5 MiB", "1 MiB", "60 s ago"]);
+        assert_eq!(row(&one, 0, now), ["0123456789ab", "?", "?", "5 MiB", "1 MiB", "60 s ago"]);
         let one = Listed { in_use: true, ..one };
-        assert_eq!(row(&one, 3, now)[7], "by 3 now");
+        assert_eq!(row(&one, 3, now)[5], "by 3 now");
     }
 }

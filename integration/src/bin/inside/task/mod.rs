@@ -3,6 +3,7 @@
 mod attach;
 mod broken;
 mod bursts;
+mod checkpoint;
 mod cycles;
 mod disks;
 mod ended;
@@ -27,7 +28,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration::containerd::{Api, Container, Mount, NewContainer, Stdio};
+use integration::containerd::{Api, Checkpoint, Container, Mount, NewContainer, Stdio};
 use integration::fifo::{Input, Output};
 use integration::{Ctx, Outcome, Rounds, Test};
 use serde_json::Value;
@@ -65,15 +66,6 @@ fn test(
     Test { name, proves, run, deadline: Duration::from_mins(10), rounds: Rounds::once_or(3), tags: &["task"] }
 }
 
-/// One that knows neither processors nor versions of containerd.
-fn alike(
-    name: &'static str,
-    proves: &'static str,
-    run: fn(&mut Ctx<'_, Inside>) -> Result<Outcome>,
-) -> Test<Inside> {
-    Test { tags: &["task", "alike"], ..test(name, proves, run) }
-}
-
 pub fn tests() -> Vec<Test<Inside>> {
     let own = vec![
         test("task.as-runc", "scripts have the output and the exit codes that they have with runc", as_runc),
@@ -98,6 +90,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         pod::tests(),
         disks::tests(),
         template::tests(),
+        checkpoint::tests(),
         ended::tests(),
         midway::tests(),
         outlived::tests(),
@@ -157,15 +150,42 @@ impl<'a> Piped<'a> {
         root: Option<Vec<Mount>>,
         edit: impl FnOnce(&mut Value),
     ) -> Result<Self> {
+        Self::made(ctx, api, runtime, id, process, edit, |container, stdio| {
+            if let Some(root) = root {
+                container.set_root(root);
+            }
+            container.create_task(stdio)
+        })
+    }
+
+    /// Of which the task goes on from a checkpoint.
+    fn from(
+        ctx: &Ctx<'_, Inside>,
+        api: &'a Api,
+        checkpoint: &Checkpoint<'_>,
+        process: &[&str],
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Self> {
+        let create =
+            |container: &mut Container<'a>, stdio: &Stdio| container.create_task_from(stdio, checkpoint);
+        Self::made(ctx, api, OURS, new_id(ctx, OURS), process, edit, create)
+    }
+
+    fn made(
+        ctx: &Ctx<'_, Inside>,
+        api: &'a Api,
+        runtime: &str,
+        id: String,
+        process: &[&str],
+        edit: impl FnOnce(&mut Value),
+        create: impl FnOnce(&mut Container<'a>, &Stdio) -> Result<u32>,
+    ) -> Result<Self> {
         let mut terminal = false;
         let new = NewContainer { id: &id, image: &ctx.world.image, runtime, process };
         let mut container = api.create_with(&new, |spec| {
             edit(spec);
             terminal = spec["process"]["terminal"] == true;
         })?;
-        if let Some(root) = root {
-            container.set_root(root);
-        }
         let path = |name: &str| ctx.path(&format!("{id}-{name}"));
         let stdin = Input::create(path("stdin"))?;
         let stdout = Output::create(path("stdout"))?;
@@ -175,7 +195,7 @@ impl<'a> Piped<'a> {
             stdout: stdout.path().to_owned(),
             stderr: if terminal { PathBuf::new() } else { stderr.path().to_owned() },
         };
-        let pid = container.create_task(&stdio)?;
+        let pid = create(&mut container, &stdio)?;
         ensure!(pid != 0, "{runtime}: containerd gave pid 0 for a task");
         Ok(Self { id, pid, container, stdin, stdout, stderr })
     }

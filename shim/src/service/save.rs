@@ -1,0 +1,142 @@
+//! `Checkpoint`: a container is written down with its machine, and goes on, or ends.
+//!
+//! It stands still while that happens, by its guest's freezer, and so it does in those that are restored, until they
+//! are started. Nothing of its streams is on its way between shim and guest when the machine is saved: what was sent is
+//! where it was sent to, and the rest waits on the side that has it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use agent_api::agent::Input;
+use agent_api::stdio::Stream;
+use containerd_shim_protos::api::CheckpointTaskRequest;
+use containerd_shim_protos::shim::oci::CheckpointOptions;
+use log::{info, warn};
+use protobuf::Message;
+use tokio::time::timeout;
+
+use super::{Container, Shim, lock};
+use crate::checkpoint::{About, Exec, Writing};
+use crate::deadlines;
+use crate::error::{Error, Result};
+use crate::ledger::Phase;
+use crate::machine::Machine;
+use crate::stdio::Streams;
+
+/// Of runc's shim, whose options clients send.
+const OPTIONS: &str = "containerd.runc.v1.CheckpointOptions";
+
+impl Shim {
+    /// `Checkpoint`
+    pub async fn checkpoint(&self, request: CheckpointTaskRequest) -> Result<()> {
+        let id = request.id.as_str();
+        let exit = exits(&request)?;
+        let _alone = self.changes.write().await;
+        let paused = match self.ledger.view(id, "")?.phase {
+            Phase::Running => false,
+            Phase::Paused => true,
+            _ => return Err(Error::precondition("cannot checkpoint a container that does not run")),
+        };
+        let container = self.container(id)?;
+        let machine = self.machine().ok_or_else(|| Error::precondition("the machine is gone"))?;
+        if let Some(why) = &container.stays {
+            return Err(Error::precondition(format!("cannot checkpoint this container: {why}")));
+        }
+        let begun = Instant::now();
+        let writing = Writing::begin(Path::new(&request.path))?;
+        if !paused {
+            container.guest.pause(id).await?;
+        }
+        let held = Held::begin(&container);
+        let written = async {
+            let about = self.hold(&container, &machine, &held).await?;
+            machine.save(&writing.state, &writing.memory, !exit).await?;
+            writing.finish(&about)
+        };
+        let written = written.await;
+        if exit && written.is_ok() {
+            info!("{id} is written down after {:?}, and ends", begun.elapsed());
+            drop(held);
+            self.ledger.checkpointed(id, &request.path)?;
+            machine.kill().await;
+            return Ok(());
+        }
+        drop(held);
+        // The container goes on whether it was written or not.
+        let released = container.guest.release(id).await;
+        let resumed = if paused { Ok(()) } else { container.guest.resume(id).await };
+        written.and(released).and(resumed)?;
+        info!("{id} is written down after {:?}", begun.elapsed());
+        self.ledger.checkpointed(id, &request.path)
+    }
+
+    /// Lets all streams stand still; says what there is to know of the container then.
+    async fn hold(&self, container: &Container, machine: &Machine, held: &Held) -> Result<About> {
+        let id = container.id.as_str();
+        container.guest.begin_hold(id).await?;
+        let mut inputs = Vec::new();
+        for (exec, streams) in &held.0 {
+            // One that is not read is taken in by the guest, up to a limit.
+            let sent = timeout(deadlines::HOLD, streams.sent()).await;
+            let sent = sent.map_err(|_| Error::deadline("the guest does not take what was sent to it"))?;
+            if let Some((bytes, ended)) = sent {
+                inputs.push(Input { exec_id: exec.clone(), bytes, ended, ..Input::default() });
+            }
+        }
+        for output in container.guest.hold(id, inputs).await? {
+            let stream = if output.stderr { Stream::Stderr } else { Stream::Stdout };
+            let Some((_, streams)) = held.0.iter().find(|(exec, _)| *exec == output.exec_id) else {
+                continue;
+            };
+            let arrived = timeout(deadlines::HOLD, streams.arrived(stream, output.bytes)).await;
+            arrived.map_err(|_| Error::deadline("what the guest has sent did not arrive"))?;
+        }
+        let mut about = About::new(
+            &container.guest_id,
+            self.ordinal.load(Ordering::Relaxed),
+            container.announced,
+            container.mounts.clone(),
+        );
+        about.last_event = machine.heard.load(Ordering::Relaxed);
+        let execs = lock(&container.execs).clone();
+        about.execs = execs.into_iter().map(|(id, streams)| Exec { id, streams }).collect();
+        Ok(about)
+    }
+}
+
+/// Whether the container is to end.
+fn exits(request: &CheckpointTaskRequest) -> Result<bool> {
+    let Some(options) = request.options.as_ref() else { return Ok(false) };
+    if options.type_url.rsplit('/').next() != Some(OPTIONS) {
+        // Another runtime's.
+        warn!("options of a checkpoint that are of type {} are not for this runtime", options.type_url);
+        return Ok(false);
+    }
+    let options = CheckpointOptions::parse_from_bytes(&options.value)
+        .map_err(|error| Error::invalid(format!("reading the options of a checkpoint: {error}")))?;
+    Ok(options.exit)
+}
+
+/// Streams that are held, until this is dropped.
+struct Held(Vec<(String, Arc<Streams>)>);
+
+impl Held {
+    fn begin(container: &Container) -> Self {
+        let streams = lock(&container.streams);
+        let all: Vec<_> = streams.iter().map(|(exec, streams)| (exec.clone(), streams.clone())).collect();
+        for (_, streams) in &all {
+            streams.hold(true);
+        }
+        Self(all)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for (_, streams) in &self.0 {
+            streams.hold(false);
+        }
+    }
+}
