@@ -43,7 +43,7 @@ cargo_for() {
 programs_for() {
     set -- "$1" testbed-init supermachine-vmm supermachine-agent containerd-shim-supermachine-v2 supermachine \
         inside guest-part
-    if [ "$1" = "$(uname -m)" ]; then set -- "$@" outside; fi
+    if [ "$1" = "$(uname -m)" ]; then set -- "$@" outside soak; fi
     wanted=$1
     shift
     for program in "$@"; do
