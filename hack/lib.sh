@@ -38,14 +38,13 @@ cargo_for() {
     RUSTFLAGS="-C target-feature=+crt-static" cargo "$subcommand" --target "$target" "$@"
 }
 
-# Builds all that runs on hosts of architecture $1, in one go: so what it has in common is compiled once. The tests
-# that run beside the hosts are of this machine's.
+# Builds all that runs on hosts of architecture $1, and the further programs named, in one go: so what they have in
+# common is compiled once.
 programs_for() {
-    set -- "$1" testbed-init supermachine-vmm supermachine-agent containerd-shim-supermachine-v2 supermachine \
-        inside guest-part
-    if [ "$1" = "$(uname -m)" ]; then set -- "$@" outside soak; fi
     wanted=$1
     shift
+    set -- testbed-init supermachine-vmm supermachine-agent containerd-shim-supermachine-v2 supermachine \
+        inside guest-part "$@"
     for program in "$@"; do
         set -- "$@" --bin "$program"
         shift
