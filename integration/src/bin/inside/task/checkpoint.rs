@@ -98,7 +98,7 @@ fn streams(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     shown.extend(first.stdout.read_to_end(A_WHILE)?);
     let code = first.container.wait(A_WHILE)?;
     ensure!(code == 137, "a container that is to end ended with {code}");
-    let second = Piped::from(ctx, &api, &checkpoint, &["sh", "-c", &script()], |_| {})?;
+    let second = Piped::from(ctx, &api, &checkpoint, new_id(ctx, OURS), &["sh", "-c", &script()], |_| {})?;
     let status = second.container.status()?;
     ensure!(status == Some("CREATED"), "before it is started it is {status:?}");
     second.container.start()?;
@@ -111,7 +111,7 @@ fn streams(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 }
 
 fn fork<'a>(ctx: &Ctx<'_, Inside>, api: &'a Api, checkpoint: &Checkpoint<'_>) -> Result<Piped<'a>> {
-    let task = Piped::from(ctx, api, checkpoint, &["sh", "-c", &script()], |_| {})?;
+    let task = Piped::from(ctx, api, checkpoint, new_id(ctx, OURS), &["sh", "-c", &script()], |_| {})?;
     task.container.start()?;
     Ok(task)
 }
@@ -236,7 +236,7 @@ fn terminal(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     first.stdout.read_until("half", A_WHILE)?;
     let checkpoint = first.container.checkpoint(true)?;
     let code = first.container.wait(A_WHILE)?;
-    let mut second = Piped::from(ctx, &api, &checkpoint, &process, on_terminal)?;
+    let mut second = Piped::from(ctx, &api, &checkpoint, new_id(ctx, OURS), &process, on_terminal)?;
     second.container.start()?;
     second.stdin.write(b" of two\n")?;
     let shown = String::from_utf8_lossy(&second.stdout.read_to_end(A_WHILE)?).into_owned();
@@ -266,7 +266,8 @@ fn refused(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     {
         let checkpoint = task.container.checkpoint(false)?;
         let other = |edit: &dyn Fn(&mut serde_json::Value)| {
-            let made = Piped::from(ctx, &api, &checkpoint, &["sleep", "1000"], |spec| edit(spec));
+            let made =
+                Piped::from(ctx, &api, &checkpoint, new_id(ctx, OURS), &["sleep", "1000"], |spec| edit(spec));
             made.err().map_or_else(|| "taken".to_owned(), |error| format!("{error:#}"))
         };
         let bound = other(&|spec| {

@@ -56,8 +56,10 @@ pub const CALLS: &[&str] = &[
 ];
 /// In every change.
 const SOME: &[&str] = &["create", "start", "exec", "kill", "delete"];
+/// Which take a while, so that they are struck later; a containerd that is killed in them leaves what it unpacks.
+const LONG: &[&str] = &["checkpoint", "restore"];
 /// In which there is nobody in the guest who could bring it down.
-const NOBODY: &[&str] = &["create", "start", "resume", "kill", "delete"];
+const NOBODY: &[&str] = &["create", "start", "resume", "kill", "delete", "restore"];
 
 /// What it ends with by itself, when it is told to.
 const TOLD: u32 = 5;
@@ -68,11 +70,11 @@ const SCRIPT: &str = "trap 'exit 5' TERM; exec 3<&0; (read line <&3; echo c >/pr
 fn each(ctx: &mut Ctx<'_, Inside>, victim: Victim) -> Result<Outcome> {
     let events = Events::listen(ctx)?;
     let mut delays = pattern::sizes(u64::from(ctx.round) * 3 + victim as u64, 400);
-    for call in ctx.either(SOME, CALLS) {
+    for call in ctx.either(SOME, CALLS).iter().chain(LONG) {
         if victim == Victim::Guest && NOBODY.contains(call) {
             continue;
         }
-        let delay = Duration::from_millis(delays() as u64);
+        let delay = Duration::from_millis(delays() as u64) * if LONG.contains(call) { 10 } else { 1 };
         ctx.note(format!("{call}, after {delay:?}"));
         struck(ctx, &events, victim, call, delay)
             .with_context(|| format!("in {call}, struck after {} ms", delay.as_millis()))?;
@@ -132,13 +134,24 @@ fn struck(ctx: &Ctx<'_, Inside>, events: &Events, victim: Victim, call: &str, de
             Ok(done)
         })
     };
-    if call == "create" {
+    if ["create", "restore"].contains(&call) {
+        let source = (call == "restore").then(|| source(ctx, &api)).transpose()?;
+        let checkpoint = source.as_ref().map(|source| source.container.checkpoint(true)).transpose()?;
         let mut made = None;
         let done = striking(&|| find(victim, &id), &mut || {
-            made = Some(make()?);
+            let process = ["sh", "-c", SCRIPT];
+            made = Some(match &checkpoint {
+                None => make()?,
+                Some(checkpoint) => Piped::from(ctx, &api, checkpoint, id.clone(), &process, |_| {})?,
+            });
             Ok(())
         })?;
-        ctx.note(format!("create: {done:?}"));
+        ctx.note(format!("{call}: {done:?}"));
+        drop(checkpoint);
+        if let Some(source) = source {
+            let code = source.container.wait(A_WHILE)?;
+            source.end(code)?;
+        }
         let Some(task) = made else { return gone(&api, ctx, &id) };
         return settled(ctx, &api, events, victim, task.container);
     }
@@ -161,6 +174,14 @@ fn struck(ctx: &Ctx<'_, Inside>, events: &Events, victim: Victim, call: &str, de
     })?;
     ctx.note(format!("{call}: {done:?}"));
     settled(ctx, &api, events, victim, task.container)
+}
+
+/// A container that runs, to be written down.
+fn source<'a>(ctx: &Ctx<'_, Inside>, api: &'a Api) -> Result<Piped<'a>> {
+    let mut task = Piped::new(ctx, api, OURS, &["sh", "-c", SCRIPT], |_| {})?;
+    task.container.start()?;
+    task.stdout.read_until("ready", A_WHILE)?;
+    Ok(task)
 }
 
 /// Makes a call to a container's task, as often as it takes to be struck in.
@@ -194,6 +215,7 @@ pub fn make_call(
         "wait" => container.wait(A_WHILE).map(drop),
         "kill" => container.kill(15),
         "delete" => container.delete_task().map(drop),
+        "checkpoint" => container.checkpoint(false).map(drop),
         other => Err(anyhow!("there is no call {other}")),
     }
 }

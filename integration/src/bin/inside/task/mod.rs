@@ -163,12 +163,13 @@ impl<'a> Piped<'a> {
         ctx: &Ctx<'_, Inside>,
         api: &'a Api,
         checkpoint: &Checkpoint<'_>,
+        id: String,
         process: &[&str],
         edit: impl FnOnce(&mut Value),
     ) -> Result<Self> {
         let create =
             |container: &mut Container<'a>, stdio: &Stdio| container.create_task_from(stdio, checkpoint);
-        Self::made(ctx, api, OURS, new_id(ctx, OURS), process, edit, create)
+        Self::made(ctx, api, OURS, id, process, edit, create)
     }
 
     fn made(
