@@ -120,10 +120,10 @@ fn options(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 }
 
 /// A tmpfs over a directory of the shim's, which is too small.
-struct Small<'a>(&'a Path);
+pub(super) struct Small<'a>(&'a Path);
 
 impl<'a> Small<'a> {
-    fn mount(at: &'a Path, data: &str) -> Result<Self> {
+    pub(super) fn mount(at: &'a Path, data: &str) -> Result<Self> {
         fs::create_dir_all(at)?;
         mount(Some("small"), at, Some("tmpfs"), MsFlags::empty(), Some(data))
             .with_context(|| format!("mounting a small tmpfs at {}", at.display()))?;

@@ -8,6 +8,8 @@ use integration::containerd::{Api, Checkpoint, refusal};
 use integration::{Ctx, Outcome, Test};
 use serde_json::json;
 
+use super::broken::Small;
+use super::template::Configured;
 use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::Inside;
 
@@ -36,6 +38,11 @@ pub fn tests() -> Vec<Test<Inside>> {
             "task.checkpoint-refused",
             "a container that does not run is not written down, and one does not go on as what it was not",
             refused,
+        ),
+        test(
+            "task.checkpoint-no-space",
+            "where there is no space for what a container goes on with its client is told, and nothing stays of it",
+            no_space,
         ),
     ]
 }
@@ -221,6 +228,38 @@ fn round_trip(ctx: &Ctx<'_, Inside>, id: &str, forks: &[&str], image: &str) -> R
         ok(&["container", "rm", id])?;
     }
     Ok(())
+}
+
+fn no_space(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    let api = ctx.world.api()?;
+    let process = ["sleep", "1000"];
+    let source = Piped::new(ctx, &api, OURS, &process, |_| {})?;
+    source.container.start()?;
+    {
+        let checkpoint = source.container.checkpoint(true)?;
+        let store = ctx.path("store");
+        let _on = Configured::with(&format!("[template]\ndirectory = \"{}\"\n", store.display()))?;
+        for size in ["4k", "1m", "24m"] {
+            let small = Small::mount(&store, &format!("mode=700,size={size}"))?;
+            let made = Piped::from(ctx, &api, &checkpoint, new_id(ctx, OURS), &process, |_| {});
+            let refused = made.err().map_or_else(|| "taken".to_owned(), |error| format!("{error:#}"));
+            let left: Vec<_> = std::fs::read_dir(&store)?.flatten().map(|entry| entry.file_name()).collect();
+            drop(small);
+            ctx.note(format!("{size}: {refused}, {left:?}"));
+            ensure!(refused.contains("No space left on device"), "with {size} it says {refused:?}");
+            let whole = left.iter().any(|name| !name.to_string_lossy().contains('.'));
+            ensure!(!whole && !left.iter().any(|name| name.to_string_lossy().ends_with(".new")), "{left:?}");
+        }
+        // With enough of it, the same checkpoint does.
+        let task = Piped::from(ctx, &api, &checkpoint, new_id(ctx, OURS), &process, |_| {})?;
+        task.container.start()?;
+        task.container.kill(9)?;
+        let code = task.container.wait(A_WHILE)?;
+        task.end(code)?;
+    }
+    let code = source.container.wait(A_WHILE)?;
+    source.end(code)?;
+    Ok(Outcome::Passed)
 }
 
 fn terminal(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {

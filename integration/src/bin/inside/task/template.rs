@@ -33,10 +33,10 @@ pub fn tests() -> Vec<Test<Inside>> {
 }
 
 /// A piece of configuration, until it is dropped.
-struct Configured(PathBuf);
+pub(super) struct Configured(PathBuf);
 
 impl Configured {
-    fn with(text: &str) -> Result<Self> {
+    pub(super) fn with(text: &str) -> Result<Self> {
         let directory = Path::new("/etc/supermachine/config.d");
         fs::create_dir_all(directory)?;
         // After that of the whole run.
