@@ -4,6 +4,7 @@
 //! from the machine, and `save` writes them down.
 
 mod create;
+mod origin;
 mod remove;
 mod save;
 mod watch;
