@@ -62,7 +62,7 @@ pub(crate) struct Options {
 }
 
 const COMMON: &str = "  --list                    print the tests and what they prove
-  --filter TEXT[,TEXT]      only tests whose name contains one of these, or is it (=TEXT)
+  --filter TEXT[,TEXT]      only tests whose name contains one of these, or is it (=TEXT), and none of those (-TEXT)
   --scale short|long        how often each test is run: its count for every change, or for a soak
   --count N                 run each test N times, whatever the scale
   --results FILE            append one line of JSON for each test
@@ -120,7 +120,9 @@ impl Options {
     }
 
     pub(crate) fn selects<W>(&self, test: &Test<W>) -> bool {
-        self.filter.is_empty() || self.filter.iter().any(|word| matches(word, test.name))
+        let (without, with): (Vec<_>, Vec<_>) = self.filter.iter().partition(|word| word.starts_with('-'));
+        let chosen = with.is_empty() || with.iter().any(|word| matches(word, test.name));
+        chosen && !without.iter().any(|word| matches(word, test.name))
     }
 
     /// The first word of the filter that no test's name has.
@@ -137,7 +139,9 @@ impl Options {
     }
 }
 
+/// Whether a word of the filter is about a test, for or against it.
 fn matches(word: &str, name: &str) -> bool {
+    let word = word.strip_prefix('-').unwrap_or(word);
     match word.strip_prefix('=') {
         Some(whole) => name == whole,
         None => name.contains(word),
@@ -216,6 +220,14 @@ mod tests {
         assert!(options.selects(&test("a.kvm-b")) && !options.selects(&test("other")));
         assert_eq!(options.unmatched(&[test("a.kvm-b"), test("runc"), test("share")]), None);
         assert_eq!(options.unmatched(&[test("a.kvm-b"), test("runc")]), Some("share"));
+        let without = parse("--filter a.,-b,-=a.d").unwrap().0;
+        let selected = |name| without.selects(&test(name));
+        assert!(
+            selected("a.c") && selected("a.d-e") && !selected("a.b") && !selected("a.d") && !selected("c")
+        );
+        assert_eq!(without.unmatched(&[test("a.b")]), Some("-=a.d"));
+        let all_but = parse("--filter -b").unwrap().0;
+        assert!(all_but.selects(&test("a")) && !all_but.selects(&test("b")));
         let exact = parse("--filter =a.b").unwrap().0;
         assert!(exact.selects(&test("a.b")) && !exact.selects(&test("a.b-c")));
         assert_eq!(exact.unmatched(&[test("a.b-c")]), Some("=a.b"));
