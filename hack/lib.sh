@@ -38,13 +38,12 @@ cargo_for() {
     RUSTFLAGS="-C target-feature=+crt-static" cargo "$subcommand" --target "$target" "$@"
 }
 
-# Builds all that runs on hosts of architecture $1, and the further programs named, in one go: so what they have in
-# common is compiled once.
+# Builds the product for architecture $1, and the further programs named, from the same set of packages whichever are
+# named: so what they have in common is compiled once.
 programs_for() {
     wanted=$1
     shift
-    set -- testbed-init supermachine-vmm supermachine-agent containerd-shim-supermachine-v2 supermachine \
-        inside guest-part "$@"
+    set -- testbed-init supermachine-vmm supermachine-agent containerd-shim-supermachine-v2 supermachine "$@"
     for program in "$@"; do
         set -- "$@" --bin "$program"
         shift

@@ -13,9 +13,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use agent_api::agent::Stdio;
 use agent_api::is_id;
-use agent_api::stdio::Stream;
+use oci_spec::runtime::Spec;
+use runtime_spec::Kind;
 use runtime_spec::plan::Plan;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -23,10 +23,9 @@ use vmm::snapshot::{MEMORY_FILE, STATE_FILE};
 
 use crate::error::{Attempt, Error, Result};
 use crate::paths::hex;
+use crate::stdio::StreamSet;
 use crate::template::Making;
 
-/// What names of directories begin with that containerd makes for checkpoints.
-const CONTAINERDS: &str = "ctrd-checkpoint";
 const ABOUT_FILE: &str = "container.json";
 /// The version of this description. Others are not read.
 const VERSION: u32 = 1;
@@ -42,8 +41,6 @@ pub struct About {
     version: u32,
     /// The id by which its machine knows it.
     pub container: String,
-    /// How many containers the machine has had.
-    pub ordinal: u32,
     /// The streams of its own process.
     pub streams: StreamSet,
     /// Its other processes.
@@ -60,38 +57,6 @@ struct Version {
     version: u32,
 }
 
-/// Which streams a process has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StreamSet {
-    /// A terminal.
-    pub terminal: bool,
-    /// Standard input, and so on.
-    pub stdin: bool,
-    /// Also that of a terminal.
-    pub stdout: bool,
-    /// Not that of a terminal.
-    pub stderr: bool,
-}
-
-impl StreamSet {
-    /// Whether it is one of them.
-    pub fn has(self, stream: Stream) -> bool {
-        match stream {
-            Stream::Stdin => self.stdin,
-            Stream::Stdout => self.stdout,
-            Stream::Stderr => self.stderr,
-        }
-    }
-}
-
-impl From<&Stdio> for StreamSet {
-    fn from(stdio: &Stdio) -> Self {
-        let Stdio { terminal, stdin, stdout, stderr, .. } = *stdio;
-        Self { terminal, stdin, stdout, stderr: stderr && !terminal }
-    }
-}
-
 /// A process beside a container's own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,6 +65,8 @@ pub struct Exec {
     pub id: String,
     /// Its streams.
     pub streams: StreamSet,
+    /// It has ended, and nobody has deleted it.
+    pub exited: bool,
 }
 
 /// A mount whose other side is the host's.
@@ -112,9 +79,9 @@ pub struct Mount {
     pub source: PathBuf,
 }
 
-/// The mounts of a plan that lead out of its machine.
-pub fn mounts(plan: &Plan) -> Vec<Mount> {
-    let mounts = plan.guest.spec.mounts().as_deref().unwrap_or_default();
+/// The mounts of a guest's spec that lead out of its machine.
+fn mounts(spec: &Spec) -> Vec<Mount> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
     let binds = mounts.iter().filter(|mount| mount.typ().as_deref() == Some("bind"));
     let of = |mount: &oci_spec::runtime::Mount| {
         let source = mount.source().clone().unwrap_or_default();
@@ -123,31 +90,42 @@ pub fn mounts(plan: &Plan) -> Vec<Mount> {
     binds.map(of).collect()
 }
 
+/// Why a container of this plan cannot be written down, nor be what was, if so.
+pub fn obstacle(plan: &Plan) -> Option<&'static str> {
+    match plan.kind {
+        Kind::Single if plan.blocks.is_empty() => None,
+        Kind::Single => Some("its machine has disks; mount them on the host and bind them instead"),
+        Kind::Sandbox | Kind::Member { .. } => Some("it is one of a pod's, which share a machine"),
+    }
+}
+
 impl About {
-    /// Of a container.
-    pub fn new(container: &str, ordinal: u32, streams: StreamSet, mounts: Vec<Mount>) -> Self {
+    /// Of the container that its machine knows by this id, with the guest's spec of it and its streams; of other
+    /// processes there are none yet.
+    pub fn new(container: &str, spec: &Spec, streams: StreamSet, last_event: u64) -> Self {
         Self {
             version: VERSION,
             container: container.to_owned(),
-            ordinal,
             streams,
             execs: Vec::new(),
-            last_event: 0,
-            mounts,
+            last_event,
+            mounts: mounts(spec),
         }
     }
 
-    /// Whether a container of this plan can be what was saved.
-    pub fn check(&self, plan: &Plan) -> Result<()> {
-        if plan.machine.is_none() {
-            return Err(Error::precondition("a container of a pod cannot be restored from a checkpoint"));
+    /// Whether a container of this plan, with a terminal or without, can be what was saved.
+    pub fn check(&self, plan: &Plan, terminal: bool) -> Result<()> {
+        if let Some(why) = obstacle(plan) {
+            return Err(Error::precondition(format!("cannot restore this container: {why}")));
         }
-        if !plan.blocks.is_empty() {
-            return Err(Error::precondition(
-                "a container that is restored cannot have disks: mount them on the host and bind them",
-            ));
+        if self.streams.terminal != terminal {
+            return Err(Error::precondition(format!(
+                "the container that was written down had {} terminal, and this one is to have {}",
+                if terminal { "no" } else { "a" },
+                if terminal { "one" } else { "none" }
+            )));
         }
-        let now = mounts(plan);
+        let now = mounts(&plan.guest.spec);
         let missing = self.mounts.iter().find(|mount| !now.contains(mount));
         let other = missing.or_else(|| now.iter().find(|mount| !self.mounts.contains(mount)));
         match other {
@@ -196,17 +174,6 @@ impl Checkpoint {
         Ok(Self { directory: directory.to_owned(), about })
     }
 
-    /// Removes a directory that containerd has made for this one create and does not remove. Others belong to whoever
-    /// has named them.
-    pub fn dispose(&self) {
-        let name = self.directory.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(CONTAINERDS)
-            && let Err(error) = fs::remove_dir_all(&self.directory)
-        {
-            log::warn!("removing {}: {error}", self.directory.display());
-        }
-    }
-
     /// The digest of its machine's files. Reads all of them.
     pub fn digest(&self) -> Result<String> {
         let mut digest = Sha256::new();
@@ -238,6 +205,25 @@ impl Checkpoint {
     }
 }
 
+/// Removes a directory that containerd has made for one create and does not remove. Others belong to whoever has named
+/// them.
+pub fn dispose(directory: &Path) {
+    if is_containerds(directory)
+        && let Err(error) = fs::remove_dir_all(directory)
+    {
+        log::warn!("removing {}: {error}", directory.display());
+    }
+}
+
+/// As Go's `os.MkdirTemp` makes one where the environment of a service says nothing else.
+fn is_containerds(directory: &Path) -> bool {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let digits = name.strip_prefix("ctrd-checkpoint").unwrap_or_default();
+    directory.parent() == Some(Path::new("/tmp"))
+        && !digits.is_empty()
+        && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// A checkpoint that is being written.
 #[derive(Debug)]
 pub struct Writing {
@@ -250,10 +236,9 @@ pub struct Writing {
 }
 
 impl Writing {
-    /// In `directory`, which is made if need be, and has none yet.
+    /// In `directory`, which has none yet.
     pub fn begin(directory: &Path) -> Result<Self> {
         let what = format!("writing a checkpoint to {}", directory.display());
-        fs::create_dir_all(directory).attempt(&what)?;
         let file = |name: &str| {
             let path = directory.join(name);
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
@@ -263,13 +248,16 @@ impl Writing {
         Ok(Self { directory: directory.to_owned(), state, memory: memory.attempt(what)?, kept: false })
     }
 
-    /// It is whole.
-    pub fn finish(mut self, about: &About) -> Result<()> {
+    /// Says what it is of. Before its machine is saved, which may not go on afterwards: nothing can fail then.
+    pub fn describe(&self, about: &About) -> Result<()> {
         let path = self.directory.join(ABOUT_FILE);
         let text = serde_json::to_vec_pretty(about).map_err(Error::unknown)?;
-        fs::write(&path, text).attempt(format_args!("writing {}", path.display()))?;
+        fs::write(&path, text).attempt(format_args!("writing {}", path.display()))
+    }
+
+    /// It is whole.
+    pub fn keep(mut self) {
         self.kept = true;
-        Ok(())
     }
 }
 

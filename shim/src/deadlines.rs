@@ -57,7 +57,7 @@ pub const SAVE: Duration = Duration::from_secs(60);
 pub const HOLD: Duration = Duration::from_secs(20);
 /// The writing of a machine with all that its containers have in memory.
 pub const CHECKPOINT: Duration = Duration::from_secs(600);
-/// The unpacking of a checkpoint, also by somebody else.
+/// A checkpoint that somebody else unpacks.
 pub const UNPACK: Duration = Duration::from_secs(600);
 /// A call of the monitor that has little to do.
 pub const MONITOR_CALL: Duration = Duration::from_secs(10);

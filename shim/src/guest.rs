@@ -64,7 +64,8 @@ impl Guest {
         Self { renamed, ..self.clone() }
     }
 
-    fn name(&self, id: &str) -> String {
+    /// What the agent calls a container.
+    pub fn name(&self, id: &str) -> String {
         match &self.renamed {
             Some(renamed) if renamed.id == id => renamed.guest_id.clone(),
             _ => id.to_owned(),

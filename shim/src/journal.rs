@@ -191,9 +191,8 @@ fn remove_cgroup(path: &Path, keep: &Path) -> io::Result<()> {
     loop {
         match fine_if_missing(fs::remove_dir(path)) {
             Ok(()) => break,
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
+            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => return Err(error),
+            Err(_) if Instant::now() < until => std::thread::sleep(std::time::Duration::from_millis(5)),
             Err(_) if populated(path) => {
                 log::info!("the cgroup {} stays, since others are in it", path.display());
                 return Ok(());

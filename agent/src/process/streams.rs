@@ -133,6 +133,10 @@ impl Line {
 
     /// Holds it, or lets it go on.
     pub fn hold(&self, hold: Hold) {
+        // Whether an input stood still before says nothing of this one; it looks again when it is told.
+        if matches!(hold, Hold::Until(_)) && !self.has_ended() {
+            self.still.send_replace(false);
+        }
         self.hold.send_replace(hold);
     }
 

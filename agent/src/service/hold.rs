@@ -1,6 +1,7 @@
 //! A container that is about to be saved with its machine: its streams are held, and what the host has of its files is
 //! brought up to date.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::agent::{HoldRequest, HoldResponse, Output};
@@ -11,6 +12,7 @@ use ttrpc::Code;
 
 use super::{Agent, Failure, Outcome};
 use crate::machine::settings;
+use crate::process::Process;
 use crate::process::streams::{Hold, Sent};
 
 /// For what is on its way, once nothing is sent any more.
@@ -20,11 +22,8 @@ const STREAMS: [Stream; 3] = [Stream::Stdin, Stream::Stdout, Stream::Stderr];
 impl Agent {
     /// Begins to hold the streams, or waits until they stand still: see the protocol.
     pub(super) async fn hold(&self, request: &HoldRequest) -> Outcome<HoldResponse> {
-        let container = self.container(&request.id)?;
-        let mut processes = container.execs();
-        processes.push(container.init.clone());
         if !request.all {
-            processes.iter().flat_map(|process| process.lines()).for_each(|line| line.hold(Hold::Yes));
+            self.hold_all(&request.id, Hold::Yes)?;
             return Ok(HoldResponse::default());
         }
         for input in &request.inputs {
@@ -35,7 +34,7 @@ impl Agent {
         }
         let mut outputs = Vec::new();
         let still = async {
-            for process in &processes {
+            for process in &self.processes(&request.id)? {
                 for stream in STREAMS {
                     let Some(line) = process.line(stream) else { continue };
                     let moved = line.stillness().await;
@@ -49,11 +48,12 @@ impl Agent {
                     }
                 }
             }
+            Outcome::Ok(())
         };
-        if timeout(DEADLINE, still).await.is_err() {
+        timeout(DEADLINE, still).await.unwrap_or_else(|_| {
             let text = "what is on its way to the processes of the container did not arrive in time";
-            return Err(Failure::new(Code::DEADLINE_EXCEEDED, text));
-        }
+            Err(Failure::new(Code::DEADLINE_EXCEEDED, text))
+        })?;
         let forgetting = tokio::task::spawn_blocking(settings::forget).await;
         forgetting.context("writing back")??;
         Ok(HoldResponse { outputs, ..HoldResponse::default() })
@@ -61,10 +61,18 @@ impl Agent {
 
     /// Lets the streams go on.
     pub(super) fn release(&self, id: &str) -> Outcome<()> {
-        let container = self.container(id)?;
-        let mut processes = container.execs();
-        processes.push(container.init.clone());
-        processes.iter().flat_map(|process| process.lines()).for_each(|line| line.hold(Hold::No));
+        self.hold_all(id, Hold::No)
+    }
+
+    fn hold_all(&self, id: &str, hold: Hold) -> Outcome<()> {
+        let processes = self.processes(id)?;
+        processes.iter().flat_map(|process| process.lines()).for_each(|line| line.hold(hold));
         Ok(())
+    }
+
+    /// All of a container.
+    fn processes(&self, id: &str) -> Outcome<Vec<Arc<Process>>> {
+        let container = self.container(id)?;
+        Ok(container.execs().into_iter().chain([Arc::clone(&container.init)]).collect())
     }
 }

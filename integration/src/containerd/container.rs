@@ -50,8 +50,8 @@ pub struct Stdio {
 pub struct Container<'a> {
     pub(super) api: &'a Api,
     pub(super) id: String,
-    pub(super) rootfs: Vec<Mount>,
-    pub(super) terminal: bool,
+    rootfs: Vec<Mount>,
+    terminal: bool,
     pub(super) has_task: bool,
 }
 

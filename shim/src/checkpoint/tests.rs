@@ -10,6 +10,7 @@ impl Bed {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("checkpoint-{}-{number}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
         Self(directory)
     }
 }
@@ -22,10 +23,12 @@ impl Drop for Bed {
 
 fn about() -> About {
     let streams = StreamSet { terminal: false, stdin: true, stdout: true, stderr: true };
-    let mount = Mount { destination: "/data".into(), source: "/run/supermachine/binds/c/binds/0".into() };
-    let mut about = About::new("c", 3, streams, vec![mount]);
-    about.execs.push(Exec { id: "e".into(), streams });
-    about.last_event = 7;
+    let spec = serde_json::json!({ "ociVersion": "1.1.0", "mounts": [
+        { "destination": "/data", "type": "bind", "source": "/run/supermachine/binds/c/binds/0" },
+        { "destination": "/proc", "type": "proc", "source": "proc" },
+    ] });
+    let mut about = About::new("c", &serde_json::from_value(spec).unwrap(), streams, 7);
+    about.execs.push(Exec { id: "e".into(), streams, exited: false });
     about
 }
 
@@ -33,7 +36,8 @@ fn written(bed: &Bed) {
     let writing = Writing::begin(&bed.0).unwrap();
     (&writing.state).write_all(b"state").unwrap();
     (&writing.memory).write_all(b"memory").unwrap();
-    writing.finish(&about()).unwrap();
+    writing.describe(&about()).unwrap();
+    writing.keep();
 }
 
 #[test]
@@ -42,6 +46,9 @@ fn what_is_written_is_read() {
     written(&bed);
     let checkpoint = Checkpoint::open(&bed.0).unwrap();
     assert_eq!(checkpoint.about, about());
+    // What is the machine's own is no matter of the host's.
+    let source = "/run/supermachine/binds/c/binds/0".into();
+    assert_eq!(checkpoint.about.mounts, [Mount { destination: "/data".into(), source }]);
     // Nothing of another is overwritten.
     let error = Writing::begin(&bed.0).unwrap_err();
     assert!(error.text.contains("exists"), "{error}");
@@ -51,14 +58,14 @@ fn what_is_written_is_read() {
     fs::write(bed.0.join(STATE_FILE), b"statem").unwrap();
     fs::write(bed.0.join(MEMORY_FILE), b"emory").unwrap();
     assert_ne!(digest, checkpoint.digest().unwrap());
-    checkpoint.dispose();
-    assert!(bed.0.exists(), "a directory that somebody else has named");
 }
 
 #[test]
 fn one_that_is_not_finished_leaves_nothing() {
     let bed = Bed::new();
-    drop(Writing::begin(&bed.0).unwrap());
+    let writing = Writing::begin(&bed.0).unwrap();
+    writing.describe(&about()).unwrap();
+    drop(writing);
     assert_eq!(fs::read_dir(&bed.0).unwrap().count(), 0);
     // Of its second file there is one already, which is somebody else's.
     fs::write(bed.0.join(MEMORY_FILE), b"theirs").unwrap();
@@ -71,7 +78,8 @@ fn one_that_is_not_finished_leaves_nothing() {
 fn what_is_none_of_ours_is_refused() {
     let bed = Bed::new();
     let refusal = |text: Option<&str>| {
-        let _ = fs::remove_dir_all(&bed.0);
+        fs::remove_dir_all(&bed.0).unwrap();
+        fs::create_dir(&bed.0).unwrap();
         written(&bed);
         match text {
             Some(text) => fs::write(bed.0.join(ABOUT_FILE), text).unwrap(),
@@ -87,8 +95,8 @@ fn what_is_none_of_ours_is_refused() {
         (Some("{\"version\":1}"), "missing field"),
         (Some(&good.replace("\"c\"", "\"../c\"")), "not an id"),
         (Some(&good.replace("\"e\"", "\"/\"")), "not an id"),
-        (Some(&good.replace("\"ordinal\"", "\"more\":1,\"ordinal\"")), "unknown field"),
-        (Some(&good.replace("\"ordinal\":3", "\"ordinal\":-3")), "invalid value"),
+        (Some(&good.replace("\"last_event\"", "\"more\":1,\"last_event\"")), "unknown field"),
+        (Some(&good.replace("\"last_event\":7", "\"last_event\":-7")), "invalid value"),
     ] {
         let error = refusal(text);
         assert!(error.contains(word) && error.contains(bed.0.to_str().unwrap()), "{text:?}: {error}");
@@ -99,18 +107,25 @@ fn what_is_none_of_ours_is_refused() {
 }
 
 #[test]
-fn directories_that_containerd_forgets_are_removed() {
-    let bed = Bed::new();
-    let inner = Bed(bed.0.join("ctrd-checkpoint123"));
-    written(&inner);
-    Checkpoint::open(&inner.0).unwrap().dispose();
-    assert!(!inner.0.exists() && bed.0.exists());
-}
-
-#[test]
-fn which_streams_there_are() {
-    let stdio = Stdio { terminal: true, stdin: true, stdout: true, stderr: true, ..Stdio::default() };
-    let streams = StreamSet::from(&stdio);
-    assert!(streams.terminal && streams.has(Stream::Stdin) && streams.has(Stream::Stdout));
-    assert!(!streams.has(Stream::Stderr), "a terminal has no stream of errors");
+fn directories_that_containerd_forgets_are_removed_and_no_others() {
+    for (path, expected) in [
+        ("/tmp/ctrd-checkpoint1234567", true),
+        ("/tmp/ctrd-checkpoint", false),
+        ("/tmp/ctrd-checkpoint12a", false),
+        ("/tmp/mine", false),
+        ("/tmp/a/ctrd-checkpoint12", false),
+        ("/backup/ctrd-checkpoint12", false),
+        ("/tmp/ctrd-checkpoint12/..", false),
+    ] {
+        assert_eq!(is_containerds(Path::new(path)), expected, "{path}");
+    }
+    let directory = PathBuf::from(format!("/tmp/ctrd-checkpoint{}", std::process::id()));
+    let bed = Bed(directory.clone());
+    fs::create_dir_all(&bed.0).unwrap();
+    written(&bed);
+    dispose(&directory);
+    assert!(!directory.exists());
+    let other = Bed::new();
+    dispose(&other.0);
+    assert!(other.0.exists());
 }

@@ -241,8 +241,9 @@ impl Machine {
             }
             saved
         });
-        let (length, packed) =
-            self.monitor.while_alive(what, deadlines::STANDSTILL + deadlines::CHECKPOINT, saving).await?;
+        // Longer than each of the three calls waits, so that the machine goes on before that is told.
+        let all = deadlines::STANDSTILL + deadlines::CHECKPOINT + 3 * deadlines::MONITOR_CALL;
+        let (length, packed) = self.monitor.while_alive(what, all, saving).await?;
         info!("a machine of {length} bytes is saved in {packed}");
         Ok(())
     }

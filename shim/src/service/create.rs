@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use containerd_shim_protos::api::CreateTaskRequest;
@@ -16,7 +16,7 @@ use runtime_spec::{Kind, Request, RootfsMount};
 
 use super::origin::{from_checkpoint, rejoin, restored};
 use super::{Container, Shim, blocking, lock};
-use crate::checkpoint::{self, Checkpoint, StreamSet};
+use crate::checkpoint::{self, Checkpoint};
 use crate::config::Options;
 use crate::error::{Attempt, Error, Result};
 use crate::holder::{self, Holder};
@@ -43,12 +43,10 @@ pub(super) struct Parts {
     machine: Option<Arc<Machine>>,
     /// Of a machine that was made for this container.
     pub(super) machine_journal: Option<Arc<Journal>>,
-    streams: Option<Streams>,
-    /// What the agent was told of them.
-    announced: StreamSet,
+    /// Of its own process, and of others that it has already.
+    streams: HashMap<String, Arc<Streams>>,
     /// What it is restored from, if it is.
     checkpoint: Option<Checkpoint>,
-    leftovers: Vec<(String, Streams)>,
 }
 
 impl Shim {
@@ -65,21 +63,17 @@ impl Shim {
 
     async fn make(self: &Arc<Self>, request: NewContainer) -> Result<u32> {
         let begun = time::now();
-        let checkpoint = match request.checkpoint.as_str() {
-            "" => None,
-            directory => {
-                let directory = PathBuf::from(directory);
-                Some(blocking("reading a checkpoint", move || Checkpoint::open(&directory)).await?)
-            }
-        };
-        let made = self.make_from(request, checkpoint.clone(), begun).await;
-        if let Some(checkpoint) = checkpoint {
-            blocking("removing a checkpoint", move || {
-                checkpoint.dispose();
-                Ok(())
-            })
-            .await?;
+        if request.checkpoint.is_empty() {
+            return self.make_from(request, None, begun).await;
         }
+        let directory = PathBuf::from(&request.checkpoint);
+        let read = directory.clone();
+        let made = match blocking("reading a checkpoint", move || Checkpoint::open(&read)).await {
+            Ok(checkpoint) => self.make_from(request, Some(checkpoint), begun).await,
+            Err(error) => Err(error),
+        };
+        // Nothing depends on it.
+        let _ = tokio::task::spawn_blocking(move || checkpoint::dispose(&directory)).await;
         made
     }
 
@@ -171,15 +165,7 @@ impl Shim {
             ));
         }
         if let Some(checkpoint) = checkpoint {
-            checkpoint.about.check(&plan)?;
-            let (had, terminal) = (checkpoint.about.streams.terminal, request.terminal);
-            if had != terminal {
-                return Err(Error::precondition(format!(
-                    "the container that was written down had {} terminal, and this one is to have {}",
-                    if had { "a" } else { "no" },
-                    if terminal { "one" } else { "none" }
-                )));
-            }
+            checkpoint.about.check(&plan, request.terminal)?;
         }
         Ok((plan, Store::new(&config.template)))
     }
@@ -207,10 +193,8 @@ impl Shim {
             cgroup: None,
             machine: None,
             machine_journal: None,
-            streams: None,
-            announced: StreamSet::default(),
+            streams: HashMap::new(),
             checkpoint: None,
-            leftovers: Vec::new(),
         })
     }
 
@@ -248,23 +232,18 @@ impl Shim {
         let _container = timeline.phase("container");
         if let Some(checkpoint) = parts.checkpoint.clone() {
             let rejoined = rejoin(plan, guest, opened, &checkpoint.about).await;
-            let (streams, leftovers) = rejoined.map_err(|error| machine.explain(error))?;
-            parts.announced = checkpoint.about.streams;
-            (parts.streams, parts.leftovers) = (Some(streams), leftovers);
-            self.ordinal.fetch_max(checkpoint.about.ordinal, Ordering::Relaxed);
+            parts.streams = rejoined.map_err(|error| machine.explain(error))?;
             info!("container {}: machine after {booted:?}, joined after {:?}", plan.id, begun.elapsed());
             return Ok(pid);
         }
         let json = serde_json::to_vec(&plan.guest).map_err(Error::unknown)?;
-        let announced = opened.announce(io.terminal);
-        parts.announced = StreamSet::from(&announced);
         let joined = async {
-            guest.create(&plan.id, json, announced).await?;
+            guest.create(&plan.id, json, opened.announce()).await?;
             opened.join(guest, &plan.id, "").await
         };
         let joined = async { joined.await.map_err(|error| machine.explain(error)) };
         let (streams, ()) = tokio::try_join!(joined, machine.grow(timeline))?;
-        parts.streams = Some(streams);
+        parts.streams.insert(String::new(), Arc::new(streams));
         info!("container {}: machine after {booted:?}, made after {:?}", plan.id, begun.elapsed());
         Ok(pid)
     }
@@ -355,25 +334,16 @@ impl Shim {
             state: state(pid.cast_signed()),
             bundle: plan.bundle.clone(),
         });
-        let streams = parts.streams.take().map(|streams| (String::new(), Arc::new(streams)));
-        let leftovers = std::mem::take(&mut parts.leftovers);
         let container = Container {
             id: plan.id.clone(),
-            guest_id: plan.guest_id.clone(),
-            restored: AtomicBool::new(parts.checkpoint.is_some()),
-            stays: stays(plan),
-            announced: parts.announced,
-            mounts: checkpoint::mounts(plan),
-            execs: Mutex::default(),
-            leftovers: Mutex::new(
-                leftovers.into_iter().map(|(id, streams)| (id, Arc::new(streams))).collect(),
-            ),
+            restored: parts.checkpoint.is_some(),
+            stays: checkpoint::obstacle(plan),
             guest: machine.guest.clone(),
             spec: plan.guest.spec.clone(),
             environment: plan.logger.clone(),
             poststart,
             cgroup: parts.cgroup.take(),
-            streams: Mutex::new(HashMap::from_iter(streams)),
+            streams: Mutex::new(std::mem::take(&mut parts.streams)),
             journal: Some(parts.journal.clone()),
             holder: Mutex::new(parts.holder.take()),
         };
@@ -409,16 +379,6 @@ impl Shim {
             log::warn!("undoing container {id}: {error}");
         }
     }
-}
-
-/// Why a container cannot be written down, if so.
-fn stays(plan: &Plan) -> Option<String> {
-    let why = match &plan.kind {
-        Kind::Single if plan.blocks.is_empty() => return None,
-        Kind::Single => "its machine has disks; mount them on the host and bind them instead",
-        Kind::Sandbox | Kind::Member { .. } => "it is one of a pod's, which share a machine",
-    };
-    Some(why.to_owned())
 }
 
 /// Those that run before a container starts, with what follows it noted before.

@@ -9,9 +9,9 @@ mod remove;
 mod save;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::{
@@ -25,7 +25,6 @@ use protobuf::{Message, MessageField};
 use tokio::sync::{RwLock, watch as channel};
 
 use crate::cgroup;
-use crate::checkpoint::{self, StreamSet};
 use crate::error::{Attempt, Error, Result};
 use crate::guest::Guest;
 use crate::holder::Holder;
@@ -48,7 +47,7 @@ pub struct Shim {
     machine: Mutex<Option<Arc<Machine>>>,
     /// How many containers there have been.
     ordinal: AtomicU32,
-    /// Held by whoever changes something in the guest: not while it is written down.
+    /// Held by whoever asks something of the guest: not while it is written down.
     changes: RwLock<()>,
     leave: channel::Sender<bool>,
     /// When the shim was started, until its first container has noted it.
@@ -67,28 +66,20 @@ impl Born {
 /// A container that is there.
 pub struct Container {
     id: String,
-    /// What its machine calls it.
-    guest_id: String,
     /// The agent of its machine.
     guest: Guest,
     /// Whether it was restored, and stands still until it is started.
-    restored: AtomicBool,
+    restored: bool,
     /// Why it cannot be written down, if so.
-    stays: Option<String>,
-    /// The streams that the agent was told of.
-    announced: StreamSet,
-    /// What of the host it has mounted.
-    mounts: Vec<checkpoint::Mount>,
-    /// Its other processes, and the streams that the agent was told of.
-    execs: Mutex<BTreeMap<String, StreamSet>>,
-    /// Processes of a container that was restored, of which nobody knows any more. What they say is dropped.
-    leftovers: Mutex<HashMap<String, Arc<Streams>>>,
+    stays: Option<&'static str>,
     /// What its execs take from it.
     spec: Spec,
     /// For its logging processes.
     environment: Vec<(String, String)>,
     poststart: Option<Run>,
     cgroup: Option<PathBuf>,
+    /// Of all its processes that the guest knows: also of those that it had when it was written down, of which no client
+    /// knows in one that is restored.
     streams: Mutex<HashMap<String, Arc<Streams>>>,
     journal: Option<Arc<Journal>>,
     holder: Mutex<Option<Holder>>,
@@ -99,17 +90,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Container {
-    /// A process that nobody knows has ended: the guest need not know it, either.
-    async fn forget_leftover(&self, exec: &str) {
-        let leftover = lock(&self.leftovers).remove(exec);
-        if let Some(streams) = leftover {
-            if let Err(error) = self.guest.delete(&self.id, exec).await {
-                info!("removing {exec} of {}, which was there before it was restored: {error}", self.id);
-            }
-            streams.close().await;
-        }
-    }
-
     fn streams(&self, exec: &str) -> Option<Arc<Streams>> {
         lock(&self.streams).get(exec).cloned()
     }
@@ -176,13 +156,13 @@ impl Shim {
 
     /// `Start`. Returns the process's number.
     pub async fn start(&self, id: &str, exec: &str) -> Result<u32> {
-        let _changing = self.changes.read().await;
+        let changing = self.changes.read().await;
         self.ledger.starting(id, exec)?;
         let timeline = Timeline::of(&self.directory(id));
         let _start = exec.is_empty().then(|| timeline.phase("start"));
         let started = async {
             let container = self.container(id)?;
-            let pid = if exec.is_empty() && container.restored.load(Ordering::Relaxed) {
+            let pid = if exec.is_empty() && container.restored {
                 container.guest.release(id).await?;
                 container.guest.resume(id).await?;
                 0
@@ -193,6 +173,7 @@ impl Shim {
         };
         let (container, pid) = started.await.inspect_err(|_| self.ledger.not_started(id, exec))?;
         let pid = self.ledger.started(id, exec, pid)?;
+        drop(changing);
         if exec.is_empty()
             && let Some(run) = container.poststart.clone()
         {
@@ -284,10 +265,7 @@ impl Shim {
             terminal: request.terminal,
         };
         let opened = Opened::open(&io, &container.environment).await?;
-        let announced = opened.announce(io.terminal);
-        let streams = StreamSet::from(&announced);
-        container.guest.exec(&id, &exec, process, announced).await?;
-        lock(&container.execs).insert(exec.clone(), streams);
+        container.guest.exec(&id, &exec, process, opened.announce()).await?;
         let joined = async {
             let streams = opened.join(&container.guest, &id, &exec).await?;
             self.ledger.exec_added(&id, &exec, io)?;
@@ -299,7 +277,6 @@ impl Shim {
                 Ok(())
             }
             Err(error) => {
-                lock(&container.execs).remove(&exec);
                 if let Err(error) = container.guest.delete(&id, &exec).await {
                     warn!("removing exec {exec} of {id}, which failed: {error}");
                 }
@@ -310,6 +287,7 @@ impl Shim {
 
     /// `ResizePty`. Clients do not look whether there is a terminal.
     pub async fn resize_pty(&self, id: &str, exec: &str, width: u32, height: u32) -> Result<()> {
+        let _changing = self.changes.read().await;
         if !self.ledger.view(id, exec)?.io.terminal {
             return Ok(());
         }
@@ -356,6 +334,7 @@ impl Shim {
 
     /// `Stats`
     pub async fn stats(&self, id: &str) -> Result<Any> {
+        let _changing = self.changes.read().await;
         self.ledger.view(id, "")?;
         let stats = self.container(id)?.guest.stats(id).await?;
         Ok(Any { type_url: stats.type_url, value: stats.value, ..Any::default() })

@@ -1,5 +1,6 @@
 //! Where a container's machine comes from: a template, or the checkpoint of another one.
 
+use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -111,29 +112,34 @@ pub(super) async fn from_checkpoint(
             let key = unfit.key.clone();
             drop(unfit);
             let removing = store.clone();
-            let _ = blocking("removing what was unpacked", move || {
-                removing.remove(&key, false).map(drop).attempt("removing what was unpacked")
-            })
-            .await;
+            let removed = blocking("removing what was unpacked", move || {
+                removing.remove(&key, false).attempt(format_args!("removing {key}"))
+            });
+            if let Err(error) = removed.await {
+                warn!("{}: {error}", what());
+            }
             Err(error.context(what()))
         }
     }
 }
 
-/// Joins the streams of a container that was written down: its own, and those of processes that nobody knows any more.
+/// Joins the streams of a container that was written down: its own, and those of other processes, of which no client
+/// knows any more.
 pub(super) async fn rejoin(
     plan: &Plan,
     guest: &Guest,
     opened: Opened,
     about: &About,
-) -> Result<(Streams, Vec<(String, Streams)>)> {
-    let streams = opened.rejoin(guest, &plan.id, "", about.streams).await?;
-    let mut leftovers = Vec::new();
+) -> Result<HashMap<String, Arc<Streams>>> {
+    let own = opened.rejoin(guest, &plan.id, "", about.streams).await?;
+    let mut all = HashMap::from([(String::new(), Arc::new(own))]);
     for exec in &about.execs {
-        match Opened::nowhere().rejoin(guest, &plan.id, &exec.id, exec.streams).await {
-            Ok(streams) => leftovers.push((exec.id.clone(), streams)),
-            Err(error) => warn!("{}: what its process {} says is not taken: {error}", plan.id, exec.id),
+        if exec.exited {
+            guest.delete(&plan.id, &exec.id).await?;
+            continue;
         }
+        let streams = Opened::nowhere().rejoin(guest, &plan.id, &exec.id, exec.streams).await?;
+        all.insert(exec.id.clone(), Arc::new(streams));
     }
-    Ok((streams, leftovers))
+    Ok(all)
 }

@@ -26,10 +26,9 @@ impl Shim {
         })
     }
 
-    async fn remove_exec(&self, id: &str, exec: &str) -> Result<()> {
+    pub(super) async fn remove_exec(&self, id: &str, exec: &str) -> Result<()> {
         let container = self.container(id)?;
         self.remove_in_guest(&container, exec).await;
-        lock(&container.execs).remove(exec);
         let streams = lock(&container.streams).remove(exec);
         if let Some(streams) = streams {
             streams.close().await;

@@ -4,6 +4,7 @@
 //! are started. Nothing of its streams is on its way between shim and guest when the machine is saved: what was sent is
 //! where it was sent to, and the rest waits on the side that has it.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -41,35 +42,36 @@ impl Shim {
         };
         let container = self.container(id)?;
         let machine = self.machine().ok_or_else(|| Error::precondition("the machine is gone"))?;
-        if let Some(why) = &container.stays {
+        if let Some(why) = container.stays {
             return Err(Error::precondition(format!("cannot checkpoint this container: {why}")));
         }
         let begun = Instant::now();
         let writing = Writing::begin(Path::new(&request.path))?;
-        if !paused {
-            container.guest.pause(id).await?;
-        }
         let held = Held::begin(&container);
         let written = async {
+            if !paused {
+                container.guest.pause(id).await?;
+            }
             let about = self.hold(&container, &machine, &held).await?;
-            machine.save(&writing.state, &writing.memory, !exit).await?;
-            writing.finish(&about)
+            writing.describe(&about)?;
+            machine.save(&writing.state, &writing.memory, !exit).await
         };
         let written = written.await;
+        drop(held);
         if exit && written.is_ok() {
             info!("{id} is written down after {:?}, and ends", begun.elapsed());
-            drop(held);
             self.ledger.checkpointed(id, &request.path)?;
             machine.kill().await;
-            return Ok(());
+        } else {
+            // It goes on, whether it was written or not, and however far that went.
+            let released = container.guest.release(id).await;
+            let resumed = if paused { Ok(()) } else { container.guest.resume(id).await };
+            written.and(released).and(resumed)?;
+            info!("{id} is written down after {:?}", begun.elapsed());
+            self.ledger.checkpointed(id, &request.path)?;
         }
-        drop(held);
-        // The container goes on whether it was written or not.
-        let released = container.guest.release(id).await;
-        let resumed = if paused { Ok(()) } else { container.guest.resume(id).await };
-        written.and(released).and(resumed)?;
-        info!("{id} is written down after {:?}", begun.elapsed());
-        self.ledger.checkpointed(id, &request.path)
+        writing.keep();
+        Ok(())
     }
 
     /// Lets all streams stand still; says what there is to know of the container then.
@@ -78,7 +80,7 @@ impl Shim {
         container.guest.begin_hold(id).await?;
         let mut inputs = Vec::new();
         for (exec, streams) in &held.0 {
-            // One that is not read is taken in by the guest, up to a limit.
+            // What is not read is taken in by the guest, up to a limit.
             let sent = timeout(deadlines::HOLD, streams.sent()).await;
             let sent = sent.map_err(|_| Error::deadline("the guest does not take what was sent to it"))?;
             if let Some((bytes, ended)) = sent {
@@ -87,21 +89,18 @@ impl Shim {
         }
         for output in container.guest.hold(id, inputs).await? {
             let stream = if output.stderr { Stream::Stderr } else { Stream::Stdout };
-            let Some((_, streams)) = held.0.iter().find(|(exec, _)| *exec == output.exec_id) else {
-                continue;
-            };
+            let Some(streams) = held.0.get(&output.exec_id) else { continue };
             let arrived = timeout(deadlines::HOLD, streams.arrived(stream, output.bytes)).await;
             arrived.map_err(|_| Error::deadline("what the guest has sent did not arrive"))?;
         }
-        let mut about = About::new(
-            &container.guest_id,
-            self.ordinal.load(Ordering::Relaxed),
-            container.announced,
-            container.mounts.clone(),
-        );
-        about.last_event = machine.heard.load(Ordering::Relaxed);
-        let execs = lock(&container.execs).clone();
-        about.execs = execs.into_iter().map(|(id, streams)| Exec { id, streams }).collect();
+        let set = |exec: &str| held.0.get(exec).map(|streams| streams.set).unwrap_or_default();
+        let heard = machine.heard.load(Ordering::Relaxed);
+        let mut about = About::new(&container.guest.name(id), &container.spec, set(""), heard);
+        let execs = held.0.keys().filter(|exec| !exec.is_empty());
+        about.execs.extend(execs.map(|exec| {
+            let exited = self.ledger.view(id, exec).is_ok_and(|view| view.phase == Phase::Exited);
+            Exec { id: exec.clone(), streams: set(exec), exited }
+        }));
         Ok(about)
     }
 }
@@ -119,24 +118,25 @@ fn exits(request: &CheckpointTaskRequest) -> Result<bool> {
     Ok(options.exit)
 }
 
-/// Streams that are held, until this is dropped.
-struct Held(Vec<(String, Arc<Streams>)>);
+/// Streams of each process, which are held until this is dropped.
+struct Held(HashMap<String, Arc<Streams>>);
 
 impl Held {
     fn begin(container: &Container) -> Self {
-        let streams = lock(&container.streams);
-        let all: Vec<_> = streams.iter().map(|(exec, streams)| (exec.clone(), streams.clone())).collect();
-        for (_, streams) in &all {
-            streams.hold(true);
+        let held = Self(lock(&container.streams).clone());
+        held.set(true);
+        held
+    }
+
+    fn set(&self, held: bool) {
+        for streams in self.0.values() {
+            streams.hold(held);
         }
-        Self(all)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        for (_, streams) in &self.0 {
-            streams.hold(false);
-        }
+        self.set(false);
     }
 }

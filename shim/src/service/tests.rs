@@ -57,14 +57,9 @@ impl Bed {
         tokio::spawn(async move { hearing.hear(&heard, &std::sync::atomic::AtomicU64::new(0)).await });
         shim.insert(Container {
             id: "c".into(),
-            guest_id: "c".into(),
             guest,
-            restored: AtomicBool::new(false),
+            restored: false,
             stays: None,
-            announced: StreamSet::default(),
-            mounts: Vec::new(),
-            execs: Mutex::default(),
-            leftovers: Mutex::default(),
             spec: Spec::default(),
             environment: Vec::new(),
             poststart: None,

@@ -79,11 +79,20 @@ impl Shim {
             streams.drain().await;
         }
         self.ledger.exited(id, exec, exit);
-        if let Ok(container) = self.container(id) {
-            container.forget_leftover(exec).await;
-        }
         if exec.is_empty() {
             self.last_exits(id).await;
+        } else if self.ledger.view(id, exec).is_err() {
+            self.forget(id, exec).await;
+        }
+    }
+
+    /// A process that a container had when it was written down has ended in one that is restored. No client knows of it,
+    /// so none deletes it.
+    async fn forget(&self, id: &str, exec: &str) {
+        let _changing = self.changes.read().await;
+        let known = self.container(id).is_ok_and(|container| container.streams(exec).is_some());
+        if known && let Err(error) = self.remove_exec(id, exec).await {
+            info!("removing {exec} of {id}: {error}");
         }
     }
 

@@ -17,11 +17,11 @@ use std::time::Duration;
 
 use agent_api::agent::Stdio;
 use agent_api::stdio::Stream;
+use serde::{Deserialize, Serialize};
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::checkpoint::StreamSet;
 use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::guest::Guest;
@@ -30,8 +30,33 @@ use logger::Logger;
 use pump::{Feed, Meter, pump_in, pump_out};
 use sink::Sink;
 
+/// Which streams a process has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamSet {
+    /// A terminal.
+    pub terminal: bool,
+    /// Standard input, and so on.
+    pub stdin: bool,
+    /// Also that of a terminal.
+    pub stdout: bool,
+    /// A terminal has none.
+    pub stderr: bool,
+}
+
+impl StreamSet {
+    fn has(self, stream: Stream) -> bool {
+        match stream {
+            Stream::Stdin => self.stdin,
+            Stream::Stdout => self.stdout,
+            Stream::Stderr => self.stderr,
+        }
+    }
+}
+
 /// Both ends of the client's streams, opened.
 pub struct Opened {
+    terminal: bool,
     stdin: Option<(pipe::Receiver, OwnedFd)>,
     outputs: Vec<(Stream, Sink)>,
     logger: Option<Logger>,
@@ -69,7 +94,7 @@ impl Opened {
             Place::Path(path) | Place::File(path) => open_input(path)?,
             Place::Program { .. } => return Err(Error::invalid("a logging process has no input to give")),
         };
-        let mut opened = Self { stdin, outputs: Vec::new(), logger: None };
+        let mut opened = Self { terminal: io.terminal, stdin, outputs: Vec::new(), logger: None };
         if let Place::Program { uri, acknowledged } = place(&io.stdout)? {
             let (logger, [stdout, stderr]) = Logger::start(uri, acknowledged, environment).await?;
             opened.logger = Some(logger);
@@ -94,21 +119,21 @@ impl Opened {
         Ok(opened)
     }
 
-    /// What the agent has to know.
-    pub fn announce(&self, terminal: bool) -> Stdio {
+    fn set(&self) -> StreamSet {
         let has = |stream| self.outputs.iter().any(|(own, _)| *own == stream);
-        Stdio {
-            terminal,
-            stdin: self.stdin.is_some(),
-            stdout: has(Stream::Stdout),
-            stderr: has(Stream::Stderr),
-            ..Stdio::default()
-        }
+        let (stdout, stderr) = (has(Stream::Stdout), has(Stream::Stderr));
+        StreamSet { terminal: self.terminal, stdin: self.stdin.is_some(), stdout, stderr }
+    }
+
+    /// What the agent has to know.
+    pub fn announce(&self) -> Stdio {
+        let StreamSet { terminal, stdin, stdout, stderr } = self.set();
+        Stdio { terminal, stdin, stdout, stderr, ..Stdio::default() }
     }
 
     /// Streams that lead nowhere.
     pub fn nowhere() -> Self {
-        Self { stdin: None, outputs: Vec::new(), logger: None }
+        Self { terminal: false, stdin: None, outputs: Vec::new(), logger: None }
     }
 
     /// Joins them to a process that had these before its machine was saved. Of what it had and is to have no more,
@@ -125,11 +150,14 @@ impl Opened {
                 self.outputs.push((stream, Sink::nowhere()));
             }
         }
-        self.join(guest, id, exec).await
+        let mut streams = self.join(guest, id, exec).await?;
+        streams.set = had;
+        Ok(streams)
     }
 
     /// Joins them to the process, which was announced to the agent. One that has ended is at its end here, too.
     pub async fn join(self, guest: &Guest, id: &str, exec: &str) -> Result<Streams> {
+        let set = self.set();
         let mut input = Input::default();
         if let Some((from, held)) = self.stdin
             && let Some(to) = guest.stream(id, exec, Stream::Stdin).await?
@@ -146,6 +174,7 @@ impl Opened {
             outputs.push(Output { stream, pump, meter });
         }
         Ok(Streams {
+            set,
             input: Mutex::new(input),
             outputs: Mutex::new(outputs),
             logger: Mutex::new(self.logger),
@@ -205,6 +234,8 @@ struct Output {
 
 /// The streams of a process. Dropping them cuts them off.
 pub struct Streams {
+    /// What the agent has of them.
+    pub set: StreamSet,
     input: Mutex<Input>,
     outputs: Mutex<Vec<Output>>,
     logger: Mutex<Option<Logger>>,

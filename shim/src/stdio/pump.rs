@@ -161,7 +161,10 @@ pub(super) async fn pump_out(mut from: UnixStream, mut to: Sink, meter: Meter) {
                     tokio::select! {
                         done = &mut writing => break done,
                         read = from.read_buf(&mut kept), if takes => {
-                            let length = read.unwrap_or(0);
+                            let length = read.unwrap_or_else(|error| {
+                                warn!("a stream of output broke: {error}");
+                                0
+                            });
                             open = length > 0;
                             meter.moved(length);
                         }

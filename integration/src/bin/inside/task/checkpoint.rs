@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use integration::containerd::{Api, Checkpoint, refusal};
+use integration::wait::{Attempt, until};
 use integration::{Ctx, Outcome, Test};
 use serde_json::json;
 
@@ -50,15 +51,25 @@ pub fn tests() -> Vec<Test<Inside>> {
 /// More than there is room for on the way.
 const MANY: u32 = 60_000;
 
+/// Lines that it is told while it does not listen: more than its pipe and the guest's agent take without being asked to.
+const TOLD: u32 = 20_000;
+const LAST: &str = "the last line\n";
+
 /// Says a lot, and then repeats what it is told.
 fn script() -> String {
-    format!("seq 1 {MANY}; n=0; while read line; do n=$((n+1)); echo $n $line; done; echo end $n >&2; exit 7")
+    format!("seq 1 {MANY}; cat; echo end >&2; exit 7")
 }
 
-fn said(lines: &[&str]) -> String {
-    let numbers = (1..=MANY).map(|number| number.to_string());
-    let repeated = lines.iter().zip(1..).map(|(line, number)| format!("{number} {line}"));
-    numbers.chain(repeated).map(|line| line + "\n").collect()
+fn numbered(word: &str, lines: u32) -> String {
+    (1..=lines).flat_map(|number| [word.to_owned(), number.to_string(), "\n".to_owned()]).collect()
+}
+
+fn told() -> String {
+    numbered("told ", TOLD)
+}
+
+fn said() -> String {
+    numbered("", MANY) + &told() + LAST
 }
 
 fn started<'a>(ctx: &Ctx<'_, Inside>, api: &'a Api) -> Result<(Piped<'a>, Vec<u8>)> {
@@ -66,21 +77,21 @@ fn started<'a>(ctx: &Ctx<'_, Inside>, api: &'a Api) -> Result<(Piped<'a>, Vec<u8
     let mut task = Piped::new(ctx, api, OURS, &["sh", "-c", &script], |_| {})?;
     task.container.start()?;
     let shown = task.stdout.read_until("\n5000\n", A_WHILE)?;
-    task.stdin.write(b"one\ntwo\n")?;
+    task.stdin.write(told().as_bytes())?;
     Ok((task, shown))
 }
 
 /// Tells it one line more, and returns what it said after it was made.
 fn ended(task: Piped<'_>) -> Result<String> {
     let Piped { mut container, mut stdin, mut stdout, mut stderr, .. } = task;
-    stdin.write(b"three\n")?;
+    stdin.write(LAST.as_bytes())?;
     drop(stdin);
     container.close_stdin()?;
     let shown = stdout.read_to_end(A_WHILE)?;
     let errors = stderr.read_to_end(A_WHILE)?;
     let code = container.wait(A_WHILE)?;
     let errors = String::from_utf8_lossy(&errors).into_owned();
-    ensure!(code == 7 && errors == "end 3\n", "it ended with {code} and said {errors:?}");
+    ensure!(code == 7 && errors == "end\n", "it ended with {code} and said {errors:?}");
     ensure!(container.delete_task()? == code, "Wait says {code}, and Delete another");
     container.delete()?;
     Ok(String::from_utf8_lossy(&shown).into_owned())
@@ -100,6 +111,7 @@ fn same(shown: &str, expected: &str) -> Result<()> {
 fn streams(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let api = ctx.world.api()?;
     let (mut first, mut shown) = started(ctx, &api)?;
+    other(ctx, &first.id, &["--detach"], "sleep 2; seq 1 100000")?;
     let checkpoint = first.container.checkpoint(true)?;
     ctx.note(format!("the checkpoint has {} KiB", checkpoint.size() >> 10));
     shown.extend(first.stdout.read_to_end(A_WHILE)?);
@@ -109,12 +121,27 @@ fn streams(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let status = second.container.status()?;
     ensure!(status == Some("CREATED"), "before it is started it is {status:?}");
     second.container.start()?;
+    // What nobody knows any more is read, and its name is free when it has ended.
+    let id = second.id.clone();
+    until("another process to end", A_WHILE, || match other(ctx, &id, &[], "true") {
+        Ok(()) => Attempt::Done(()),
+        Err(error) => Attempt::Pending(format!("{error:#}")),
+    })?;
     let before = String::from_utf8_lossy(&shown).into_owned();
     let after = ended(second)?;
-    same(&(before + &after), &said(&["one", "two", "three"]))?;
+    same(&(before + &after), &said())?;
     drop(checkpoint);
     first.end(code)?;
     Ok(Outcome::Passed)
+}
+
+/// Runs a process beside a container's own, always of the same name.
+fn other(ctx: &Ctx<'_, Inside>, id: &str, how: &[&str], script: &str) -> Result<()> {
+    let fifos = ctx.path(&format!("{id}-other")).display().to_string();
+    let words =
+        [&["task", "exec", "--exec-id", "other", "--fifo-dir", &fifos][..], how, &[id, "sh", "-c", script]];
+    ctx.world.ctr().with(ctx.cmd("ctr"), words.concat()).ok().map(drop)?;
+    Ok(())
 }
 
 fn fork<'a>(ctx: &Ctx<'_, Inside>, api: &'a Api, checkpoint: &Checkpoint<'_>) -> Result<Piped<'a>> {
@@ -126,7 +153,7 @@ fn fork<'a>(ctx: &Ctx<'_, Inside>, api: &'a Api, checkpoint: &Checkpoint<'_>) ->
 fn forks(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let (api, other) = (ctx.world.api()?, ctx.world.api()?);
     let (first, shown) = started(ctx, &api)?;
-    let expected = said(&["one", "two", "three"]);
+    let expected = said();
     {
         let checkpoint = first.container.checkpoint(false)?;
         let (one, two) = (fork(ctx, &other, &checkpoint)?, fork(ctx, &other, &checkpoint)?);
@@ -195,7 +222,7 @@ fn round_trip(ctx: &Ctx<'_, Inside>, id: &str, forks: &[&str], image: &str) -> R
             }
         }
     };
-    let until = |what: &str, holds: &dyn Fn() -> Result<bool>| -> Result<()> {
+    let wait_for = |what: &str, holds: &dyn Fn() -> Result<bool>| -> Result<()> {
         let end = Instant::now() + A_WHILE;
         while !holds()? {
             ensure!(Instant::now() < end, "{what} took too long");
@@ -204,21 +231,21 @@ fn round_trip(ctx: &Ctx<'_, Inside>, id: &str, forks: &[&str], image: &str) -> R
         Ok(())
     };
     ok(&["run", "-d", "--runtime", OURS, &ctr.image, id, "sh", "-c", BUSY])?;
-    until("getting ready", &|| Ok(cat(id, "/tmp/ready")? == "ready\n"))?;
+    wait_for("getting ready", &|| Ok(cat(id, "/tmp/ready")? == "ready\n"))?;
     let before = number(id)?;
     ok(&["container", "checkpoint", "--rw", "--image", "--task", id, image])?;
     let saved = number(id)?;
-    until("going on", &|| Ok(number(id)? > saved + 2))?;
+    wait_for("going on", &|| Ok(number(id)? > saved + 2))?;
     for &fork in forks {
         ok(&["container", "restore", "--rw", "--live", fork, image])?;
     }
     for &fork in forks {
         let first = number(fork)?;
         ensure!(first >= before, "the timer of {fork} begins with {first}, and it was at {before} already");
-        until("going on after a restore", &|| Ok(number(fork)? > first + 2))?;
+        wait_for("going on after a restore", &|| Ok(number(fork)? > first + 2))?;
         ok(&["task", "exec", "--exec-id", "ask", fork, "touch", "/tmp/ask"])?;
         let answer = "in the pipe /tmp in memory\n";
-        until("answering", &|| Ok(cat(fork, "/tmp/answer")?.len() == answer.len()))?;
+        wait_for("answering", &|| Ok(cat(fork, "/tmp/answer")?.len() == answer.len()))?;
         let said = cat(fork, "/tmp/answer")?;
         ensure!(said == answer, "{fork} answered {said:?}");
     }
@@ -318,6 +345,22 @@ fn refused(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         ensure!(bound.contains("/data"), "with another mount: {bound}");
         let typed = other(&|spec| spec["process"]["terminal"] = json!(true));
         ensure!(typed.contains("terminal"), "with a terminal: {typed}");
+        let pod = other(&|spec| {
+            spec["annotations"] = json!({ "io.kubernetes.cri.container-type": "sandbox" });
+        });
+        ensure!(pod.contains("pod's"), "as the sandbox of a pod: {pod}");
+        // One that is not started goes as any other.
+        for signal in [None, Some(9)] {
+            let id = new_id(ctx, OURS);
+            let mut waiting = Piped::from(ctx, &api, &checkpoint, id, &["sleep", "1000"], |_| {})?;
+            if let Some(signal) = signal {
+                waiting.container.kill(signal)?;
+                let code = waiting.container.wait(A_WHILE)?;
+                ensure!(code == 137, "killed before its start it ended with {code}");
+            }
+            waiting.container.delete_task()?;
+            waiting.container.delete()?;
+        }
     }
     // One that stands still already stays so.
     task.container.pause()?;

@@ -172,6 +172,19 @@ fn cgroup(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         let left = fs::metadata(format!("/sys/fs/cgroup{place}")).is_ok();
         ensure!(!left, "{runtime}: its cgroup is still there");
     }
+    // Of two in the same one, the first to go leaves it to the other.
+    let place = format!("/{}/both", ctx.id("place"));
+    let edit = |spec: &mut Value| spec["linux"]["cgroupsPath"] = json!(place);
+    let tasks = [(); 2].map(|()| Piped::new(ctx, &api, OURS, &["sleep", "100000"], edit));
+    for (task, stays) in tasks.into_iter().zip([true, false]) {
+        let task = task?;
+        task.container.start()?;
+        task.container.kill(9)?;
+        let code = task.container.wait(A_WHILE)?;
+        task.end(code)?;
+        let there = fs::metadata(format!("/sys/fs/cgroup{place}")).is_ok();
+        ensure!(there == stays, "a cgroup of two: it {} there", if there { "is still" } else { "is not" });
+    }
     // runc leaves what is above; nothing is below it any more.
     let above = format!("/sys/fs/cgroup/{}", ctx.id("place"));
     for directory in [format!("{above}/below"), above] {
