@@ -20,7 +20,10 @@ pub const ANNOTATIONS: &[(&str, &str)] = &[
         "memory",
         "exactly so much memory, like `2GiB`, at most `vm.max_memory`; a restored machine has at least `vm.memory`",
     ),
-    ("warm", "when to take a warm snapshot: `start`, `listen:PORT`, `log:TEXT` or `after:NUMBERms`"),
+    (
+        "warm",
+        "when it is warm, for others to start from there: `created`, `listen[:PORT]`, `log:REGEX` or `after:MS`",
+    ),
     ("kernel", "path of the guest's kernel on the host"),
     ("initrd", "path of the guest's initrd on the host"),
 ];
@@ -94,7 +97,7 @@ mod tests {
         assert_eq!(machine("boot", "cold").boot, Boot::Cold);
         assert_eq!(machine("cpus", "3").size.cpus, 3);
         assert_eq!(machine("memory", "256MiB").size.memory, 256 << 20);
-        assert_eq!(machine("warm", "listen:80").warm, Some(Warm::Listen(80)));
+        assert_eq!(machine("warm", "listen:80").warm, Some(Warm::Listen(Some(80))));
         assert_eq!(machine("kernel", "/k").kernel, Some("/k".into()));
         assert_eq!(machine("initrd", "/i").initrd, Some("/i".into()));
     }

@@ -34,6 +34,8 @@ pub const GUEST_SOCKETS: &str = "/run/supermachine/sockets";
 pub const GUEST_SHM: &str = "/run/supermachine/shm";
 /// Where namespaces of running containers are found.
 pub const GUEST_NAMESPACES: &str = "/run/supermachine/ns";
+/// What a machine calls a container that others may start from: they find what it had under that name.
+pub const WARM: &str = "warm";
 /// The vsock port of a machine's first forwarded socket.
 pub const SOCKET_PORTS: u32 = 0x4000_0000;
 /// How many sockets a container can have forwarded.

@@ -59,6 +59,10 @@ pub const HOLD: Duration = Duration::from_secs(20);
 pub const CHECKPOINT: Duration = Duration::from_secs(600);
 /// A checkpoint that somebody else unpacks.
 pub const UNPACK: Duration = Duration::from_secs(600);
+/// The copying of what a container has written to its root file system.
+pub const UPPER: Duration = Duration::from_secs(30);
+/// A container that says when it is warm, from its start until then.
+pub const WARM: Duration = Duration::from_secs(300);
 /// A call of the monitor that has little to do.
 pub const MONITOR_CALL: Duration = Duration::from_secs(10);
 /// Memory that is plugged into a machine, until all of it is there.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, Empty, Event, EventsRequest, ExecRequest,
     Exit, HelloRequest, HelloResponse, HoldRequest, Input, Output, PidsResponse, ProcessRequest,
-    ResizePtyRequest, SetOnlineCpusRequest, SignalRequest, StatsResponse, Stdio, UpdateRequest,
+    ResizePtyRequest, SetHostnameRequest, SetOnlineCpusRequest, SignalRequest, StatsResponse, Stdio,
+    UpdateRequest,
 };
 use agent_api::stdio::{Answer, Header, Stream, attach};
 use agent_api::{AgentClient, RPC_PORT, STDIO_PORT, VERSION, dial};
@@ -224,6 +225,22 @@ impl Guest {
     /// Lets the streams go on.
     pub async fn release(&self, id: &str) -> Result<()> {
         Ok(self.client.release(within(deadlines::AGENT_CALL), &self.container(id)).await.map(drop)?)
+    }
+
+    /// Gives a container its name.
+    pub async fn set_hostname(&self, id: &str, hostname: &str) -> Result<()> {
+        let request = SetHostnameRequest {
+            id: self.name(id),
+            hostname: hostname.to_owned(),
+            ..SetHostnameRequest::default()
+        };
+        Ok(self.client.set_hostname(within(deadlines::AGENT_CALL), &request).await.map(drop)?)
+    }
+
+    /// The TCP ports on which somebody in a container listens.
+    pub async fn listening(&self, id: &str) -> Result<Vec<u16>> {
+        let ports = self.client.listening(within(deadlines::AGENT_CALL), &self.container(id)).await?.ports;
+        Ok(ports.into_iter().filter_map(|port| u16::try_from(port).ok()).collect())
     }
 
     /// A process's stream; none, if it has ended already.

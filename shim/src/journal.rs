@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -18,6 +18,7 @@ use crate::deadlines;
 use crate::hooks::Run;
 use crate::process::Process;
 use crate::template::store;
+use crate::warm::upper;
 
 /// Something that was made, or was about to be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +41,17 @@ pub enum Made {
     },
     /// A template that is not made yet, unless somebody else makes it now.
     Making(PathBuf),
+    /// An empty directory that was filled.
+    Filled {
+        /// It.
+        path: PathBuf,
+        /// Its mode before.
+        mode: u32,
+        /// Its owner before.
+        owner: (u32, u32),
+    },
+    /// One that was filled stays so: what is in it is its container's by now.
+    Kept(PathBuf),
     /// A container for which hooks run when it is gone.
     Poststop(Run),
 }
@@ -102,7 +114,14 @@ impl Journal {
         let list = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
         let mut failed = Vec::new();
         let mut first = None;
+        let kept: Vec<_> = list
+            .iter()
+            .filter_map(|made| if let Made::Kept(path) = made { Some(path.clone()) } else { None })
+            .collect();
         for made in list.into_iter().rev() {
+            if matches!(&made, Made::Filled { path, .. } if kept.contains(path)) {
+                continue;
+            }
             // The journal itself is in the first directory: it goes last, and only if nothing else is left.
             let keep =
                 first.is_some() && matches!(&made, Made::Tree(path) if self.path.parent() == Some(path));
@@ -133,11 +152,20 @@ fn undo(made: &Made) -> io::Result<()> {
         Made::Process(process) => process.kill(deadlines::KILLED),
         Made::Cgroup { path, keep } => remove_cgroup(path, keep),
         Made::Making(path) => store::abandoned(path),
+        Made::Filled { path, mode, owner } => fine_if_missing(empty(path, *mode, *owner)),
+        Made::Kept(_) => Ok(()),
         Made::Poststop(run) => {
             run.all_despite_errors();
             Ok(())
         }
     }
+}
+
+/// Empties a directory, which is then as it was.
+fn empty(path: &Path, mode: u32, (uid, gid): (u32, u32)) -> io::Result<()> {
+    upper::clear(path)?;
+    std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 fn fine_if_missing(result: io::Result<()>) -> io::Result<()> {
@@ -253,6 +281,30 @@ mod tests {
         // Again, and without anything there.
         journal.undo().unwrap();
         Journal::load(&directory.join("a")).unwrap().undo().unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn what_was_filled_is_emptied_unless_it_is_the_containers() {
+        let directory = scratch("filled");
+        for kept in [false, true] {
+            let (own, filled) = (directory.join(format!("c{kept}")), directory.join(format!("f{kept}")));
+            fs::create_dir_all(&filled).unwrap();
+            let about = fs::metadata(&filled).unwrap();
+            let (mode, owner) = (about.mode() & 0o7777, (about.uid(), about.gid()));
+            let journal = Journal::create(&own).unwrap();
+            journal.note(Made::Filled { path: filled.clone(), mode, owner }).unwrap();
+            fs::create_dir(filled.join("etc")).unwrap();
+            fs::set_permissions(&filled, fs::Permissions::from_mode(0o700)).unwrap();
+            if kept {
+                journal.note(Made::Kept(filled.clone())).unwrap();
+            }
+            // By another process, after this one was killed.
+            Journal::load(&own).unwrap().undo().unwrap();
+            let now = fs::metadata(&filled).unwrap().mode() & 0o7777;
+            assert_eq!((filled.join("etc").exists(), now == mode), (kept, !kept), "{now:o}");
+            assert!(!own.exists());
+        }
         fs::remove_dir_all(&directory).unwrap();
     }
 

@@ -6,7 +6,7 @@
 //! From the wire down: `rpc` is the adapter to ttrpc, `service` has a method for each call, [`ledger`] knows what
 //! every process is doing and emits the events, which [`publisher`] sends. A container is made of what [`share`]
 //! mounts, a [`cgroup`], a process that stands for it ([`holder`]), a [`machine`] and what its [`guest`] does; [`stdio`]
-//! carries its streams. All of that is in a [`journal`], by which it is undone, with a [`timeline`] beside it.
+//! carries its streams. Others may go on from a [`checkpoint`] of it, or start where it was [`warm`]. All of that is in a [`journal`], by which it is undone, with a [`timeline`] beside it.
 //!
 //! `supermachine`, the operator's command, reads what all shims of the host have left in their directories
 //! ([`inventory`]).
@@ -43,3 +43,4 @@ pub mod stdio;
 pub mod template;
 pub mod time;
 pub mod timeline;
+pub mod warm;

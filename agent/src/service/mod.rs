@@ -2,6 +2,8 @@
 //! called from here.
 
 mod hold;
+mod names;
+mod ports;
 mod rpc;
 mod stdio;
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty,
     EventsRequest, EventsResponse, ExecRequest, Exit, HelloRequest, HelloResponse, HoldRequest, HoldResponse,
-    Pid, PidsResponse, ProcessRequest, ResizePtyRequest, SetOnlineCpusRequest, SetOnlineCpusResponse,
-    SignalRequest, StartResponse, StateResponse, StatsResponse, Status, UpdateRequest,
+    ListeningResponse, Pid, PidsResponse, ProcessRequest, ResizePtyRequest, SetHostnameRequest,
+    SetOnlineCpusRequest, SetOnlineCpusResponse, SignalRequest, StartResponse, StateResponse, StatsResponse,
+    Status, UpdateRequest,
 };
 use agent_api::{VERSION, agent_ttrpc};
 use anyhow::Context;
@@ -18,7 +19,7 @@ use protobuf::MessageField;
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::{Code, get_status};
 
-use super::{Agent, Failure, Outcome};
+use super::{Agent, Failure, Outcome, names, ports};
 use crate::machine::{self, network, settings};
 use crate::process::Life;
 use crate::stats;
@@ -139,6 +140,22 @@ impl agent_ttrpc::Agent for Rpc {
         empty(self.agent.release(&request.id))
     }
 
+    async fn set_hostname(&self, _: &TtrpcContext, request: SetHostnameRequest) -> ttrpc::Result<Empty> {
+        let pid = packed(self.running(&request.id))?;
+        let done = tokio::task::spawn_blocking(move || names::set(pid, &request.hostname)).await;
+        empty(done.context("naming the container").and_then(|done| done).map_err(Failure::from))
+    }
+
+    async fn listening(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ListeningResponse> {
+        let pid = packed(self.running(&request.id))?;
+        let ports = packed(ports::listening(pid).map_err(Failure::from))?;
+        Ok(ListeningResponse { ports, ..ListeningResponse::default() })
+    }
+
     async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
         let container = packed(self.agent.container(&request.id))?;
         let resources =
@@ -223,6 +240,14 @@ impl Rpc {
         }
         let number = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
         Ok(process.resize((number(request.width), number(request.height)))?)
+    }
+
+    /// The process of a container that has one.
+    fn running(&self, id: &str) -> Outcome<i32> {
+        match self.agent.container(id)?.init.life() {
+            Life::Created(pid) | Life::Running(pid) => Ok(pid),
+            _ => Err(Failure::new(Code::FAILED_PRECONDITION, "the container does not run")),
+        }
     }
 
     async fn set_paused(&self, id: &str, paused: bool) -> Outcome<()> {

@@ -8,6 +8,7 @@ mod bytes;
 mod keys;
 mod layers;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -165,11 +166,11 @@ impl FromStr for Boot {
 /// When a container is warm: the moment that a snapshot keeps, for later ones to start from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Warm {
-    /// Right before its process starts.
-    Start,
-    /// When it listens on a TCP port.
-    Listen(u16),
-    /// When a line of its output has this in it.
+    /// When it is made, and its process waits to be started.
+    Created,
+    /// When it listens on this TCP port, or on any.
+    Listen(Option<u16>),
+    /// When a line of its output matches this regular expression.
     Log(String),
     /// So many milliseconds after its process started.
     After(u32),
@@ -179,14 +180,28 @@ impl FromStr for Warm {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().ok().filter(|port| *port != 0);
         let warm = match text.split_once(':') {
-            None if text == "start" => Some(Warm::Start),
-            Some(("listen", port)) => port.parse().ok().filter(|port| *port != 0).map(Warm::Listen),
+            None if text == "created" => Some(Warm::Created),
+            None if text == "listen" => Some(Warm::Listen(None)),
+            Some(("listen", port)) => number(port).map(|port| Warm::Listen(Some(port))),
             Some(("log", line)) if !line.is_empty() => Some(Warm::Log(line.to_owned())),
-            Some(("after", time)) => time.strip_suffix("ms").and_then(|ms| ms.parse().ok()).map(Warm::After),
+            Some(("after", time)) => time.strip_suffix("ms").unwrap_or(time).parse().ok().map(Warm::After),
             _ => None,
         };
-        warm.ok_or_else(|| "it is `start`, `listen:PORT`, `log:TEXT` or `after:NUMBERms`".to_owned())
+        warm.ok_or_else(|| "it is `created`, `listen`, `listen:PORT`, `log:REGEX` or `after:MS`".to_owned())
+    }
+}
+
+impl fmt::Display for Warm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Warm::Created => f.write_str("created"),
+            Warm::Listen(None) => f.write_str("listen"),
+            Warm::Listen(Some(port)) => write!(f, "listen:{port}"),
+            Warm::Log(line) => write!(f, "log:{line}"),
+            Warm::After(time) => write!(f, "after:{time}"),
+        }
     }
 }
 
@@ -211,9 +226,11 @@ mod tests {
         assert_eq!("restore".parse(), Ok(Boot::Restore));
         assert!("Cold".parse::<Boot>().is_err());
         for (text, warm) in [
-            ("start", Some(Warm::Start)),
-            ("listen:80", Some(Warm::Listen(80))),
+            ("created", Some(Warm::Created)),
+            ("listen", Some(Warm::Listen(None))),
+            ("listen:80", Some(Warm::Listen(Some(80)))),
             ("log:a: b", Some(Warm::Log("a: b".to_owned()))),
+            ("after:500", Some(Warm::After(500))),
             ("after:500ms", Some(Warm::After(500))),
             ("listen:0", None),
             ("listen:99999", None),
@@ -222,6 +239,9 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(text.parse().ok(), warm, "{text}");
+            if let Some(warm) = warm {
+                assert_eq!(warm.to_string().parse(), Ok(warm), "{text}");
+            }
         }
     }
 }

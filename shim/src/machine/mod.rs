@@ -93,6 +93,15 @@ impl Change {
     }
 }
 
+/// How a machine's memory is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// For carrying.
+    Packed,
+    /// As machines are restored from it.
+    Plain,
+}
+
 /// Why a machine was not restored.
 #[derive(Debug)]
 pub enum NotRestored {
@@ -228,23 +237,37 @@ impl Machine {
         }
     }
 
-    /// Has it written into two empty files, packed for carrying, while it stands still. It goes on afterwards, unless
-    /// that is not wanted; also when it could not be written.
-    pub async fn save(&self, state: &File, memory: &File, goes_on: bool) -> Result<()> {
+    /// Has it written into two empty files, while it stands still; `meanwhile` is done first, and takes no
+    /// longer than what a container has written may take to copy. It goes on afterwards, unless that is not wanted; also when it could not be written.
+    pub async fn save(
+        &self,
+        state: &File,
+        memory: &File,
+        form: Form,
+        goes_on: bool,
+        meanwhile: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<()> {
         let what = "saving a machine";
         let (state, memory) = (state.try_clone().attempt(what)?, memory.try_clone().attempt(what)?);
+        let (packed, within) = match form {
+            Form::Packed => (true, deadlines::CHECKPOINT),
+            Form::Plain => (false, deadlines::SAVE),
+        };
         let saving = self.monitor.ask(what, move |control| {
             control.pause(deadlines::STANDSTILL)?;
-            let saved = control.snapshot(state.as_fd(), memory.as_fd(), true, deadlines::CHECKPOINT);
-            if goes_on || saved.is_err() {
+            let saved = match meanwhile() {
+                Ok(()) => control.snapshot(state.as_fd(), memory.as_fd(), packed, within).map(Ok),
+                Err(error) => Ok(Err(error)),
+            };
+            if goes_on || !matches!(saved, Ok(Ok(_))) {
                 control.resume()?;
             }
             saved
         });
         // Longer than each of the three calls waits, so that the machine goes on before that is told.
-        let all = deadlines::STANDSTILL + deadlines::CHECKPOINT + 3 * deadlines::MONITOR_CALL;
-        let (length, packed) = self.monitor.while_alive(what, all, saving).await?;
-        info!("a machine of {length} bytes is saved in {packed}");
+        let all = deadlines::STANDSTILL + deadlines::UPPER + within + 3 * deadlines::MONITOR_CALL;
+        let (length, written) = self.monitor.while_alive(what, all, saving).await??;
+        info!("a machine of {length} bytes is saved in {written}");
         Ok(())
     }
 
@@ -269,6 +292,11 @@ impl Machine {
     /// Returns when it is over, and how it ended.
     pub async fn ended(&self) -> String {
         self.monitor.ended().await.how
+    }
+
+    /// Whether it is over, or will be in a moment, as one is whose monitor has just been killed.
+    pub async fn is_ending(&self) -> bool {
+        timeout(deadlines::LAST_WORDS, self.ended()).await.is_ok()
     }
 
     /// Whether it is over.

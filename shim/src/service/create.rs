@@ -3,19 +3,21 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use containerd_shim_protos::api::CreateTaskRequest;
-use log::info;
+use log::{info, warn};
 use oci_spec::runtime::ContainerState;
 use runtime_spec::host::{Host, Pod, Task};
 use runtime_spec::plan::{Network, Plan};
-use runtime_spec::{Kind, Request, RootfsMount};
+use runtime_spec::{Kind, Request, RootfsMount, layout};
 
-use super::origin::{from_checkpoint, rejoin, restored};
-use super::{Container, Shim, blocking, lock};
+use super::origin::{From, Past, Resumed, again, rejoin, restored};
+use super::warm::{Beginning, Warming, beginning};
+use super::{Begins, Container, Shim, blocking, lock};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::Options;
 use crate::error::{Attempt, Error, Result};
@@ -25,10 +27,11 @@ use crate::host::HostFiles;
 use crate::journal::{Journal, Made};
 use crate::ledger::{self, Io};
 use crate::machine::{Machine, Recipe};
-use crate::stdio::{Opened, Streams};
-use crate::template::Store;
+use crate::stdio::{Ears, Opened, Streams};
+use crate::template::{self, Store, Template};
 use crate::time;
 use crate::timeline::Timeline;
+use crate::warm::{self, Condition, Wanted};
 use crate::{cgroup, config, host, share};
 
 /// What a container is made from.
@@ -45,8 +48,31 @@ pub(super) struct Parts {
     pub(super) machine_journal: Option<Arc<Journal>>,
     /// Of its own process, and of others that it has already.
     streams: HashMap<String, Arc<Streams>>,
-    /// What it is restored from, if it is.
-    checkpoint: Option<Checkpoint>,
+    begins: Begins,
+    warming: Option<Warming>,
+    /// The directory that was filled for it.
+    filled: Option<PathBuf>,
+    /// What fails now has to do with the warm container that it starts from, and with no other.
+    from_warm: bool,
+}
+
+/// Why a container was not made.
+struct NotMade {
+    error: Error,
+    /// It may be if it does not start from a warm one.
+    from_warm: bool,
+}
+
+/// How a container is made.
+struct Making {
+    plan: Plan,
+    store: Store,
+    io: Io,
+    /// What it was before, if it is to go on.
+    past: Option<Past>,
+    /// What it is when it is to be warm, or starts from one that was.
+    warm: Option<Wanted>,
+    begun: i64,
 }
 
 impl Shim {
@@ -64,12 +90,13 @@ impl Shim {
     async fn make(self: &Arc<Self>, request: NewContainer) -> Result<u32> {
         let begun = time::now();
         if request.checkpoint.is_empty() {
-            return self.make_from(request, None, begun).await;
+            // Large, and held by everybody who waits for it.
+            return Box::pin(self.make_new(request, begun)).await;
         }
         let directory = PathBuf::from(&request.checkpoint);
         let read = directory.clone();
         let made = match blocking("reading a checkpoint", move || Checkpoint::open(&read)).await {
-            Ok(checkpoint) => self.make_from(request, Some(checkpoint), begun).await,
+            Ok(checkpoint) => Box::pin(self.make_again(request, checkpoint, begun)).await,
             Err(error) => Err(error),
         };
         // Nothing depends on it.
@@ -77,44 +104,93 @@ impl Shim {
         made
     }
 
-    async fn make_from(
+    async fn make_again(
         self: &Arc<Self>,
         request: NewContainer,
-        checkpoint: Option<Checkpoint>,
+        checkpoint: Checkpoint,
         begun: i64,
     ) -> Result<u32> {
-        let (plan, store) = self.plan(&request, checkpoint.as_ref())?;
-        let io = Io {
-            stdin: request.stdin.clone(),
-            stdout: request.stdout.clone(),
-            stderr: request.stderr.clone(),
-            terminal: request.terminal,
+        let io = io_of(&request);
+        let (plan, store) = self.plan(&request, Some(&checkpoint))?;
+        let past = Some(Past::of_checkpoint(checkpoint));
+        let making = Making { plan, store, io, past, warm: None, begun };
+        self.make_as(&request, making).await.map_err(|NotMade { error, .. }| error)
+    }
+
+    /// From a warm container, if there is one; as any other, if there is none, or that fails.
+    async fn make_new(self: &Arc<Self>, request: NewContainer, begun: i64) -> Result<u32> {
+        let io = io_of(&request);
+        let (plan, store) = self.plan(&request, None)?;
+        let (past, warm) = match beginning(&plan, &store, &io, self.paths.namespace()).await? {
+            Beginning::Ordinary => (None, None),
+            Beginning::Warming(wanted) => (None, Some(wanted)),
+            Beginning::Warm(start, wanted) => (Some(Past::of_warm(*start)), Some(wanted)),
         };
-        let mut parts = self.begin(&plan.id)?;
-        parts.checkpoint = checkpoint;
-        let timeline = Timeline::of(&self.directory(&plan.id));
+        let making = Making {
+            plan: plan.clone(),
+            store: store.clone(),
+            io: io.clone(),
+            past,
+            warm: warm.clone(),
+            begun,
+        };
+        match self.make_as(&request, making).await {
+            Err(NotMade { error, from_warm: true }) => {
+                warn!("{}: it starts as any other: {error}", plan.id);
+                let warm =
+                    warm.filter(|wanted| wanted.sort.key().is_ok_and(|key| store.failure(&key).is_none()));
+                let making = Making { plan, store, io, past: None, warm, begun };
+                self.make_as(&request, making).await.map_err(|NotMade { error, .. }| error)
+            }
+            made => made.map_err(|NotMade { error, .. }| error),
+        }
+    }
+
+    async fn make_as(
+        self: &Arc<Self>,
+        request: &NewContainer,
+        mut making: Making,
+    ) -> std::result::Result<u32, NotMade> {
+        let id = making.plan.id.clone();
+        let mut parts = self.begin(&id).map_err(|error| NotMade { error, from_warm: false })?;
+        let timeline = Timeline::of(&self.directory(&id));
         if let Some(born) = self.born.take() {
             drop(timeline.phase_since(born, "shim"));
         }
-        let _all = timeline.phase_since(begun, "create");
-        let made = match self.assemble(&plan, &store, &io, &mut parts, &timeline).await {
-            Ok(pid) => {
-                let made = ledger::Made { bundle: request.bundle, rootfs: request.rootfs, io, pid };
-                Ok(made)
+        let _all = timeline.phase_since(making.begun, "create");
+        let (bundle, rootfs) = (request.bundle.clone(), request.rootfs.clone());
+        let made = async {
+            let pid = Box::pin(self.assemble(&mut making, &mut parts, &timeline)).await?;
+            self.register(&making.plan, &mut parts)?;
+            if let Some(filled) = parts.filled.take() {
+                parts.journal.note(Made::Kept(filled)).attempt("writing the journal")?;
             }
-            Err(error) => Err(error),
-        };
-        let registered = made.and_then(|made| {
-            let pid = made.pid;
-            self.register(&plan, &mut parts)?;
-            self.ledger.made(&plan.id, made)?;
+            self.ledger.made(&id, ledger::Made { bundle, rootfs, io: making.io, pid })?;
             Ok(pid)
-        });
-        if registered.is_err() {
-            lock(&self.containers).remove(&plan.id);
-            self.undo(parts).await;
+        };
+        match made.await {
+            Ok(pid) => {
+                Box::pin(self.keep_if_created(&id)).await;
+                Ok(pid)
+            }
+            Err(error) => {
+                lock(&self.containers).remove(&id);
+                let from_warm = parts.from_warm;
+                self.undo(parts).await;
+                Err(NotMade { error, from_warm })
+            }
         }
-        registered
+    }
+
+    /// One that is warm before it is started is kept before anybody can start it.
+    async fn keep_if_created(&self, id: &str) {
+        let Ok(container) = self.container(id) else { return };
+        let warming = lock(&container.warming)
+            .take_if(|warming| matches!(warming.wanted.condition, Condition::Created));
+        if let Some(warming) = warming {
+            self.keep_warm(&container, &warming).await;
+            warming.ears.close();
+        }
     }
 
     fn plan(&self, request: &NewContainer, checkpoint: Option<&Checkpoint>) -> Result<(Plan, Store)> {
@@ -134,21 +210,32 @@ impl Shim {
             })
             .collect();
         let pod = self.pod();
-        let hostname = host::name();
-        let plan = runtime_spec::plan(&Request {
+        let (hostname, share) = (host::name(), self.paths.tree());
+        let ordinal = self.ordinal.fetch_add(1, Ordering::Relaxed);
+        let host =
+            Host { cpus: host::cpus(), memory: host::memory(), hostname: &hostname, files: &HostFiles };
+        let of = |guest_id| Request {
             id: &request.id,
-            guest_id: checkpoint.map_or(&request.id, |checkpoint| &checkpoint.about.container),
+            guest_id,
             namespace: self.paths.namespace(),
             bundle: &bundle,
-            share: &self.paths.tree(),
+            share: &share,
             spec: &spec,
             rootfs: &rootfs,
             terminal: request.terminal,
-            ordinal: self.ordinal.fetch_add(1, Ordering::Relaxed),
+            ordinal,
             config: &config,
-            host: Host { cpus: host::cpus(), memory: host::memory(), hostname: &hostname, files: &HostFiles },
+            host,
             pod: pod.as_ref(),
-        })?;
+        };
+        let mut plan = runtime_spec::plan(&of(
+            checkpoint.map_or(&request.id, |checkpoint| &checkpoint.about.container)
+        ))?;
+        let warm = plan.machine.as_ref().is_some_and(|machine| machine.warm.is_some());
+        if warm && checkpoint.is_none() && warm::obstacle(&plan).is_none() {
+            // Others that start from it find their files where they are here.
+            plan = runtime_spec::plan(&of(layout::WARM))?;
+        }
         for note in notes.iter().chain(&plan.notes) {
             info!("{}: {}: {}", plan.id, note.path, note.text);
         }
@@ -194,22 +281,25 @@ impl Shim {
             machine: None,
             machine_journal: None,
             streams: HashMap::new(),
-            checkpoint: None,
+            begins: Begins::Anew,
+            warming: None,
+            filled: None,
+            from_warm: false,
         })
     }
 
     /// Makes everything. Returns the task's number.
     async fn assemble(
         self: &Arc<Self>,
-        plan: &Plan,
-        store: &Store,
-        io: &Io,
+        making: &mut Making,
         parts: &mut Parts,
         timeline: &Timeline,
     ) -> Result<u32> {
+        let (past, warm) = (making.past.take(), making.warm.take());
+        let Making { plan, store, io, .. } = &*making;
         let begun = std::time::Instant::now();
         let files = timeline.phase("streams, process, mounts");
-        let opened = Opened::open(io, &plan.logger).await?;
+        let mut opened = Opened::open(io, &plan.logger).await?;
         // Before whoever is in it, as it is removed after them.
         parts.cgroup = cgroup::make(&parts.journal, &plan.cgroup)?;
         let holder = self.stand(plan, parts)?;
@@ -219,22 +309,50 @@ impl Shim {
         if let Some(path) = &parts.cgroup {
             cgroup::enter(path, pid).attempt(format_args!("entering the cgroup {}", path.display()))?;
         }
+        let (from, resumed) = past.map(Past::split).unzip();
+        if let (Some(From::Template(template)), Some(wanted)) = (&from, &warm) {
+            parts.from_warm = true;
+            self.fill(parts, template, wanted).await?;
+            parts.from_warm = false;
+        }
         self.mount(plan, parts).await?;
         drop(files);
+        if let (Some(From::Template(_)), Some(wanted)) = (&from, &warm) {
+            // Before its hooks, so that none runs twice if it is made in another way after all.
+            parts.from_warm = true;
+            let machine = self.machine_for(plan, store, from, parts, network, timeline).await?;
+            parts.machine = Some(machine.clone());
+            let joined = join(plan, &machine, opened, resumed, parts).await;
+            if let Err(error) = &joined
+                && !machine.is_ending().await
+            {
+                template::refuse(store, &wanted.sort.key()?, &error.text).await;
+            }
+            joined?;
+            parts.from_warm = false;
+            info!("container {}: where a warm one was after {:?}", plan.id, begun.elapsed());
+            run_hooks(plan, parts, pid, timeline).await?;
+            return Ok(pid);
+        }
         // Hooks look at the network namespace; the machine boots meanwhile.
         let hooks = run_hooks(plan, parts, pid, timeline);
-        let (machine, hooked) = tokio::join!(self.machine_for(plan, store, parts, network, timeline), hooks);
+        let (machine, hooked) =
+            tokio::join!(self.machine_for(plan, store, from, parts, network, timeline), hooks);
         parts.machine = Some(machine?);
         hooked?;
         let machine = parts.machine.clone().ok_or_else(|| Error::unknown("there is no machine"))?;
         let guest = &machine.guest;
         let booted = begun.elapsed();
         let _container = timeline.phase("container");
-        if let Some(checkpoint) = parts.checkpoint.clone() {
-            let rejoined = rejoin(plan, guest, opened, &checkpoint.about).await;
-            parts.streams = rejoined.map_err(|error| machine.explain(error))?;
+        if resumed.is_some() {
+            join(plan, &machine, opened, resumed, parts).await?;
             info!("container {}: machine after {booted:?}, joined after {:?}", plan.id, begun.elapsed());
             return Ok(pid);
+        }
+        if let Some(wanted) = warm {
+            let ears = Ears::default();
+            opened.heard_by(ears.clone());
+            parts.warming = Some(Warming { wanted, store: store.clone(), ears });
         }
         let json = serde_json::to_vec(&plan.guest).map_err(Error::unknown)?;
         let joined = async {
@@ -246,6 +364,17 @@ impl Shim {
         parts.streams.insert(String::new(), Arc::new(streams));
         info!("container {}: machine after {booted:?}, made after {:?}", plan.id, begun.elapsed());
         Ok(pid)
+    }
+
+    /// Gives a container the files of the warm one that it starts from, where it has none yet.
+    async fn fill(&self, parts: &mut Parts, from: &Template, wanted: &Wanted) -> Result<()> {
+        let path = wanted.upper.clone();
+        let about = fs::metadata(&path).attempt(format_args!("looking at {}", path.display()))?;
+        let (mode, owner) = (about.mode() & 0o7777, (about.uid(), about.gid()));
+        parts.journal.note(Made::Filled { path, mode, owner }).attempt("writing the journal")?;
+        parts.filled = Some(wanted.upper.clone());
+        let (from, upper) = (from.directory.clone(), wanted.upper.clone());
+        blocking("copying files", move || warm::fill(&from, &upper)).await
     }
 
     /// Starts the process that stands for the container.
@@ -295,6 +424,7 @@ impl Shim {
         self: &Arc<Self>,
         plan: &Plan,
         store: &Store,
+        from: Option<From>,
         parts: &Parts,
         network: OwnedFd,
         timeline: &Timeline,
@@ -313,13 +443,14 @@ impl Shim {
             oom_score_adj: plan.monitor.oom_score_adj,
             timeline,
         };
-        let machine = match &parts.checkpoint {
-            Some(checkpoint) => from_checkpoint(plan, checkpoint, store, journal, &recipe).await?,
+        let mut machine = match from {
+            Some(from) => again(plan, from, store, journal, &recipe).await?,
             None => match restored(&plan.id, store, journal, &recipe).await? {
                 Some(machine) => machine,
                 None => Machine::boot(journal.clone(), &recipe).await?,
             },
         };
+        machine.guest = machine.guest.knowing(&plan.id, &plan.guest_id);
         let machine = Arc::new(machine);
         machine.forward(&plan.sockets)?;
         Ok(machine)
@@ -336,7 +467,9 @@ impl Shim {
         });
         let container = Container {
             id: plan.id.clone(),
-            restored: parts.checkpoint.is_some(),
+            begins: parts.begins,
+            touched: AtomicBool::new(false),
+            warming: Mutex::new(parts.warming.take()),
             stays: checkpoint::obstacle(plan),
             guest: machine.guest.clone(),
             spec: plan.guest.spec.clone(),
@@ -376,8 +509,33 @@ impl Shim {
         drop(holder);
         let undone = self.teardown(journal, machine_journal).await;
         if let Err(error) = undone {
-            log::warn!("undoing container {id}: {error}");
+            warn!("undoing container {id}: {error}");
         }
+    }
+}
+
+/// Joins what goes on in a machine to its streams.
+async fn join(
+    plan: &Plan,
+    machine: &Machine,
+    opened: Opened,
+    resumed: Option<Resumed>,
+    parts: &mut Parts,
+) -> Result<()> {
+    let resumed = resumed.ok_or_else(|| Error::unknown("there is nothing that goes on"))?;
+    parts.begins = if resumed.started { Begins::Still } else { Begins::Held };
+    machine.heard.store(resumed.about.last_event, Ordering::Relaxed);
+    let rejoined = rejoin(plan, &machine.guest, opened, resumed).await;
+    parts.streams = rejoined.map_err(|error| machine.explain(error))?;
+    Ok(())
+}
+
+fn io_of(request: &NewContainer) -> Io {
+    Io {
+        stdin: request.stdin.clone(),
+        stdout: request.stdout.clone(),
+        stderr: request.stderr.clone(),
+        terminal: request.terminal,
     }
 }
 

@@ -1,17 +1,18 @@
 //! What a shim does, a method for each call of containerd's, without the transport.
 //!
-//! Here is what a client asks of tasks that are there; `create` makes them, `remove` takes them away, `watch` hears
-//! from the machine, and `save` writes them down.
+//! Here is what a client asks of tasks that are there; `create` makes them, by what `origin` finds, `remove` takes them
+//! away, `watch` hears from the machine, `save` writes them down, and `warm` keeps them for others to start from.
 
 mod create;
 mod origin;
 mod remove;
 mod save;
+mod warm;
 mod watch;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::{
@@ -63,13 +64,28 @@ impl Born {
     }
 }
 
+/// What a container does until it is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begins {
+    /// Its process waits.
+    Anew,
+    /// It was restored, and its process waits, while its streams are held.
+    Held,
+    /// It was restored, and stands still.
+    Still,
+}
+
 /// A container that is there.
 pub struct Container {
     id: String,
     /// The agent of its machine.
     guest: Guest,
-    /// Whether it was restored, and stands still until it is started.
-    restored: bool,
+    /// How it is started.
+    begins: Begins,
+    /// Somebody has run other processes in it, or changed its limits.
+    touched: AtomicBool,
+    /// What it waits for, to be kept for others.
+    warming: Mutex<Option<warm::Warming>>,
     /// Why it cannot be written down, if so.
     stays: Option<&'static str>,
     /// What its execs take from it.
@@ -155,15 +171,17 @@ impl Shim {
     }
 
     /// `Start`. Returns the process's number.
-    pub async fn start(&self, id: &str, exec: &str) -> Result<u32> {
+    pub async fn start(self: &Arc<Self>, id: &str, exec: &str) -> Result<u32> {
         let changing = self.changes.read().await;
         self.ledger.starting(id, exec)?;
         let timeline = Timeline::of(&self.directory(id));
         let _start = exec.is_empty().then(|| timeline.phase("start"));
         let started = async {
             let container = self.container(id)?;
-            let pid = if exec.is_empty() && container.restored {
+            if exec.is_empty() && container.begins != Begins::Anew {
                 container.guest.release(id).await?;
+            }
+            let pid = if exec.is_empty() && container.begins == Begins::Still {
                 container.guest.resume(id).await?;
                 0
             } else {
@@ -174,6 +192,9 @@ impl Shim {
         let (container, pid) = started.await.inspect_err(|_| self.ledger.not_started(id, exec))?;
         let pid = self.ledger.started(id, exec, pid)?;
         drop(changing);
+        if exec.is_empty() {
+            self.warm_up(&container);
+        }
         if exec.is_empty()
             && let Some(run) = container.poststart.clone()
         {
@@ -252,6 +273,7 @@ impl Shim {
         if self.ledger.view(&id, "")?.phase == Phase::Paused {
             return Err(Error::precondition("cannot exec in a paused state: resume the container first"));
         }
+        container.touched.store(true, Ordering::Relaxed);
         let (process, notes) = runtime_spec::read::process(&request.spec.value)?;
         let (process, more) = runtime_spec::exec(&process, &container.spec, request.terminal)?;
         for note in notes.iter().chain(&more) {
@@ -311,6 +333,7 @@ impl Shim {
             return Err(Error::precondition("cannot update a container that has ended"));
         }
         let container = self.container(&id)?;
+        container.touched.store(true, Ordering::Relaxed);
         let (resources, notes) = runtime_spec::read::resources(&request.resources.value)?;
         let update = runtime_spec::update(&resources)?;
         for note in notes.iter().chain(&update.notes) {

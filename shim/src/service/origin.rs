@@ -1,9 +1,8 @@
-//! Where a container's machine comes from: a template, or the checkpoint of another one.
+//! Where a container's machine comes from: a template, the checkpoint of another one, or one that was warm.
 
 use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use log::{info, warn};
 use runtime_spec::config::Boot;
@@ -18,6 +17,60 @@ use crate::journal::{Journal, Made};
 use crate::machine::{Change, Machine, NotRestored, Recipe};
 use crate::stdio::{Opened, Streams};
 use crate::template::{self, Of, Store, Template, Unmade, Way};
+use crate::warm::{self, Start};
+
+/// What a container was before it is made.
+pub(super) struct Past {
+    pub(super) about: About,
+    /// Whether its process had been started.
+    pub(super) started: bool,
+    /// What it had said that its client has not heard.
+    pub(super) said: [Vec<u8>; 2],
+    /// What its machine is restored from.
+    pub(super) from: From,
+    /// Whether it was another one, and is to have a name of its own.
+    pub(super) renamed: bool,
+}
+
+/// What a machine that was one already is restored from.
+pub(super) enum From {
+    Checkpoint(Checkpoint),
+    Template(Template),
+}
+
+impl Past {
+    /// One that was written down.
+    pub(super) fn of_checkpoint(checkpoint: Checkpoint) -> Self {
+        let about = checkpoint.about.clone();
+        Self {
+            about,
+            started: true,
+            said: Default::default(),
+            from: From::Checkpoint(checkpoint),
+            renamed: false,
+        }
+    }
+
+    /// One that was warm.
+    pub(super) fn of_warm(start: Start) -> Self {
+        let Start { template, about, started, said } = start;
+        Self { about, started, said, from: From::Template(template), renamed: true }
+    }
+
+    /// What is left of it once its machine is restored.
+    pub(super) fn split(self) -> (From, Resumed) {
+        let Self { about, started, said, from, renamed } = self;
+        (from, Resumed { about, started, said, renamed })
+    }
+}
+
+/// A container that goes on in its machine.
+pub(super) struct Resumed {
+    pub(super) about: About,
+    pub(super) started: bool,
+    said: [Vec<u8>; 2],
+    renamed: bool,
+}
 
 /// A machine from a template, unless it is to boot, or has to, which the log tells.
 pub(super) async fn restored(
@@ -74,16 +127,54 @@ async fn obtained(store: &Store, journal: &Arc<Journal>, recipe: &Recipe<'_>) ->
     .await
 }
 
-/// The machine of a container that was written down.
-pub(super) async fn from_checkpoint(
+/// The machine of a container that goes on.
+pub(super) async fn again(
     plan: &Plan,
-    checkpoint: &Checkpoint,
+    from: From,
     store: &Store,
     journal: &Arc<Journal>,
     recipe: &Recipe<'_>,
 ) -> Result<Machine> {
-    let what = || format!("restoring {} from a checkpoint", plan.id);
-    let unpacking = recipe.timeline.phase("unpack");
+    let (what, warm, template) = match from {
+        From::Checkpoint(checkpoint) => {
+            let what = format!("restoring {} from a checkpoint", plan.id);
+            (what, false, unpacked(&plan.id, &checkpoint, store, journal, recipe).await?)
+        }
+        From::Template(template) => (format!("starting {} from a warm container", plan.id), true, template),
+    };
+    match Machine::restore(journal.clone(), recipe, template, Change::default()).await {
+        Ok(machine) => Ok(machine),
+        Err(NotRestored::Other(error)) => Err(error.context(what)),
+        Err(NotRestored::Template(unfit, error)) => {
+            let key = unfit.key.clone();
+            drop(unfit);
+            if warm {
+                template::refuse(store, &key, &error.text).await;
+                return Err(error.context(what));
+            }
+            // Whoever comes next unpacks it again.
+            let removing = store.clone();
+            let removed = blocking("removing what a machine cannot be restored from", move || {
+                removing.remove(&key, false).attempt(format_args!("removing {key}"))
+            });
+            if let Err(error) = removed.await {
+                warn!("{what}: {error}");
+            }
+            Err(error.context(what))
+        }
+    }
+}
+
+/// A checkpoint as machines are restored from it.
+async fn unpacked(
+    id: &str,
+    checkpoint: &Checkpoint,
+    store: &Store,
+    journal: &Arc<Journal>,
+    recipe: &Recipe<'_>,
+) -> Result<Template> {
+    let what = || format!("unpacking a checkpoint for {id}");
+    let _unpacking = recipe.timeline.phase("unpack");
     let (found, preparing) = (checkpoint.clone(), store.clone());
     let digest = blocking("reading a checkpoint", move || {
         preparing.prepare()?;
@@ -98,41 +189,22 @@ pub(super) async fn from_checkpoint(
             (checkpoint.clone(), making.try_clone().attempt(what()).map_err(Unmade::Here)?);
         blocking("unpacking a checkpoint", move || checkpoint.unpack(&making)).await.map_err(Unmade::Here)
     });
-    let (template, _) = unpacked.await?;
-    drop(unpacking);
-    match Machine::restore(journal.clone(), recipe, template, Change::default()).await {
-        Ok(mut machine) => {
-            machine.guest = machine.guest.knowing(&plan.id, &plan.guest_id);
-            machine.heard.store(checkpoint.about.last_event, Ordering::Relaxed);
-            Ok(machine)
-        }
-        Err(NotRestored::Other(error)) => Err(error.context(what())),
-        Err(NotRestored::Template(unfit, error)) => {
-            // Whoever restores it again unpacks it again.
-            let key = unfit.key.clone();
-            drop(unfit);
-            let removing = store.clone();
-            let removed = blocking("removing what was unpacked", move || {
-                removing.remove(&key, false).attempt(format_args!("removing {key}"))
-            });
-            if let Err(error) = removed.await {
-                warn!("{}: {error}", what());
-            }
-            Err(error.context(what()))
-        }
-    }
+    unpacked.await.map(|(template, _)| template)
 }
 
-/// Joins the streams of a container that was written down: its own, and those of other processes, of which no client
-/// knows any more.
+/// Joins the streams of a container that goes on: its own, and those of other processes, of which no client knows any
+/// more; and gives it its name, if it was another one.
 pub(super) async fn rejoin(
     plan: &Plan,
     guest: &Guest,
-    opened: Opened,
-    about: &About,
+    mut opened: Opened,
+    resumed: Resumed,
 ) -> Result<HashMap<String, Arc<Streams>>> {
-    let own = opened.rejoin(guest, &plan.id, "", about.streams).await?;
-    let mut all = HashMap::from([(String::new(), Arc::new(own))]);
+    let Resumed { about, said: [stdout, stderr], renamed, .. } = resumed;
+    if renamed && let Some(name) = warm::hostname(plan) {
+        guest.set_hostname(&plan.id, name).await?;
+    }
+    let mut all = HashMap::new();
     for exec in &about.execs {
         if exec.exited {
             guest.delete(&plan.id, &exec.id).await?;
@@ -141,5 +213,9 @@ pub(super) async fn rejoin(
         let streams = Opened::nowhere().rejoin(guest, &plan.id, &exec.id, exec.streams).await?;
         all.insert(exec.id.clone(), Arc::new(streams));
     }
+    // Last: its client is told at once what was said before.
+    opened.tell(stdout, stderr);
+    let own = opened.rejoin(guest, &plan.id, "", about.streams).await?;
+    all.insert(String::new(), Arc::new(own));
     Ok(all)
 }

@@ -23,7 +23,7 @@ use crate::checkpoint::{About, Exec, Writing};
 use crate::deadlines;
 use crate::error::{Error, Result};
 use crate::ledger::Phase;
-use crate::machine::Machine;
+use crate::machine::{Form, Machine};
 use crate::stdio::Streams;
 
 /// Of runc's shim, whose options clients send.
@@ -47,31 +47,46 @@ impl Shim {
         }
         let begun = Instant::now();
         let writing = Writing::begin(Path::new(&request.path))?;
-        let held = Held::begin(&container);
-        let written = async {
-            if !paused {
-                container.guest.pause(id).await?;
-            }
-            let about = self.hold(&container, &machine, &held).await?;
+        let writes = async |about| {
             writing.describe(&about)?;
-            machine.save(&writing.state, &writing.memory, !exit).await
+            machine.save(&writing.state, &writing.memory, Form::Packed, !exit, || Ok(())).await
         };
-        let written = written.await;
-        drop(held);
-        if exit && written.is_ok() {
-            info!("{id} is written down after {:?}, and ends", begun.elapsed());
-            self.ledger.checkpointed(id, &request.path)?;
+        self.while_still(&container, &machine, !paused, exit, writes).await?;
+        info!("{id} is written down after {:?}{}", begun.elapsed(), if exit { ", and ends" } else { "" });
+        self.ledger.checkpointed(id, &request.path)?;
+        if exit {
             machine.kill().await;
-        } else {
-            // It goes on, whether it was written or not, and however far that went.
-            let released = container.guest.release(id).await;
-            let resumed = if paused { Ok(()) } else { container.guest.resume(id).await };
-            written.and(released).and(resumed)?;
-            info!("{id} is written down after {:?}", begun.elapsed());
-            self.ledger.checkpointed(id, &request.path)?;
         }
         writing.keep();
         Ok(())
+    }
+
+    /// Does it while a container stands still with its streams, by its guest's freezer if it runs. It goes on
+    /// afterwards, whatever came of it; unless it is to end, when that has succeeded.
+    pub(super) async fn while_still(
+        &self,
+        container: &Container,
+        machine: &Machine,
+        runs: bool,
+        ends: bool,
+        work: impl AsyncFnOnce(About) -> Result<()>,
+    ) -> Result<()> {
+        let id = container.id.as_str();
+        let held = Held::begin(container);
+        let done = async {
+            if runs {
+                container.guest.pause(id).await?;
+            }
+            work(self.hold(container, machine, &held).await?).await
+        };
+        let done = done.await;
+        drop(held);
+        if ends && done.is_ok() {
+            return Ok(());
+        }
+        let released = container.guest.release(id).await;
+        let resumed = if runs { container.guest.resume(id).await } else { Ok(()) };
+        done.and(released).and(resumed)
     }
 
     /// Lets all streams stand still; says what there is to know of the container then.

@@ -58,7 +58,9 @@ impl Bed {
         shim.insert(Container {
             id: "c".into(),
             guest,
-            restored: false,
+            begins: Begins::Anew,
+            touched: AtomicBool::new(false),
+            warming: Mutex::default(),
             stays: None,
             spec: Spec::default(),
             environment: Vec::new(),

@@ -4,6 +4,7 @@
 //! comes back finds its FIFOs open: the shim holds both ends of each. Only `CloseIO` is the end of input, and only
 //! the end of the process's stream, or its removal, that of output.
 
+mod ear;
 mod logger;
 mod pump;
 mod sink;
@@ -26,6 +27,7 @@ use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::guest::Guest;
 use crate::ledger::Io;
+pub use ear::{Ears, MOST as LONGEST_TOLD};
 use logger::Logger;
 use pump::{Feed, Meter, pump_in, pump_out};
 use sink::Sink;
@@ -60,6 +62,9 @@ pub struct Opened {
     stdin: Option<(pipe::Receiver, OwnedFd)>,
     outputs: Vec<(Stream, Sink)>,
     logger: Option<Logger>,
+    /// What the client is told before anything that the process says.
+    before: [Vec<u8>; 2],
+    ears: Option<Ears>,
 }
 
 /// Where a stream leads.
@@ -86,6 +91,21 @@ fn place(uri: &str) -> Result<Place<'_>> {
     }
 }
 
+/// Which streams there are, once they are opened.
+pub fn announced(io: &Io) -> Result<StreamSet> {
+    let stdin = match place(&io.stdin)? {
+        Place::Path(path) | Place::File(path) => is_fifo(path).attempt(format_args!("looking at {path}"))?,
+        Place::Nowhere | Place::Program { .. } => false,
+    };
+    let stdout = place(&io.stdout)? != Place::Nowhere;
+    let stderr = !io.terminal && place(&io.stderr)? != Place::Nowhere;
+    Ok(StreamSet { terminal: io.terminal, stdin, stdout, stderr })
+}
+
+fn is_fifo(path: &str) -> std::io::Result<bool> {
+    Ok(std::fs::metadata(path)?.file_type().is_fifo())
+}
+
 impl Opened {
     /// Opens where the client's streams lead. `environment` is for a logging process.
     pub async fn open(io: &Io, environment: &[(String, String)]) -> Result<Self> {
@@ -94,7 +114,7 @@ impl Opened {
             Place::Path(path) | Place::File(path) => open_input(path)?,
             Place::Program { .. } => return Err(Error::invalid("a logging process has no input to give")),
         };
-        let mut opened = Self { terminal: io.terminal, stdin, outputs: Vec::new(), logger: None };
+        let mut opened = Self { terminal: io.terminal, stdin, ..Self::nowhere() };
         if let Place::Program { uri, acknowledged } = place(&io.stdout)? {
             let (logger, [stdout, stderr]) = Logger::start(uri, acknowledged, environment).await?;
             opened.logger = Some(logger);
@@ -133,7 +153,24 @@ impl Opened {
 
     /// Streams that lead nowhere.
     pub fn nowhere() -> Self {
-        Self { terminal: false, stdin: None, outputs: Vec::new(), logger: None }
+        Self {
+            terminal: false,
+            stdin: None,
+            outputs: Vec::new(),
+            logger: None,
+            before: Default::default(),
+            ears: None,
+        }
+    }
+
+    /// Others hear what the process says.
+    pub fn heard_by(&mut self, ears: Ears) {
+        self.ears = Some(ears);
+    }
+
+    /// The client is told these first, as what the process has said on its two outputs.
+    pub fn tell(&mut self, stdout: Vec<u8>, stderr: Vec<u8>) {
+        self.before = [stdout, stderr];
     }
 
     /// Joins them to a process that had these before its machine was saved. Of what it had and is to have no more,
@@ -158,19 +195,29 @@ impl Opened {
     /// Joins them to the process, which was announced to the agent. One that has ended is at its end here, too.
     pub async fn join(self, guest: &Guest, id: &str, exec: &str) -> Result<Streams> {
         let set = self.set();
+        let fed = match self.stdin {
+            Some(stdin) => guest.stream(id, exec, Stream::Stdin).await?.map(|to| (stdin, to)),
+            None => None,
+        };
+        let mut read = Vec::new();
+        for (stream, sink) in self.outputs {
+            read.extend(guest.stream(id, exec, stream).await?.map(|from| (stream, from, sink)));
+        }
+        // Nothing moves before all are there.
         let mut input = Input::default();
-        if let Some((from, held)) = self.stdin
-            && let Some(to) = guest.stream(id, exec, Stream::Stdin).await?
-        {
+        if let Some(((from, held), to)) = fed {
             let feed = Feed::default();
             let pump = tokio::spawn(pump_in(from, to, feed.clone()));
             input = Input { held: Some(held), pump: Some((pump, feed)) };
         }
         let mut outputs = Vec::new();
-        for (stream, sink) in self.outputs {
-            let Some(from) = guest.stream(id, exec, stream).await? else { continue };
-            let meter = Meter::default();
-            let pump = tokio::spawn(pump_out(from, sink, meter.clone()));
+        let [stdout, stderr] = self.before;
+        let (mut before, ears) = ([Some(stdout), Some(stderr)], self.ears);
+        for (stream, from, sink) in read {
+            let index = usize::from(stream == Stream::Stderr);
+            let meter = Meter::of(ears.as_ref().map(|ears| ears.of(stream).clone()));
+            let first = before[index].take().unwrap_or_default();
+            let pump = tokio::spawn(pump_out(from, sink, meter.clone(), first));
             outputs.push(Output { stream, pump, meter });
         }
         Ok(Streams {
@@ -185,8 +232,7 @@ impl Opened {
 /// A FIFO for reading. The writing end is held, so that a client which goes away is not the end.
 fn open_input(path: &str) -> Result<Option<(pipe::Receiver, OwnedFd)>> {
     let what = format!("opening {path} for standard input");
-    let kind = std::fs::metadata(path).attempt(&what)?.file_type();
-    if !kind.is_fifo() {
+    if !is_fifo(path).attempt(&what)? {
         // /dev/null and the like have nothing to give.
         return Ok(None);
     }
@@ -202,7 +248,7 @@ fn open(path: &str, options: &mut OpenOptions) -> std::io::Result<File> {
 /// A FIFO for writing. The reading end is held, so that a client can go away and another come.
 fn open_output(path: &str) -> Result<Sink> {
     let what = format!("opening {path} for output");
-    if !std::fs::metadata(path).attempt(&what)?.file_type().is_fifo() {
+    if !is_fifo(path).attempt(&what)? {
         return open_file(path);
     }
     let held = open(path, OpenOptions::new().read(true)).attempt(&what)?;
@@ -267,6 +313,11 @@ impl Streams {
     pub async fn sent(&self) -> Option<(u64, bool)> {
         let feed = self.feed()?;
         Some(feed.stillness().await)
+    }
+
+    /// Whether the process has been sent input, or its end.
+    pub fn is_fed(&self) -> bool {
+        self.feed().is_some_and(|feed| feed.has_moved())
     }
 
     /// Returns when so much of an output has been taken in.

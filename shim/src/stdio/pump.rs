@@ -14,6 +14,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
+use super::ear::Ear;
 use super::sink::Sink;
 
 /// As much as is on its way at once.
@@ -36,9 +37,15 @@ struct Inner {
     done: AtomicBool,
     changed: Notify,
     held: watch::Sender<bool>,
+    ear: Option<Ear>,
 }
 
 impl Meter {
+    /// Of a stream that this one hears.
+    pub(super) fn of(ear: Option<Ear>) -> Self {
+        Self(Arc::new(Inner { ear, ..Inner::default() }))
+    }
+
     /// Returns when the stream has ended; or, if nothing comes for `idle` and all is written, then.
     pub(super) async fn drained(&self, idle: Option<Duration>) {
         let (mut moved, mut since) = (self.0.moved.load(Ordering::Acquire), Instant::now());
@@ -73,8 +80,11 @@ impl Meter {
         }
     }
 
-    fn moved(&self, bytes: usize) {
-        self.0.moved.fetch_add(bytes as u64, Ordering::AcqRel);
+    fn moved(&self, bytes: &[u8]) {
+        if let Some(ear) = &self.0.ear {
+            ear.hear(bytes);
+        }
+        self.0.moved.fetch_add(bytes.len() as u64, Ordering::AcqRel);
         self.0.changed.notify_waiters();
     }
 }
@@ -108,6 +118,11 @@ impl Feed {
         self.0.held.send_replace(held);
     }
 
+    /// Whether anything was sent.
+    pub(super) fn has_moved(&self) -> bool {
+        self.0.sent.load(Ordering::Acquire) > 0 || self.0.ended.load(Ordering::Acquire)
+    }
+
     /// Returns when a stream that is held stands still: how many bytes were sent, and whether their end was.
     pub(super) async fn stillness(&self) -> (u64, bool) {
         let mut still = self.0.still.subscribe();
@@ -126,26 +141,32 @@ impl Drop for Stopping {
     }
 }
 
-/// From the process to the client.
-pub(super) async fn pump_out(mut from: UnixStream, mut to: Sink, meter: Meter) {
+/// From the process to the client, after what it is told first.
+pub(super) async fn pump_out(mut from: UnixStream, mut to: Sink, meter: Meter, first: Vec<u8>) {
     // First dropped is `to`: the client sees the end before anybody is told of it.
     let ending = Ending(meter);
     let meter = &ending.0;
     let mut held = meter.0.held.subscribe();
-    let mut buffer = vec![0; BUFFER];
+    let mut ready = first.len();
+    let mut buffer = if ready == 0 { vec![0; BUFFER] } else { first };
     let mut broken = false;
     let mut open = true;
     while open {
-        let length = match from.read(&mut buffer).await {
-            Ok(0) => break,
-            Ok(length) => length,
-            Err(error) => {
+        let told = std::mem::take(&mut ready);
+        let length = match told {
+            0 => from.read(&mut buffer).await.unwrap_or_else(|error| {
                 warn!("a stream of output broke: {error}");
-                break;
-            }
+                0
+            }),
+            length => length,
         };
+        if length == 0 {
+            break;
+        }
         meter.0.writing.store(!broken, Ordering::Release);
-        meter.moved(length);
+        if told == 0 {
+            meter.moved(&buffer[..length]);
+        }
         if broken {
             continue;
         }
@@ -166,7 +187,7 @@ pub(super) async fn pump_out(mut from: UnixStream, mut to: Sink, meter: Meter) {
                                 0
                             });
                             open = length > 0;
-                            meter.moved(length);
+                            meter.moved(&kept[kept.len() - length..]);
                         }
                         _ = held.changed() => {}
                     }

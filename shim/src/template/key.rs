@@ -84,6 +84,32 @@ pub struct Checkpoint {
     pub container: String,
 }
 
+/// A warm container, for whoever looks for one to start from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Warm {
+    /// The template that its machine would be restored from.
+    pub template: String,
+    /// Its image, by the directories of its layers, each with what tells that it is still the same.
+    pub layers: Vec<String>,
+    /// The digest of its configuration.
+    pub config: String,
+    /// When it is warm.
+    pub when: String,
+    /// What its command is, for people.
+    pub command: String,
+    /// The container that it was, for people.
+    pub container: String,
+}
+
+impl Warm {
+    /// Its name. What is for people is not in it.
+    pub fn key(&self) -> Result<Key> {
+        let layers = serde_json::to_string(&self.layers).map_err(Error::unknown)?;
+        Ok(Key::of(&["warm", &self.template, &layers, &self.config, &self.when]))
+    }
+}
+
 /// What machines are restored from, without being booted first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -92,6 +118,8 @@ pub enum Of {
     Template(Parts),
     /// A checkpoint.
     Checkpoint(Checkpoint),
+    /// A warm container.
+    Warm(Warm),
 }
 
 impl Of {
@@ -100,6 +128,7 @@ impl Of {
         match self {
             Self::Template(parts) => parts.key(),
             Self::Checkpoint(checkpoint) => Ok(checkpoint.key()),
+            Self::Warm(warm) => warm.key(),
         }
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use log::{info, warn};
 use runtime_spec::plan;
 
-pub use key::{Checkpoint, Key, Of, Parts};
+pub use key::{Checkpoint, Key, Of, Parts, Warm};
 pub use store::{Found, Listed, Making, Store, Template};
 
 use self::digest::Digests;
@@ -86,8 +86,11 @@ pub async fn obtain(
     }
     info!("making template {key}");
     let made = async {
-        let making = store.begin(&key, &lock).attempt(format_args!("making template {key}"));
-        let making = making.map_err(Unmade::Anywhere)?;
+        // What somebody has left there may take a while to remove.
+        let (beginning, named, held) = (store.clone(), key.clone(), lock.clone());
+        let making = tokio::task::spawn_blocking(move || beginning.begin(&named, &held)).await;
+        let making = making.map_err(std::io::Error::other).and_then(|making| making);
+        let making = making.attempt(format_args!("making template {key}")).map_err(Unmade::Anywhere)?;
         make(&making).await?;
         let (store, key, lock) = (store.clone(), key.clone(), lock.clone());
         let finishing = move || {
@@ -109,7 +112,8 @@ pub async fn obtain(
             Ok((template, Way::Made))
         }
         Err(unmade) => {
-            store.abandon(&key, &lock);
+            let (abandoning, named) = (store.clone(), key.clone());
+            let _ = tokio::task::spawn_blocking(move || abandoning.abandon(&named, &lock)).await;
             match unmade {
                 Unmade::Here(error) => Err(error),
                 Unmade::Anywhere(error) => {
@@ -158,6 +162,23 @@ pub async fn discard(store: &Store, template: Template, why: &str) {
         }
     };
     let _ = tokio::task::spawn_blocking(discarding).await;
+}
+
+/// What is kept under this key is not what was hoped for: it goes, and nobody makes it again at once.
+pub async fn refuse(store: &Store, key: &Key, why: &str) {
+    let (store, key, why) = (store.clone(), key.clone(), why.to_owned());
+    let refusing = move || {
+        let refused = store.lock(&key, Duration::ZERO).and_then(|lock| {
+            // Whoever has it makes it anew already.
+            let Some(lock) = lock else { return Ok(()) };
+            store.note_failure(&key, &why);
+            store.remove_locked(&key, &lock)
+        });
+        if let Err(error) = refused {
+            warn!("removing {key}: {error}");
+        }
+    };
+    let _ = tokio::task::spawn_blocking(refusing).await;
 }
 
 #[cfg(test)]

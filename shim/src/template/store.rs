@@ -105,6 +105,11 @@ pub struct Making {
 }
 
 impl Making {
+    /// Where what goes beside them is to be.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// For another thread.
     pub fn try_clone(&self) -> io::Result<Self> {
         let (state, memory) = (self.state.try_clone()?, self.memory.try_clone()?);
@@ -207,7 +212,7 @@ impl Store {
         making.state.sync_all()?;
         making.memory.sync_all()?;
         File::open(&path)?.sync_all()?;
-        File::open(&making.directory)?.sync_all()?;
+        sync(&making.directory)?;
         self.remove_locked(key, lock)?;
         fs::rename(&making.directory, self.path(key, ""))?;
         let _ = fs::remove_file(self.path(key, ".failed"));
@@ -263,13 +268,7 @@ impl Store {
         let mut listed = Vec::new();
         for (key, _) in self.names()?.into_iter().filter(|(_, end)| end.is_empty()) {
             let directory = self.path(&key, "");
-            let (mut bytes, mut on_disk) = (0, 0);
-            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                if let Ok(found) = entry.metadata() {
-                    bytes += found.len();
-                    on_disk += found.blocks() * 512;
-                }
-            }
+            let (bytes, on_disk) = size(&directory);
             let about = about(&directory).ok();
             let path = directory.join(USED);
             let touched = fs::metadata(&path).and_then(|found| found.modified()).ok();
@@ -381,6 +380,33 @@ fn check(directory: &Path, key: &Key) -> std::result::Result<bool, String> {
     }
     let used = fs::metadata(directory.join(USED)).and_then(|found| found.modified());
     Ok(used.is_ok_and(|used| used > SystemTime::UNIX_EPOCH))
+}
+
+/// Directories, and what is in them beside state and memory, which may be other directories.
+fn sync(directory: &Path) -> io::Result<()> {
+    let opened = File::open(directory)?;
+    opened.sync_all()?;
+    let nested =
+        fs::read_dir(directory)?.flatten().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    if nested { Ok(nix::unistd::syncfs(opened)?) } else { Ok(()) }
+}
+
+/// The length of all files in it, and what they take of the disk.
+fn size(directory: &Path) -> (u64, u64) {
+    let (mut bytes, mut on_disk) = (0, 0);
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let Ok(found) = entry.metadata() else { continue };
+            if found.is_dir() {
+                directories.push(entry.path());
+            } else {
+                bytes += found.len();
+                on_disk += found.blocks() * 512;
+            }
+        }
+    }
+    (bytes, on_disk)
 }
 
 fn about(directory: &Path) -> Result<About> {

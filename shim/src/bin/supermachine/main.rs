@@ -7,6 +7,7 @@ mod ps;
 mod snapshot;
 mod template;
 mod timeline;
+mod warm;
 
 use std::error::Error;
 use std::io::Write;
@@ -31,6 +32,8 @@ Usage:
   supermachine template build           make the one that containers without limits need, if it is not there
   supermachine template rm KEY...       remove some; machines that run on them go on
   supermachine template prune [--all]   remove those beyond the configured limit, or all that are not in use
+  supermachine warm ls                  warm containers, from which others start
+  supermachine warm rm KEY...           remove some; containers that have started from them go on
   supermachine snapshot ls [DIR...]     snapshots: those of templates, and what is in other directories
   supermachine snapshot inspect DIR     what a snapshot says of itself
   supermachine snapshot verify DIR      read all of it, and say whether it is as it was written
@@ -41,7 +44,7 @@ Usage:
 Options:
   -n, --namespace NAME   only containers of this namespace of containerd's
   -f, --follow           go on printing what comes, until the container is gone
-      --json             ps, timeline, template ls and snapshot: for programs
+      --json             ps, timeline, template ls, warm ls and snapshot: for programs
       --all              template prune: whatever the limit is
       --svg FILE         timeline: write a picture, too
 
@@ -85,7 +88,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Call, Failure> {
 /// How many words a verb takes.
 fn most_words(verb: &str) -> usize {
     match verb {
-        "template" | "snapshot" => usize::MAX,
+        "template" | "snapshot" | "warm" => usize::MAX,
         "console" | "logs" | "timeline" => 1,
         _ => 0,
     }
@@ -122,6 +125,7 @@ fn run(call: &Call) -> Result<ExitCode, Failure> {
         }
         "timeline" => timeline::show(&entry()?, call.json, call.svg.as_deref())?,
         "template" => return template::run(root, &call.words, call.json, call.all),
+        "warm" => return warm::run(root, &call.words, call.json),
         "snapshot" => return snapshot::run(&call.words, call.json),
         "config" => print(&runtime_spec::config::default_file()),
         "version" => print(&format!("supermachine {VERSION}\n")),

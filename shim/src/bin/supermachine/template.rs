@@ -159,7 +159,8 @@ fn list(root: &Path, store: &Store, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn seconds(time: SystemTime) -> Option<u64> {
+/// Since the epoch.
+pub fn seconds(time: SystemTime) -> Option<u64> {
     time.duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
@@ -180,6 +181,7 @@ fn row(one: &Listed, users: usize, now: SystemTime) -> [String; 6] {
         Some(Of::Checkpoint(checkpoint)) => {
             (format!("checkpoint of {}", checkpoint.container), mib(one.bytes))
         }
+        Some(Of::Warm(warm)) => (format!("warm container {}", warm.container), mib(one.bytes)),
     };
     let ago = one.used.and_then(|used| now.duration_since(used).ok()).map_or_else(|| "-".to_owned(), age);
     [
@@ -196,7 +198,8 @@ fn short(digest: &str) -> String {
     digest.chars().take(8).collect()
 }
 
-fn age(age: Duration) -> String {
+/// In one unit.
+pub fn age(age: Duration) -> String {
     match age.as_secs() {
         seconds @ ..120 => format!("{seconds} s"),
         seconds @ ..7200 => format!("{} min", seconds / 60),

@@ -27,13 +27,13 @@ pub fn tests() -> Vec<Test<Inside>> {
 }
 
 /// Adds to the mounts of a configuration.
-fn add(spec: &mut Value, mounts: impl IntoIterator<Item = Value>) {
+pub(super) fn add(spec: &mut Value, mounts: impl IntoIterator<Item = Value>) {
     if let Some(list) = spec["mounts"].as_array_mut() {
         list.extend(mounts);
     }
 }
 
-fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
+pub(super) fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
     json!({ "type": "bind", "source": source, "destination": destination, "options": options })
 }
 

@@ -44,7 +44,7 @@ pub fn tests() -> Vec<Test<Inside>> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Victim {
+pub(super) enum Victim {
     Monitor,
     Shim,
     Guest,
@@ -83,7 +83,7 @@ fn each(ctx: &mut Ctx<'_, Inside>, victim: Victim) -> Result<Outcome> {
 }
 
 /// Waits for the victim, which is no process of the host if it is the guest.
-fn find(victim: Victim, id: &str) -> Result<Option<Process>> {
+pub(super) fn find(victim: Victim, id: &str) -> Result<Option<Process>> {
     let found = until("the victim", A_WHILE, || {
         let Ok(shim) = shim_of(id) else { return Attempt::Pending("no shim".to_owned()) };
         let monitor = |one: &Process| one.arguments.contains("supermachine-vmm run");
@@ -221,7 +221,7 @@ pub fn make_call(
 }
 
 /// Whatever was struck, the task comes to its end.
-fn settled(
+pub(super) fn settled(
     ctx: &Ctx<'_, Inside>,
     api: &Api,
     events: &Events,
@@ -249,7 +249,7 @@ fn settled(
 }
 
 /// Until containerd knows no such task.
-fn gone(api: &Api, ctx: &Ctx<'_, Inside>, id: &str) -> Result<()> {
+pub(super) fn gone(api: &Api, ctx: &Ctx<'_, Inside>, id: &str) -> Result<()> {
     let name = format!("task {}/{id}", ctx.world.namespace);
     let gone = until("containerd to forget the task", A_WHILE, || match api.objects() {
         Ok(objects) if !objects.contains(&name) => Attempt::Done(()),

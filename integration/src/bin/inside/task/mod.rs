@@ -21,6 +21,7 @@ mod streams;
 mod template;
 mod terminals;
 mod usage;
+mod warm;
 mod wrong;
 
 use std::path::PathBuf;
@@ -92,6 +93,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         disks::tests(),
         template::tests(),
         checkpoint::tests(),
+        warm::tests(),
         ended::tests(),
         midway::tests(),
         outlived::tests(),

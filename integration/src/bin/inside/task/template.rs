@@ -54,7 +54,7 @@ impl Drop for Configured {
     }
 }
 
-fn annotate(spec: &mut Value, name: &str, value: &str) {
+pub(super) fn annotate(spec: &mut Value, name: &str, value: &str) {
     spec["annotations"][format!("dev.supermachine.{name}")] = json!(value);
 }
 

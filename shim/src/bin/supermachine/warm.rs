@@ -1,0 +1,104 @@
+//! `supermachine warm`: the warm containers of this host, from which others start.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use serde_json::json;
+use shim::config::{self, Options};
+use shim::inventory;
+use shim::template::{Listed, Of, Store, Warm};
+
+use crate::template::{age, find, seconds};
+use crate::{Failure, print, printable, ps};
+
+const HEAD: [&str; 6] = ["KEY", "COMMAND", "WARM", "ON DISK", "USED", "FROM"];
+
+/// Does what the words say.
+pub fn run(root: &Path, words: &[String], json: bool) -> Result<ExitCode, Failure> {
+    let store = Store::new(&config::of(&Options::default())?.template);
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["ls"] => list(root, &store, json)?,
+        ["rm", keys @ ..] if !keys.is_empty() => {
+            for key in keys {
+                let key = find(&store, key)?;
+                let warm = store.list()?.iter().any(|one| one.key == key && of(one).is_some());
+                if !warm {
+                    return Err(
+                        format!("{key} is no warm container; supermachine warm ls lists those").into()
+                    );
+                }
+                if !store.remove(&key, true)? {
+                    return Err(format!("{key} is being kept right now; try again").into());
+                }
+                print(&format!("removed {key}\n"));
+            }
+        }
+        _ => return Err("warm does ls and rm KEY...; supermachine --help says more".into()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn of(one: &Listed) -> Option<&Warm> {
+    match &one.about.as_ref()?.of {
+        Of::Warm(warm) => Some(warm),
+        _ => None,
+    }
+}
+
+fn list(root: &Path, store: &Store, json: bool) -> Result<(), Failure> {
+    let (listed, users) = (store.list()?, inventory::running_on(root));
+    let warm: Vec<_> = listed.iter().filter_map(|one| Some((one, of(one)?))).collect();
+    let count = |one: &Listed| users.get(one.key.as_str()).copied().unwrap_or(0);
+    if json {
+        let row = |(one, warm): &(&Listed, &Warm)| {
+            json!({
+                "key": one.key.as_str(), "command": warm.command, "when": warm.when, "container": warm.container,
+                "layers": warm.layers, "bytes": one.bytes, "on_disk": one.on_disk,
+                "used": one.used.and_then(seconds), "in_use": one.in_use, "machines": count(one),
+            })
+        };
+        print(&format!("{:#}\n", json!(warm.iter().map(row).collect::<Vec<_>>())));
+        return Ok(());
+    }
+    let rows: Vec<_> = warm.iter().map(|(one, warm)| row(one, warm, count(one), SystemTime::now())).collect();
+    print(&ps::columns(&HEAD, &rows));
+    Ok(())
+}
+
+/// So much of a command is told.
+const LONGEST: usize = 40;
+
+fn one_line(text: &str) -> String {
+    let line = printable(&text.split_whitespace().collect::<Vec<_>>().join(" "));
+    if line.chars().count() <= LONGEST {
+        line
+    } else {
+        line.chars().take(LONGEST - 1).chain(['…']).collect()
+    }
+}
+
+fn row(one: &Listed, warm: &Warm, users: usize, now: SystemTime) -> [String; 6] {
+    let ago = one.used.and_then(|used| now.duration_since(used).ok()).map_or_else(|| "-".to_owned(), age);
+    [
+        one.key.as_str()[..12].to_owned(),
+        one_line(&warm.command),
+        one_line(&warm.when),
+        format!("{} MiB", one.on_disk >> 20),
+        if one.in_use { format!("by {} now", users.max(1)) } else { format!("{ago} ago") },
+        warm.container.clone(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_one_short_line() {
+        assert_eq!(one_line("sh -c\n  'sleep 1'\t\x1b[2J"), "sh -c 'sleep 1' \u{fffd}[2J");
+        let long = one_line(&"word ".repeat(30));
+        assert!(long.chars().count() == LONGEST && long.ends_with('…'), "{long}");
+    }
+}
