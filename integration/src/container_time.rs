@@ -65,6 +65,15 @@ pub struct Phase {
     pub ms: f64,
 }
 
+/// A service that takes its time to start, from before `Create` to its first answer, in seconds.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// Of ours, which starts from a warm one.
+    pub ours: f64,
+    /// Of runc's, which starts at its beginning.
+    pub runc: f64,
+}
+
 /// Each side once, one after the other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Round {
@@ -76,6 +85,8 @@ pub struct Round {
     pub runc: Life,
     /// crun's.
     pub crun: Life,
+    /// A service.
+    pub service: Service,
 }
 
 /// All rounds in the order in which they were made.

@@ -63,6 +63,10 @@ fn show_restored(report: &mut Report, arch: &str, rounds: &[Round]) -> Result<()
             report.results.push(Comparison::of(name, unit, &own, Some((peer, &theirs)))?);
         }
     }
+    let [ours, runc] = [|round: &Round| round.service.ours, |round: &Round| round.service.runc]
+        .map(|time| rounds.iter().map(|round| time(round) * 1e3).collect::<Vec<_>>());
+    let name = format!("Create to a service's first answer, warm, {arch}");
+    report.results.push(Comparison::of(name, "ms", &ours, Some(("runc", &runc)))?);
     let sides: [(&str, Side); 2] = [("restored", |round| &round.ours), ("cold", |round| &round.cold)];
     for (name, side) in sides {
         for phase in phases(rounds, side) {
@@ -158,7 +162,7 @@ fn rounds(options: &Options, arch: &str) -> Result<Vec<Round>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use integration::container_time::Phase;
+    use integration::container_time::{Phase, Service};
 
     fn life(create: f64, phases: &[(&str, f64)]) -> Life {
         let phases =
@@ -183,6 +187,7 @@ mod tests {
             cold: life(30.0, &[("kernel", 1.0)]),
             runc: life(1.0, &[]),
             crun: life(0.5, &[]),
+            service: Service { ours: 1.0, runc: 4.0 },
         };
         let mut report = Report::default();
         let rounds = [round.clone(), round];
@@ -193,7 +198,8 @@ mod tests {
             restored.results.iter().find(|result| result.name == "Create, restored, beside cold, x86_64");
         assert_eq!(create.unwrap().ratio, Some(0.1));
         assert_eq!(restored.results.last().unwrap().name, "cold: kernel, x86_64");
-        assert_eq!(restored.results.len(), 6 + 2 + 1);
+        assert_eq!(restored.results.len(), 6 + 1 + 2 + 1);
+        assert_eq!(restored.results[6].ratio, Some(0.25));
         let found = |name: &str| report.results.iter().find(|result| result.name == name).unwrap();
         assert_eq!(found("Create, x86_64").ratio, Some(3.0));
         assert_eq!(found("Create, beside crun, x86_64").ratio, Some(6.0));

@@ -37,7 +37,8 @@ pub fn live(bench: &Bench, api: &Api, side: Side, number: u32) -> Result<Life> {
     Ok(life)
 }
 
-fn runtime(side: Side) -> &'static str {
+/// Who runs the containers of a side.
+pub fn runtime(side: Side) -> &'static str {
     match side {
         Side::Ours | Side::Cold => "io.containerd.supermachine.v2",
         Side::Runc | Side::Crun => "io.containerd.runc.v2",

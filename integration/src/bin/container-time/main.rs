@@ -4,6 +4,7 @@
 
 mod life;
 mod memory;
+mod service;
 mod shim;
 
 use std::fs;
@@ -165,8 +166,13 @@ impl Bench {
                 Side::Crun => &mut crun,
             } = Some(life);
         }
+        let service = service::start(self, api, number)?;
+        eprintln!(
+            "{number}/{}: a service: warm {:.2}, runc {:.2} s",
+            self.rounds, service.ours, service.runc
+        );
         let all = ours.zip(cold).zip(runc.zip(crun));
-        all.map(|((ours, cold), (runc, crun))| Round { ours, cold, runc, crun })
+        all.map(|((ours, cold), (runc, crun))| Round { ours, cold, runc, crun, service })
             .context("a side was left out")
     }
 
