@@ -2,6 +2,9 @@
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 
+# Of the programs that are built: `quick` is for the inner loop.
+profile=${PROFILE:-release}
+
 say() { echo ":: $*" >&2; }
 die() { echo "$(basename "$0"): $*" >&2; exit 1; }
 
@@ -48,8 +51,8 @@ programs_for() {
         set -- "$@" --bin "$program"
         shift
     done
-    cargo_for "$wanted" build --quiet --release -p testbed -p vmm -p supermachine-agent -p shim -p integration "$@"
+    cargo_for "$wanted" build --quiet --profile "$profile" -p testbed -p vmm -p supermachine-agent -p shim -p integration "$@"
 }
 
 # Where cargo_for leaves the binaries of architecture $1.
-target_dir() { echo "$root/target/$1-unknown-linux-gnu/release"; }
+target_dir() { echo "$root/target/$1-unknown-linux-gnu/$profile"; }
