@@ -32,5 +32,5 @@ pub mod wait;
 pub use cli::{Scale, World};
 pub use logs::LogSources;
 pub use record::{Record, Verdict};
-pub use runner::run;
+pub use runner::{NO_SUCH_TEST, run};
 pub use test::{Ctx, Outcome, Rounds, Test};

@@ -23,6 +23,9 @@ use round::{Interrupted, Round, Surroundings};
 /// Of each log attached to a failing test, this many lines are printed. `--logs` keeps all.
 const ATTACHED_LINES: usize = 60;
 
+/// What is said of a name that no test has, before the name.
+pub const NO_SUCH_TEST: &str = "no test matches --filter";
+
 /// Runs the program `name`: reads the command line, runs the tests it selects and returns how to exit
 /// (0 all passed or skipped, 1 some failed, 2 nothing could be run).
 pub fn run<W: World>(name: &str, tests: &[Test<W>]) -> ExitCode {
@@ -49,7 +52,7 @@ fn dispatch<W: World>(name: &str, tests: &[Test<W>], arguments: &[OsString]) -> 
     }
     let selected: Vec<&Test<W>> = tests.iter().filter(|test| options.selects(test)).collect();
     if let Some(word) = options.unmatched(tests) {
-        bail!("no test matches --filter {word}; --list shows all");
+        bail!("{NO_SUCH_TEST} {word}; --list shows all");
     }
     if options.list {
         print!("{}", list(tests, &options));
