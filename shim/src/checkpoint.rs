@@ -28,7 +28,7 @@ use crate::template::Making;
 
 const ABOUT_FILE: &str = "container.json";
 /// The version of this description. Others are not read.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 /// Longer ones are not ours.
 const LARGEST: u64 = 1 << 20;
 /// At once.

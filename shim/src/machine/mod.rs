@@ -237,8 +237,9 @@ impl Machine {
         }
     }
 
-    /// Has it written into two empty files, while it stands still; `meanwhile` is done first, and takes no
-    /// longer than what a container has written may take to copy. It goes on afterwards, unless that is not wanted; also when it could not be written.
+    /// Has it written into two empty files, while it stands still; `meanwhile` is done first, and takes no longer than
+    /// what a container has written may take to copy. It goes on afterwards, unless that is not wanted; also when it could
+    /// not be written.
     pub async fn save(
         &self,
         state: &File,

@@ -100,7 +100,8 @@ impl Shim {
             match &warming.wanted.condition {
                 Condition::Created => {}
                 Condition::After(time) => sleep(*time).await,
-                Condition::Log(line) => warming.ears.line(line).await,
+                // What it has said is looked at once more before it is kept.
+                Condition::Log(line) => drop(warming.ears.line(line).await),
                 Condition::Listen(port) => loop {
                     match container.guest.listening(id).await {
                         Ok(ports) if port.is_none_or(|port| ports.contains(&port)) && !ports.is_empty() => {

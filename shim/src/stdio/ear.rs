@@ -62,20 +62,23 @@ impl Ear {
         heard.text = Vec::new();
     }
 
-    /// Returns once a whole line is one that is waited for; not, when too much came before.
-    pub async fn line(&self, wanted: &Regex) {
+    /// Returns once a whole line is one that is waited for, or, with false, when too much came before.
+    async fn line(&self, wanted: &Regex) -> bool {
         // Where the next line begins, and how far its end was looked for.
         let (mut begins, mut seen) = (0, 0);
         loop {
             let changed = self.0.changed.notified();
             {
                 let heard = self.heard();
+                if heard.over {
+                    return false;
+                }
                 let fresh = heard.text.get(seen..).unwrap_or_default();
                 if let Some(last) = fresh.iter().rposition(|byte| *byte == b'\n') {
                     let whole = seen + last + 1;
                     let mut lines = heard.text[begins..whole].split_inclusive(|byte| *byte == b'\n');
                     if lines.any(|line| wanted.is_match(line.trim_ascii_end())) {
-                        return;
+                        return true;
                     }
                     begins = whole;
                 }
@@ -96,11 +99,11 @@ pub struct Ears {
 }
 
 impl Ears {
-    /// Returns once either has such a line.
-    pub async fn line(&self, wanted: &Regex) {
+    /// Returns once either has such a line, or, with false, when either has more than is kept.
+    pub async fn line(&self, wanted: &Regex) -> bool {
         tokio::select! {
-            () = self.stdout.line(wanted) => {}
-            () = self.stderr.line(wanted) => {}
+            found = self.stdout.line(wanted) => found,
+            found = self.stderr.line(wanted) => found,
         }
     }
 
@@ -126,7 +129,7 @@ mod tests {
 
     async fn has(ear: &Ear, wanted: &str) -> bool {
         let wanted = Regex::new(wanted).unwrap();
-        timeout(Duration::from_millis(20), ear.line(&wanted)).await.is_ok()
+        timeout(Duration::from_millis(20), ear.line(&wanted)).await.is_ok_and(|found| found)
     }
 
     #[tokio::test]
@@ -143,7 +146,7 @@ mod tests {
         let waiting = tokio::spawn(async move { waiting.line(&wanted).await });
         tokio::time::sleep(Duration::from_millis(20)).await;
         ear.hear(b"too late\n");
-        timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap();
+        assert!(timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap());
         assert_eq!(ear.told().unwrap(), b"starting\r\nready to accept\ntoo late\n");
     }
 
@@ -154,7 +157,9 @@ mod tests {
         assert_eq!(ear.told().unwrap().len(), MOST);
         ear.hear(b"\n");
         assert_eq!(ear.told(), None);
-        assert!(ear.heard().text.capacity() == 0 && !has(&ear, "x").await);
+        assert_eq!(ear.heard().text.capacity(), 0);
+        let over = timeout(Duration::from_secs(20), ear.line(&Regex::new("x").unwrap())).await;
+        assert!(!over.unwrap(), "it is waited for in vain");
 
         let ear = Ear::default();
         ear.hear(b"a\n");

@@ -138,6 +138,7 @@ pub fn wanted(
     let size = machine.size;
     let binds: Vec<_> = plan.share.binds.iter().map(bind).collect();
     let config = json!({
+        "format": checkpoint::VERSION,
         "namespace": namespace,
         "guest": seen(plan)?,
         "binds": binds,
@@ -229,7 +230,7 @@ pub struct Start {
 
 impl Start {
     /// Reads what is kept beside the machine. Blocks.
-    pub fn read(template: Template) -> std::result::Result<Self, (Template, Error)> {
+    fn read(template: Template) -> Result<Self> {
         let open = |name: &str, most: u64| {
             let path = template.directory.join(name);
             let mut bytes = Vec::new();
@@ -237,15 +238,10 @@ impl Start {
             read.attempt(format_args!("reading {}", path.display())).map(|_| bytes)
         };
         let told = LONGEST_TOLD as u64;
-        let read = || -> Result<_> {
-            let container: Container = serde_json::from_slice(&open(CONTAINER, LARGEST)?)
-                .map_err(|error| Error::unknown(format!("{CONTAINER}: {error}")))?;
-            Ok((container, [open(STDOUT, told)?, open(STDERR, told)?]))
-        };
-        match read() {
-            Ok((Container { about, started }, said)) => Ok(Self { template, about, started, said }),
-            Err(error) => Err((template, error)),
-        }
+        let Container { about, started } = serde_json::from_slice(&open(CONTAINER, LARGEST)?)
+            .map_err(|error| Error::unknown(format!("{CONTAINER}: {error}")))?;
+        let said = [open(STDOUT, told)?, open(STDERR, told)?];
+        Ok(Self { template, about, started, said })
     }
 }
 
@@ -280,7 +276,7 @@ pub fn find(store: &Store, wanted: &Wanted) -> Result<Option<Start>> {
         Found::Spoilt(why) => why,
         Found::Template(template) => match Start::read(template) {
             Ok(start) => return Ok(Some(start)),
-            Err((_, error)) => error.text,
+            Err(error) => error.text,
         },
     };
     log::warn!("warm container {key} goes: {why}");

@@ -183,14 +183,13 @@ fn row(one: &Listed, users: usize, now: SystemTime) -> [String; 6] {
         }
         Some(Of::Warm(warm)) => (format!("warm container {}", warm.container), mib(one.bytes)),
     };
-    let ago = one.used.and_then(|used| now.duration_since(used).ok()).map_or_else(|| "-".to_owned(), age);
     [
         one.key.as_str()[..12].to_owned(),
         of,
         memory,
         mib(one.bytes),
         mib(one.on_disk),
-        if one.in_use { format!("by {} now", users.max(1)) } else { format!("{ago} ago") },
+        last_use(one, users, now),
     ]
 }
 
@@ -198,8 +197,13 @@ fn short(digest: &str) -> String {
     digest.chars().take(8).collect()
 }
 
-/// In one unit.
-pub fn age(age: Duration) -> String {
+/// By how many machines it is used, or how long ago it was.
+pub fn last_use(one: &Listed, users: usize, now: SystemTime) -> String {
+    let ago = one.used.and_then(|used| now.duration_since(used).ok()).map_or_else(|| "-".to_owned(), age);
+    if one.in_use { format!("by {} now", users.max(1)) } else { format!("{ago} ago") }
+}
+
+fn age(age: Duration) -> String {
     match age.as_secs() {
         seconds @ ..120 => format!("{seconds} s"),
         seconds @ ..7200 => format!("{} min", seconds / 60),

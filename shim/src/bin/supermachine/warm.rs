@@ -9,7 +9,7 @@ use shim::config::{self, Options};
 use shim::inventory;
 use shim::template::{Listed, Of, Store, Warm};
 
-use crate::template::{age, find, seconds};
+use crate::template::{find, last_use, seconds};
 use crate::{Failure, print, printable, ps};
 
 const HEAD: [&str; 6] = ["KEY", "COMMAND", "WARM", "ON DISK", "USED", "FROM"];
@@ -80,13 +80,12 @@ fn one_line(text: &str) -> String {
 }
 
 fn row(one: &Listed, warm: &Warm, users: usize, now: SystemTime) -> [String; 6] {
-    let ago = one.used.and_then(|used| now.duration_since(used).ok()).map_or_else(|| "-".to_owned(), age);
     [
         one.key.as_str()[..12].to_owned(),
         one_line(&warm.command),
         one_line(&warm.when),
         format!("{} MiB", one.on_disk >> 20),
-        if one.in_use { format!("by {} now", users.max(1)) } else { format!("{ago} ago") },
+        last_use(one, users, now),
         warm.container.clone(),
     ]
 }
