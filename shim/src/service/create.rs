@@ -15,7 +15,7 @@ use runtime_spec::host::{Host, Pod, Task};
 use runtime_spec::plan::{Network, Plan};
 use runtime_spec::{Kind, Request, RootfsMount, layout};
 
-use super::origin::{From, Past, Resumed, again, rejoin, restored};
+use super::origin::{Past, Resumed, Source, again, rejoin, restored};
 use super::warm::{Beginning, Warming, beginning};
 use super::{Begins, Container, Shim, blocking, lock};
 use crate::checkpoint::{self, Checkpoint};
@@ -63,8 +63,8 @@ struct NotMade {
     from_warm: bool,
 }
 
-/// How a container is made.
-struct Making {
+/// A container that is to be made.
+struct Order {
     plan: Plan,
     store: Store,
     io: Io,
@@ -113,8 +113,8 @@ impl Shim {
         let io = io_of(&request);
         let (plan, store) = self.plan(&request, Some(&checkpoint))?;
         let past = Some(Past::of_checkpoint(checkpoint));
-        let making = Making { plan, store, io, past, warm: None, begun };
-        self.make_as(&request, making).await.map_err(|NotMade { error, .. }| error)
+        let order = Order { plan, store, io, past, warm: None, begun };
+        self.make_as(&request, order).await.map_err(|NotMade { error, .. }| error)
     }
 
     /// From a warm container, if there is one; as any other, if there is none, or that fails.
@@ -126,7 +126,7 @@ impl Shim {
             Beginning::Warming(wanted) => (None, Some(wanted)),
             Beginning::Warm(start, wanted) => (Some(Past::of_warm(*start)), Some(wanted)),
         };
-        let making = Making {
+        let order = Order {
             plan: plan.clone(),
             store: store.clone(),
             io: io.clone(),
@@ -134,13 +134,13 @@ impl Shim {
             warm: warm.clone(),
             begun,
         };
-        match self.make_as(&request, making).await {
+        match self.make_as(&request, order).await {
             Err(NotMade { error, from_warm: true }) => {
                 warn!("{}: it starts as any other: {error}", plan.id);
                 let warm =
                     warm.filter(|wanted| wanted.sort.key().is_ok_and(|key| store.failure(&key).is_none()));
-                let making = Making { plan, store, io, past: None, warm, begun };
-                self.make_as(&request, making).await.map_err(|NotMade { error, .. }| error)
+                let order = Order { plan, store, io, past: None, warm, begun };
+                self.make_as(&request, order).await.map_err(|NotMade { error, .. }| error)
             }
             made => made.map_err(|NotMade { error, .. }| error),
         }
@@ -149,23 +149,23 @@ impl Shim {
     async fn make_as(
         self: &Arc<Self>,
         request: &NewContainer,
-        mut making: Making,
+        mut order: Order,
     ) -> std::result::Result<u32, NotMade> {
-        let id = making.plan.id.clone();
+        let id = order.plan.id.clone();
         let mut parts = self.begin(&id).map_err(|error| NotMade { error, from_warm: false })?;
         let timeline = Timeline::of(&self.directory(&id));
         if let Some(born) = self.born.take() {
             drop(timeline.phase_since(born, "shim"));
         }
-        let _all = timeline.phase_since(making.begun, "create");
+        let _all = timeline.phase_since(order.begun, "create");
         let (bundle, rootfs) = (request.bundle.clone(), request.rootfs.clone());
         let made = async {
-            let pid = Box::pin(self.assemble(&mut making, &mut parts, &timeline)).await?;
-            self.register(&making.plan, &mut parts)?;
+            let pid = Box::pin(self.assemble(&mut order, &mut parts, &timeline)).await?;
+            self.register(&order.plan, &mut parts)?;
             if let Some(filled) = parts.filled.take() {
                 parts.journal.note(Made::Kept(filled)).attempt("writing the journal")?;
             }
-            self.ledger.made(&id, ledger::Made { bundle, rootfs, io: making.io, pid })?;
+            self.ledger.made(&id, ledger::Made { bundle, rootfs, io: order.io, pid })?;
             Ok(pid)
         };
         match made.await {
@@ -291,12 +291,12 @@ impl Shim {
     /// Makes everything. Returns the task's number.
     async fn assemble(
         self: &Arc<Self>,
-        making: &mut Making,
+        order: &mut Order,
         parts: &mut Parts,
         timeline: &Timeline,
     ) -> Result<u32> {
-        let (past, warm) = (making.past.take(), making.warm.take());
-        let Making { plan, store, io, .. } = &*making;
+        let (past, warm) = (order.past.take(), order.warm.take());
+        let Order { plan, store, io, .. } = &*order;
         let begun = std::time::Instant::now();
         let files = timeline.phase("streams, process, mounts");
         let mut opened = Opened::open(io, &plan.logger).await?;
@@ -310,14 +310,14 @@ impl Shim {
             cgroup::enter(path, pid).attempt(format_args!("entering the cgroup {}", path.display()))?;
         }
         let (from, resumed) = past.map(Past::split).unzip();
-        if let (Some(From::Template(template)), Some(wanted)) = (&from, &warm) {
+        if let (Some(Source::Template(template)), Some(wanted)) = (&from, &warm) {
             parts.from_warm = true;
             self.fill(parts, template, wanted).await?;
             parts.from_warm = false;
         }
         self.mount(plan, parts).await?;
         drop(files);
-        if let (Some(From::Template(_)), Some(wanted)) = (&from, &warm) {
+        if let (Some(Source::Template(_)), Some(wanted)) = (&from, &warm) {
             // Before its hooks, so that none runs twice if it is made in another way after all.
             parts.from_warm = true;
             let machine = self.machine_for(plan, store, from, parts, network, timeline).await?;
@@ -424,7 +424,7 @@ impl Shim {
         self: &Arc<Self>,
         plan: &Plan,
         store: &Store,
-        from: Option<From>,
+        from: Option<Source>,
         parts: &Parts,
         network: OwnedFd,
         timeline: &Timeline,

@@ -27,13 +27,13 @@ pub(super) struct Past {
     /// What it had said that its client has not heard.
     pub(super) said: [Vec<u8>; 2],
     /// What its machine is restored from.
-    pub(super) from: From,
+    pub(super) from: Source,
     /// Whether it was another one, and is to have a name of its own.
     pub(super) renamed: bool,
 }
 
 /// What a machine that was one already is restored from.
-pub(super) enum From {
+pub(super) enum Source {
     Checkpoint(Checkpoint),
     Template(Template),
 }
@@ -46,7 +46,7 @@ impl Past {
             about,
             started: true,
             said: Default::default(),
-            from: From::Checkpoint(checkpoint),
+            from: Source::Checkpoint(checkpoint),
             renamed: false,
         }
     }
@@ -54,11 +54,11 @@ impl Past {
     /// One that was warm.
     pub(super) fn of_warm(start: Start) -> Self {
         let Start { template, about, started, said } = start;
-        Self { about, started, said, from: From::Template(template), renamed: true }
+        Self { about, started, said, from: Source::Template(template), renamed: true }
     }
 
     /// What is left of it once its machine is restored.
-    pub(super) fn split(self) -> (From, Resumed) {
+    pub(super) fn split(self) -> (Source, Resumed) {
         let Self { about, started, said, from, renamed } = self;
         (from, Resumed { about, started, said, renamed })
     }
@@ -130,17 +130,17 @@ async fn obtained(store: &Store, journal: &Arc<Journal>, recipe: &Recipe<'_>) ->
 /// The machine of a container that goes on.
 pub(super) async fn again(
     plan: &Plan,
-    from: From,
+    from: Source,
     store: &Store,
     journal: &Arc<Journal>,
     recipe: &Recipe<'_>,
 ) -> Result<Machine> {
     let (what, warm, template) = match from {
-        From::Checkpoint(checkpoint) => {
+        Source::Checkpoint(checkpoint) => {
             let what = format!("restoring {} from a checkpoint", plan.id);
             (what, false, unpacked(&plan.id, &checkpoint, store, journal, recipe).await?)
         }
-        From::Template(template) => (format!("starting {} from a warm container", plan.id), true, template),
+        Source::Template(template) => (format!("starting {} from a warm container", plan.id), true, template),
     };
     match Machine::restore(journal.clone(), recipe, template, Change::default()).await {
         Ok(machine) => Ok(machine),
