@@ -5,6 +5,7 @@
 //!   tasks/NAMESPACE/ID/        journal    what was made for the container
 //!                              group      the id of the container whose shim serves it
 //!                              timeline   the phases of its creation
+//!                              warm       what becomes of one that is to be warm
 //!   shims/NAMESPACE/GROUP/     daemon     the shim's process
 //!                              address    the shim's socket
 //!                              log        what it logged, the last of it

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use vm_memory::bitmap::WithBitmapSlice;
@@ -99,6 +100,29 @@ pub fn restored(file: &File, regions: &[Region]) -> Result<GuestRam, Error> {
         len: regions.iter().map(|region| region.len).sum(),
         why: error.to_string(),
     })
+}
+
+/// Maps a part of another file over a part of `ram`, privately as well. Nobody uses that part yet.
+pub fn map_over(ram: &GuestRam, addr: u64, len: u64, file: &File, offset: u64) -> Result<(), Error> {
+    let failed = |why: String| Error::Restore { addr, len, why };
+    let size = usize::try_from(len).map_err(|error| failed(error.to_string()))?;
+    let at = libc::off_t::try_from(offset).map_err(|error| failed(error.to_string()))?;
+    let slice = ram.get_slice(GuestAddress(addr), size).map_err(|error| failed(error.to_string()))?;
+    let host = slice.ptr_guard_mut();
+    // SAFETY: it replaces the mapping of a slice of guest RAM, all of it, by another one that can be read and written in the
+    // same way; that of the whole region, which is unmapped with it, stays mapped while `ram` lives. Where the addresses are
+    // no multiples of a page the call fails and changes nothing.
+    let mapped = unsafe {
+        libc::mmap(
+            host.as_ptr().cast(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED,
+            file.as_raw_fd(),
+            at,
+        )
+    };
+    if mapped == libc::MAP_FAILED { Err(failed(io::Error::last_os_error().to_string())) } else { Ok(()) }
 }
 
 /// The guest has no use for a range: what the host spends on it is given back, and the guest reads

@@ -6,15 +6,17 @@
 #[path = "machine/code.rs"]
 mod code;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use vm_memory::{Bytes, GuestAddress};
 use vmm::hypervisor::PsciBy;
 use vmm::hypervisor::kvm::{DEVICE, Kvm};
-use vmm::machine::{Config, Error, Machine, Outcome, Status};
+use vmm::machine::{Config, Error, Machine, Outcome, Restore, Status};
+use vmm::snapshot::{self, Form, Snapshot};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -73,6 +75,40 @@ fn build(kvm: &Kvm, kernel: &Kernel, vcpus: u32) -> (Machine, Screen) {
         devices: vec![],
     };
     (Machine::build(kvm, config).unwrap(), screen)
+}
+
+/// A snapshot's directory, gone when it is dropped.
+struct Saved(PathBuf);
+
+impl Saved {
+    fn place(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("vmm-saved-{}-{name}", std::process::id()))
+    }
+
+    fn of(machine: &Machine, name: &str) -> Self {
+        let path = Self::place(name);
+        snapshot::make(&path, |state, memory| machine.snapshot(state, memory, Form::Sparse)).unwrap();
+        Self(path)
+    }
+
+    /// Of a machine that came from `self`.
+    fn above(&self, machine: &Machine, name: &str) -> Result<Self, Error> {
+        let path = Self::place(name);
+        let write = |state: &File, memory: &File| machine.snapshot(state, memory, Form::Over);
+        snapshot::make_over(&path, &self.0, write).map(|_| Self(path))
+    }
+
+    fn restored(&self, kvm: &Kvm) -> Machine {
+        let (console, markers, devices) = (Box::new(io::sink()), vec![], vec![]);
+        let snapshot = Snapshot::open(&self.0).unwrap();
+        Machine::restore(kvm, Restore { snapshot, console, markers, devices }).unwrap()
+    }
+}
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 fn wait(what: &str, until: impl Fn() -> bool) {
@@ -165,5 +201,77 @@ fn a_machine_that_is_dropped_is_gone() {
             machine.resume().unwrap();
         }
         drop(machine);
+    }
+}
+
+fn counter(machine: &Machine) -> u32 {
+    machine.ram().read_obj(GuestAddress(code::COUNTER)).unwrap()
+}
+
+fn counts_on(machine: &Machine) {
+    machine.resume().unwrap();
+    let before = counter(machine);
+    wait("it counts", || counter(machine) != before || machine.status() == Status::Ended);
+    machine.pause(SOON).expect("its register and its memory are of one moment");
+}
+
+#[test]
+fn a_machine_goes_back_to_its_snapshot_again_and_again() {
+    let Some(kvm) = kvm() else { return };
+    let kernel = Kernel::new("count", &[code::HI, code::COUNT, code::POWER_OFF]);
+    let (first, _) = build(&kvm, &kernel, 2);
+    first.resume().unwrap();
+    wait("it counts", || counter(&first) > 0);
+    first.pause(SOON).unwrap();
+    let saved = Saved::of(&first, "first");
+    let begin = counter(&first);
+    let machine = saved.restored(&kvm);
+    for round in 0..200 {
+        counts_on(&machine);
+        assert_ne!(counter(&machine), begin, "round {round}");
+        machine.reset(&Snapshot::open(&saved.0).unwrap()).unwrap();
+        assert_eq!((machine.status(), counter(&machine)), (Status::Paused, begin), "round {round}");
+    }
+    counts_on(&machine);
+    // What is no way back changes nothing.
+    let other = Saved::of(&first, "other");
+    let before = counter(&machine);
+    for (machine, word) in [(&machine, "another one"), (&first, "not restored")] {
+        let error = machine.reset(&Snapshot::open(&other.0).unwrap()).unwrap_err();
+        assert!(matches!(error, Error::Origin(..)) && error.to_string().contains(word), "{error}");
+    }
+    assert_eq!(counter(&machine), before);
+    counts_on(&machine);
+    machine.resume().unwrap();
+    let error = machine.reset(&Snapshot::open(&saved.0).unwrap()).unwrap_err();
+    assert!(matches!(error, Error::Order { .. }), "{error}");
+    assert_eq!(machine.status(), Status::Running);
+}
+
+#[test]
+fn a_machine_is_saved_over_what_it_came_from() {
+    let Some(kvm) = kvm() else { return };
+    let kernel = Kernel::new("over", &[code::HI, code::COUNT, code::POWER_OFF]);
+    let (first, _) = build(&kvm, &kernel, 2);
+    counts_on(&first);
+    let mut saved = Saved::of(&first, "over");
+    let error = saved.above(&first, "booted").err().unwrap();
+    assert!(matches!(error, Error::Origin(..)) && error.to_string().contains("not restored"), "{error}");
+    // Each over the one before it, which goes.
+    for round in 0..10 {
+        let machine = saved.restored(&kvm);
+        counts_on(&machine);
+        let before = counter(&machine);
+        let above = saved.above(&machine, &format!("over-{round}")).unwrap();
+        let size =
+            |name: &str| std::os::unix::fs::MetadataExt::blocks(&above.0.join(name).metadata().unwrap());
+        assert!(size("memory") <= size("base"), "round {round}");
+        saved = above;
+        let again = saved.restored(&kvm);
+        assert_eq!(counter(&again), before, "round {round}");
+        counts_on(&again);
+        again.reset(&Snapshot::open(&saved.0).unwrap()).unwrap();
+        assert_eq!(counter(&again), before, "round {round}");
+        counts_on(&machine);
     }
 }

@@ -16,6 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 use ttrpc::Code;
 use vmm::control::{Reply, Request};
+use vmm::snapshot::Form;
 
 use self::monitor::{Boot, Monitor, Origin, Start};
 use crate::deadlines;
@@ -69,8 +70,8 @@ pub struct Machine {
     monitor: Monitor,
     /// What it has to become yet.
     change: Change,
-    /// Held: what a machine runs on is not pruned.
-    _template: Option<Template>,
+    /// What it runs on, which is not pruned as long.
+    template: Option<Template>,
 }
 
 /// What a restored machine is to become.
@@ -91,15 +92,6 @@ impl Change {
             memory: (size.memory > shape.memory).then_some(size.memory),
         }
     }
-}
-
-/// How a machine's memory is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// For carrying.
-    Packed,
-    /// As machines are restored from it.
-    Plain,
 }
 
 /// Why a machine was not restored.
@@ -139,7 +131,7 @@ impl Machine {
         let guest = monitor.while_alive("booting a machine", deadlines::BOOT, guest).await?;
         info!("machine of monitor {} booted in {:?}", monitor.process().pid, begun.elapsed());
         let (paths, heard) = (paths.clone(), AtomicU64::new(0));
-        Ok(Self { guest, journal, heard, paths, monitor, change: Change::default(), _template: None })
+        Ok(Self { guest, journal, heard, paths, monitor, change: Change::default(), template: None })
     }
 
     /// Restores one, which is then to change. What it takes is written into `journal` first.
@@ -172,7 +164,7 @@ impl Machine {
                 template.worked();
                 info!("machine of monitor {} restored in {:?}", monitor.process().pid, begun.elapsed());
                 let (paths, heard) = (paths.clone(), AtomicU64::new(0));
-                Ok(Self { guest, journal, heard, paths, monitor, change, _template: Some(template) })
+                Ok(Self { guest, journal, heard, paths, monitor, change, template: Some(template) })
             }
             Err(error) => {
                 let killed = monitor.has_ended().is_some_and(|ended| ended.killed);
@@ -250,14 +242,14 @@ impl Machine {
     ) -> Result<()> {
         let what = "saving a machine";
         let (state, memory) = (state.try_clone().attempt(what)?, memory.try_clone().attempt(what)?);
-        let (packed, within) = match form {
-            Form::Packed => (true, deadlines::CHECKPOINT),
-            Form::Plain => (false, deadlines::SAVE),
+        let within = match form {
+            Form::Packed => deadlines::CHECKPOINT,
+            Form::Sparse | Form::Over => deadlines::SAVE,
         };
         let saving = self.monitor.ask(what, move |control| {
             control.pause(deadlines::STANDSTILL)?;
             let saved = match meanwhile() {
-                Ok(()) => control.snapshot(state.as_fd(), memory.as_fd(), packed, within).map(Ok),
+                Ok(()) => control.snapshot(state.as_fd(), memory.as_fd(), form, within).map(Ok),
                 Err(error) => Ok(Err(error)),
             };
             if goes_on || !matches!(saved, Ok(Ok(_))) {
@@ -283,6 +275,11 @@ impl Machine {
             Code::UNAVAILABLE | Code::DEADLINE_EXCEEDED => self.monitor.explain(error),
             _ => error,
         }
+    }
+
+    /// Where the snapshot is, or was, that it was restored from, if it was.
+    pub fn snapshot(&self) -> Option<&Path> {
+        self.template.as_ref().map(|template| template.directory.as_path())
     }
 
     /// Its monitor.

@@ -31,7 +31,7 @@ use crate::stdio::{Ears, Opened, Streams};
 use crate::template::{self, Store, Template};
 use crate::time;
 use crate::timeline::Timeline;
-use crate::warm::{self, Condition, Wanted};
+use crate::warm::{self, Condition, Wanted, Word};
 use crate::{cgroup, config, host, share};
 
 /// What a container is made from.
@@ -72,6 +72,8 @@ struct Order {
     past: Option<Past>,
     /// What it is when it is to be warm, or starts from one that was.
     warm: Option<Wanted>,
+    /// What an operator is told of that.
+    word: Option<Word>,
     begun: i64,
 }
 
@@ -113,7 +115,7 @@ impl Shim {
         let io = io_of(&request);
         let (plan, store) = self.plan(&request, Some(&checkpoint))?;
         let past = Some(Past::of_checkpoint(checkpoint));
-        let order = Order { plan, store, io, past, warm: None, begun };
+        let order = Order { plan, store, io, past, warm: None, word: None, begun };
         self.make_as(&request, order).await.map_err(|NotMade { error, .. }| error)
     }
 
@@ -121,10 +123,16 @@ impl Shim {
     async fn make_new(self: &Arc<Self>, request: NewContainer, begun: i64) -> Result<u32> {
         let io = io_of(&request);
         let (plan, store) = self.plan(&request, None)?;
-        let (past, warm) = match beginning(&plan, &store, &io, self.paths.namespace()).await? {
-            Beginning::Ordinary => (None, None),
-            Beginning::Warming(wanted) => (None, Some(wanted)),
-            Beginning::Warm(start, wanted) => (Some(Past::of_warm(*start)), Some(wanted)),
+        let (past, warm, word) = match beginning(&plan, &store, &io, self.paths.namespace()).await? {
+            Beginning::Ordinary(why) => (None, None, why.map(|why| Word::Ordinary { why })),
+            Beginning::Warming(wanted) => {
+                let when = wanted.sort.when.clone();
+                (None, Some(wanted), Some(Word::Waits { when }))
+            }
+            Beginning::Warm(start, wanted) => {
+                let key = start.template.key.as_str().to_owned();
+                (Some(Past::of_warm(*start)), Some(wanted), Some(Word::Started { key }))
+            }
         };
         let order = Order {
             plan: plan.clone(),
@@ -132,6 +140,7 @@ impl Shim {
             io: io.clone(),
             past,
             warm: warm.clone(),
+            word,
             begun,
         };
         match self.make_as(&request, order).await {
@@ -139,7 +148,11 @@ impl Shim {
                 warn!("{}: it starts as any other: {error}", plan.id);
                 let warm =
                     warm.filter(|wanted| wanted.sort.key().is_ok_and(|key| store.failure(&key).is_none()));
-                let order = Order { plan, store, io, past: None, warm, begun };
+                let word = match &warm {
+                    Some(wanted) => Word::Waits { when: wanted.sort.when.clone() },
+                    None => Word::Ordinary { why: error.text },
+                };
+                let order = Order { plan, store, io, past: None, warm, word: Some(word), begun };
                 self.make_as(&request, order).await.map_err(|NotMade { error, .. }| error)
             }
             made => made.map_err(|NotMade { error, .. }| error),
@@ -153,7 +166,11 @@ impl Shim {
     ) -> std::result::Result<u32, NotMade> {
         let id = order.plan.id.clone();
         let mut parts = self.begin(&id).map_err(|error| NotMade { error, from_warm: false })?;
-        let timeline = Timeline::of(&self.directory(&id));
+        let directory = self.directory(&id);
+        if let Some(word) = order.word.take() {
+            word.write(&directory);
+        }
+        let timeline = Timeline::of(&directory);
         if let Some(born) = self.born.take() {
             drop(timeline.phase_since(born, "shim"));
         }
@@ -316,6 +333,14 @@ impl Shim {
             parts.from_warm = false;
         }
         self.mount(plan, parts).await?;
+        if matches!(from, Some(Source::Checkpoint(_))) {
+            let (root, plan) = (self.paths.tree().join(layout::rootfs(&plan.guest_id)), plan.clone());
+            let making = move || {
+                let made = share::points::make(&root, &plan.guest.spec, &plan.share.binds);
+                made.attempt(format_args!("making mount points in the root of {}", plan.id))
+            };
+            blocking("making mount points", making).await?;
+        }
         drop(files);
         if let (Some(Source::Template(_)), Some(wanted)) = (&from, &warm) {
             // Before its hooks, so that none runs twice if it is made in another way after all.

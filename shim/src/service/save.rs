@@ -17,13 +17,14 @@ use containerd_shim_protos::shim::oci::CheckpointOptions;
 use log::{info, warn};
 use protobuf::Message;
 use tokio::time::timeout;
+use vmm::snapshot::Form;
 
 use super::{Container, Shim, lock};
 use crate::checkpoint::{About, Exec, Writing};
 use crate::deadlines;
 use crate::error::{Error, Result};
 use crate::ledger::Phase;
-use crate::machine::{Form, Machine};
+use crate::machine::Machine;
 use crate::stdio::Streams;
 
 /// Of runc's shim, whose options clients send.

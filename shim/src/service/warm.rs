@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use log::{debug, info, warn};
 use tokio::time::{sleep, timeout};
+use vmm::snapshot::{self, Base, Form};
 
 use super::{Container, Shim, blocking, lock};
 use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::journal::Made;
 use crate::ledger::{Io, Phase};
-use crate::machine::Form;
+use crate::machine::Machine;
 use crate::stdio::{self, Ears, LONGEST_TOLD};
 use crate::template::{self, Of, Store, Unmade, Way};
-use crate::warm::{self, Condition, Start, Wanted};
+use crate::warm::{self, Condition, Start, Wanted, Word};
 use runtime_spec::plan::Plan;
 
 /// Between two looks at who listens.
@@ -32,8 +33,8 @@ pub(super) struct Warming {
 
 /// How a container begins.
 pub(super) enum Beginning {
-    /// As any other.
-    Ordinary,
+    /// As any other; why, if it was to be warm.
+    Ordinary(Option<String>),
     /// As any other, to be kept once it is warm.
     Warming(Wanted),
     /// From one that was kept.
@@ -42,40 +43,41 @@ pub(super) enum Beginning {
 
 /// How a container of this plan begins. An error is of who asks for it; whatever else is in the way is said in the log.
 pub(super) async fn beginning(plan: &Plan, store: &Store, io: &Io, namespace: &str) -> Result<Beginning> {
-    let Some(machine) = plan.machine.clone() else { return Ok(Beginning::Ordinary) };
+    let Some(machine) = plan.machine.clone() else { return Ok(Beginning::Ordinary(None)) };
     let Some(condition) = machine.warm.as_ref().map(Condition::of).transpose()? else {
-        return Ok(Beginning::Ordinary);
+        return Ok(Beginning::Ordinary(None));
+    };
+    let ordinary = |why: String| {
+        info!("{}: it starts as any other, and nobody starts from it: {why}", plan.id);
+        Beginning::Ordinary(Some(why))
     };
     if let Some(why) = warm::obstacle(plan) {
-        info!("{}: it starts as any other, and nobody starts from it: {why}", plan.id);
-        return Ok(Beginning::Ordinary);
+        return Ok(ordinary(why.to_owned()));
     }
     let streams = stdio::announced(io)?;
-    let (id, plan, store) = (plan.id.clone(), plan.clone(), store.clone());
+    let (looked_for, store) = (plan.clone(), store.clone());
     let namespace = namespace.to_owned();
     let looking = move || {
         let template = template::wanted(&store, &machine)?.key()?;
-        let wanted = warm::wanted(&plan, &namespace, condition, streams, &template)?;
-        let id = &plan.id;
+        let wanted = warm::wanted(&looked_for, &namespace, condition, streams, &template)?;
         if !warm::upper::is_empty(&wanted.upper)
             .attempt(format_args!("looking at {}", wanted.upper.display()))?
         {
-            info!("{id}: it starts as any other, and nobody starts from it: it has files of its own already");
-            return Ok(Beginning::Ordinary);
+            return Ok(Beginning::Ordinary(Some("it has files of its own already".to_owned())));
         }
         if let Some(start) = warm::find(&store, &wanted)? {
             return Ok(Beginning::Warm(Box::new(start), wanted));
         }
         if let Some(why) = store.failure(&wanted.sort.key()?) {
-            info!("{id}: nobody starts from it, since that has failed a little while ago: {why}");
-            return Ok(Beginning::Ordinary);
+            return Ok(Beginning::Ordinary(Some(format!("that has failed a little while ago: {why}"))));
         }
         Ok(Beginning::Warming(wanted))
     };
-    Ok(blocking("looking for a warm container", looking).await.unwrap_or_else(|error| {
-        warn!("{id}: it starts as any other, and nobody starts from it: {error}");
-        Beginning::Ordinary
-    }))
+    Ok(match blocking("looking for a warm container", looking).await {
+        Ok(Beginning::Ordinary(Some(why))) => ordinary(why),
+        Ok(beginning) => beginning,
+        Err(error) => ordinary(error.text),
+    })
 }
 
 impl Shim {
@@ -86,7 +88,10 @@ impl Shim {
         tokio::spawn(async move {
             match shim.warm(&container, &warming).await {
                 Ok(()) => shim.keep_warm(&container, &warming).await,
-                Err(why) => info!("{}: nobody starts from it: {why}", container.id),
+                Err(why) => {
+                    info!("{}: nobody starts from it: {why}", container.id);
+                    Word::Ordinary { why }.write(&shim.directory(&container.id));
+                }
             }
             warming.ears.close();
         });
@@ -134,11 +139,18 @@ impl Shim {
             let _alone = self.changes.write().await;
             self.keep(container, warming, making).await
         });
-        match kept.await {
-            Ok((template, Way::Made)) => info!("{} is warm, and kept as {}", container.id, template.key),
-            Ok((template, Way::Found)) => info!("{} is warm, as is {} already", container.id, template.key),
-            Err(error) => warn!("{} is warm, but nobody starts from it: {error}", container.id),
-        }
+        let word = match kept.await {
+            Ok((template, way)) => {
+                let how = if way == Way::Made { "and kept as" } else { "as is already" };
+                info!("{} is warm, {how} {}", container.id, template.key);
+                Word::Kept { key: template.key.as_str().to_owned() }
+            }
+            Err(error) => {
+                warn!("{} is warm, but nobody starts from it: {error}", container.id);
+                Word::Ordinary { why: error.text }
+            }
+        };
+        word.write(&self.directory(&container.id));
     }
 
     async fn keep(
@@ -185,13 +197,36 @@ impl Shim {
             blocking(what, described).await?;
             let upper = warming.wanted.upper.clone();
             let files = move || warm::keep_files(&files, &upper);
-            machine.save(&making.state, &making.memory, Form::Plain, true, files).await
+            let base = base(&machine, making).await;
+            let form = if base.is_some() { Form::Over } else { Form::Sparse };
+            machine.save(&making.state, &making.memory, form, true, files).await?;
+            let directory = making.directory().to_owned();
+            blocking("looking at a warm container", move || match snapshot::read_header(&directory) {
+                Ok(header) if header.base == base => Ok(()),
+                Ok(_) => Err(Error::unknown("its machine has come from another snapshot than was believed")),
+                Err(error) => Err(Error::unknown(error)),
+            })
+            .await
         });
         match kept.await {
             Err(error) if writing.load(Ordering::Relaxed) && !machine.is_ending().await => {
                 Err(Unmade::Anywhere(error))
             }
             kept => kept.map_err(Unmade::Here),
+        }
+    }
+}
+
+/// Links what the machine's memory comes from to where it is to be kept, so that only what it has changed has to be. Where
+/// that is not there any more, all of it is.
+async fn base(machine: &Machine, making: &template::Making) -> Option<Base> {
+    let (below, directory) = (machine.snapshot()?.to_owned(), making.directory().to_owned());
+    let linking = move || snapshot::link(&below, &directory).map_err(Error::unknown);
+    match blocking("linking what lies under a warm container", linking).await {
+        Ok(header) => Some(header.lowest()),
+        Err(error) => {
+            debug!("all memory of a warm container is kept: {error}");
+            None
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use log::info;
 use tokio::net::UnixListener;
+use vmm::snapshot::Form;
 
 use super::{Making, Parts, Unmade};
 use crate::deadlines;
@@ -93,8 +94,7 @@ async fn save(
     let (state, memory) = (state.attempt(what)?, memory.attempt(what)?);
     let saving = monitor.ask(what, move |control| {
         control.pause(deadlines::STANDSTILL)?;
-        let packed = false;
-        control.snapshot(state.as_fd(), memory.as_fd(), packed, deadlines::SAVE)
+        control.snapshot(state.as_fd(), memory.as_fd(), Form::Sparse, deadlines::SAVE)
     });
     let (length, data) = monitor.while_alive(what, deadlines::STANDSTILL + deadlines::SAVE, saving).await?;
     info!(

@@ -5,6 +5,7 @@
 //!   digests.json   what files were found to be
 //!   KEY/           a template
 //!     state, memory   the snapshot
+//!     base            what its memory lies over, if it does: a link to another one's
 //!     about.json      what it is made of
 //!     used            locked by all whose machines run on it; as old as its last use
 //!   KEY.lock       locked by whoever makes or removes it
@@ -16,6 +17,7 @@
 //! A template is there under its name when it is whole and on the disk, and is never changed. A machine that runs on
 //! one keeps the files open that it needs, so they may be removed.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -24,15 +26,13 @@ use std::time::{Duration, SystemTime};
 
 use runtime_spec::config;
 use serde::{Deserialize, Serialize};
+use vmm::snapshot::{BASE_FILE, MEMORY_FILE as MEMORY, STATE_FILE as STATE};
 
 use super::key::{Key, Of};
 use super::lock::{Lock, With};
 use crate::error::{Attempt, Error, Result};
 use crate::time;
 
-/// As the monitor looks for them.
-const STATE: &str = "state";
-const MEMORY: &str = "memory";
 const ABOUT: &str = "about.json";
 const USED: &str = "used";
 /// Longer descriptions are not ours.
@@ -126,7 +126,7 @@ pub struct Listed {
     pub about: Option<About>,
     /// The length of its files.
     pub bytes: u64,
-    /// What they take of the disk.
+    /// What they take of the disk. What several lie over counts once.
     pub on_disk: u64,
     /// When it was used last, or made.
     pub used: Option<SystemTime>,
@@ -266,9 +266,19 @@ impl Store {
     /// Everything that is there, the last used first.
     pub fn list(&self) -> io::Result<Vec<Listed>> {
         let mut listed = Vec::new();
-        for (key, _) in self.names()?.into_iter().filter(|(_, end)| end.is_empty()) {
+        let mut names = self.names()?;
+        names.retain(|(_, end)| end.is_empty());
+        let memories = names.iter().filter_map(|(key, _)| file_id(&self.path(key, "").join(MEMORY)));
+        let mut counted: HashSet<_> = memories.collect();
+        for (key, _) in names {
             let directory = self.path(&key, "");
-            let (bytes, on_disk) = size(&directory);
+            let (mut bytes, mut on_disk) = size(&directory);
+            if let Ok(base) = fs::metadata(directory.join(BASE_FILE)) {
+                bytes = bytes.saturating_sub(base.len());
+                if !counted.insert((base.dev(), base.ino())) {
+                    on_disk = on_disk.saturating_sub(base.blocks() * 512);
+                }
+            }
             let about = about(&directory).ok();
             let path = directory.join(USED);
             let touched = fs::metadata(&path).and_then(|found| found.modified()).ok();
@@ -389,6 +399,11 @@ fn sync(directory: &Path) -> io::Result<()> {
     let nested =
         fs::read_dir(directory)?.flatten().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     if nested { Ok(nix::unistd::syncfs(opened)?) } else { Ok(()) }
+}
+
+/// Which file it is, by whatever name.
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// The length of all files in it, and what they take of the disk.

@@ -278,6 +278,33 @@ async fn the_one_used_longest_ago_goes_first_and_one_in_use_stays() {
     assert_eq!(small.store.list().unwrap().len(), 0);
 }
 
+#[tokio::test]
+async fn what_several_lie_over_counts_once() {
+    let bed = Bed::new("base");
+    for online in [1, 2, 3] {
+        assert_eq!(bed.way(online).await, Some(Way::Made));
+    }
+    let on_disk = || -> Vec<u64> {
+        let mut listed = bed.store.list().unwrap();
+        listed.sort_by(|one, other| one.key.cmp(&other.key));
+        listed.into_iter().map(|one| one.on_disk).collect()
+    };
+    let before = on_disk();
+    let (lowest, others) = (of(1).1, [of(2).1, of(3).1]);
+    let memory = bed.there(&lowest, "").join("memory");
+    for key in &others {
+        fs::hard_link(&memory, bed.there(key, "").join("base")).unwrap();
+    }
+    assert_eq!(on_disk(), before, "it is the first one's");
+    let base = std::os::unix::fs::MetadataExt::blocks(&memory.metadata().unwrap()) * 512;
+    bed.store.remove(&lowest, false).unwrap();
+    assert_eq!(bed.store.list().unwrap().len(), 2);
+    assert!(base > 0);
+    let mut rest = bed.store.list().unwrap();
+    rest.sort_by_key(|one| one.on_disk);
+    assert_eq!(rest[1].on_disk - rest[0].on_disk, base, "one of the two that are left has it");
+}
+
 #[test]
 fn a_store_that_others_can_write_to_is_none() {
     use std::os::unix::fs::PermissionsExt;

@@ -15,6 +15,7 @@
 //! is in it by its place only, as it is read again by whoever starts from there.
 
 pub mod upper;
+mod word;
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -33,6 +34,8 @@ use crate::error::{Attempt, Error, Result};
 use crate::paths;
 use crate::stdio::{LONGEST_TOLD, StreamSet};
 use crate::template::{self, Found, Key, Making, Store, Template};
+
+pub use word::Word;
 
 const CONTAINER: &str = "container.json";
 const UPPER: &str = "upper";

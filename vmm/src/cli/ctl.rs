@@ -1,5 +1,6 @@
 //! `supermachine-vmm ctl`: drives a machine by its control socket, for people.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
 use vmm::control::{Client, ClientError, Event, FrameError, Outcome, Reply, Request, Status};
-use vmm::snapshot;
+use vmm::snapshot::{self, Form};
 
 use super::Usage;
 use super::options::size;
@@ -29,8 +30,8 @@ enum Command {
     Call(Request),
     Console,
     Events,
-    /// Into a new directory.
-    Snapshot(PathBuf),
+    /// Into a new directory, over the snapshot in another one, if that is wanted.
+    Snapshot(PathBuf, Option<PathBuf>),
     /// A slot, the name of a tap, how many queues of it.
     Tap(String, String, usize),
 }
@@ -51,6 +52,7 @@ fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
         }
         "resume" => Command::Call(Request::Resume),
         "button" => Command::Call(Request::PowerButton),
+        "reset" => Command::Call(Request::Reset),
         "stop" => Command::Call(Request::Stop),
         "kill" => Command::Call(Request::Kill),
         "log" => Command::Call(Request::ConsoleLog),
@@ -73,7 +75,13 @@ fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
             Command::Tap(slot, name.into(), queues)
         }
         "snapshot" => {
-            Command::Snapshot(args.value().map_err(|_| "the directory of the snapshot is missing")?.into())
+            let directory = args.value().map_err(|_| "the directory of the snapshot is missing")?.into();
+            let over = match args.next()? {
+                None => None,
+                Some(Long("over")) => Some(args.value()?.into()),
+                Some(other) => return Err(other.unexpected()),
+            };
+            Command::Snapshot(directory, over)
         }
         "console" => Command::Console,
         "events" => Command::Events,
@@ -92,7 +100,7 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
             Command::Call(request) => call(&mut client, request),
             Command::Console => console(&mut client),
             Command::Events => events(&mut client),
-            Command::Snapshot(directory) => snapshot(&mut client, &directory),
+            Command::Snapshot(directory, over) => snapshot(&mut client, &directory, over.as_deref()),
             Command::Tap(slot, name, queues) => tap(&mut client, slot, &name, queues),
         });
     Ok(match done {
@@ -127,15 +135,21 @@ fn call(client: &mut Client, request: Request) -> anyhow::Result<()> {
 }
 
 /// A guest that runs stands still for as long as it takes, and goes on whatever comes of it.
-fn snapshot(client: &mut Client, directory: &Path) -> anyhow::Result<()> {
+fn snapshot(client: &mut Client, directory: &Path, over: Option<&Path>) -> anyhow::Result<()> {
     let state = client.call(Request::State, &[], WITHIN)?;
     let runs = matches!(state, Reply::State { status: Status::Running, .. });
     if runs {
         client.pause(Duration::from_millis(PAUSE))?;
     }
-    let made = snapshot::make(directory, |state, memory| {
-        client.snapshot(state.as_fd(), memory.as_fd(), false, SNAPSHOT).map_err(anyhow::Error::from)
-    });
+    let mut write = |state: &File, memory: &File, form| {
+        client.snapshot(state.as_fd(), memory.as_fd(), form, SNAPSHOT).map_err(anyhow::Error::from)
+    };
+    let made = match over {
+        None => snapshot::make(directory, |state, memory| write(state, memory, Form::Sparse)),
+        Some(below) => {
+            snapshot::make_over(directory, below, |state, memory| write(state, memory, Form::Over))
+        }
+    };
     if runs {
         client.resume()?;
     }
@@ -241,6 +255,11 @@ mod tests {
             (&["/s", "events"], Some(Command::Events)),
             (&["/s", "tap", "net.0", "t:2"], Some(Command::Tap("net.0".into(), "t".into(), 2))),
             (&["/s", "tap", "net.0", "t"], Some(Command::Tap("net.0".into(), "t".into(), 1))),
+            (&["/s", "snapshot", "d"], Some(Command::Snapshot("d".into(), None))),
+            (&["/s", "snapshot", "d", "--over", "b"], Some(Command::Snapshot("d".into(), Some("b".into())))),
+            (&["/s", "snapshot", "d", "b"], None),
+            (&["/s", "snapshot"], None),
+            (&["/s", "reset"], Some(Command::Call(Request::Reset))),
             (&["/s", "tap", "net.0"], None),
             (&["/s", "tap", "net.0", "t:x"], None),
             (&["/s", "state", "now"], None),

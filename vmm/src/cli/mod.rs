@@ -76,7 +76,10 @@ Commands of ctl:
                      press the power button; end the guest; end the monitor
   resize [--memory SIZE] [--cpus N]
                      give the guest more, or less
-  snapshot DIR       write the machine into a new directory; a guest that runs stands still meanwhile
+  snapshot DIR [--over DIR]
+                     write the machine into a new directory; a guest that runs stands still meanwhile.
+                     Of its memory only what it has changed since it was restored from the second
+  reset              put a machine that was restored, and is paused, back to where its snapshot was taken
   tap SLOT NAME[:N]  plug a tap into a network device, like net.0, the first --tap
   log | console      print what the console shows; join it (Ctrl-] leaves)
   events             print what happens, one JSON object a line, until the end

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -280,7 +280,12 @@ fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
     if options.jail.is_some() {
         jail::filter()?;
     }
-    let _control = control.map(|control| drive(&machine, control, network, raw.clone())).transpose()?;
+    let origin = match options.origin {
+        Origin::Boot(_) => None,
+        Origin::Snapshot(directory) => Some(directory),
+    };
+    let _control =
+        control.map(|control| drive(&machine, control, network, raw.clone(), origin)).transpose()?;
     say_phases(begun, prepared, machine.phases());
     if !options.paused {
         machine.resume()?;
@@ -326,6 +331,7 @@ fn drive(
     mut control: control::Open,
     network: net::Network,
     raw: Option<Raw>,
+    origin: Option<PathBuf>,
 ) -> anyhow::Result<(Server, control::Open)> {
     let on_kill = move || {
         if let Some(raw) = &raw {
@@ -338,6 +344,7 @@ fn drive(
         owner: control.owner.take(),
         on_kill: Some(Box::new(on_kill)),
         on_tap: Some(network.on_tap()),
+        origin,
     };
     Ok((Server::start(machine, options)?, control))
 }

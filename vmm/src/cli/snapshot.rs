@@ -74,6 +74,7 @@ fn describe(header: &Header) -> serde_json::Value {
         "devices": devices,
         "ram_file": header.memory_len,
         "ram_data": header.memory_data,
+        "over": header.base.map(|base| json!({"ram_file": base.len, "ram_data": base.data})),
     })
 }
 

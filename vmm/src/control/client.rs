@@ -11,6 +11,8 @@ use nix::poll::PollFlags;
 use serde::de::DeserializeOwned;
 
 use super::frame::{self, Receiver};
+use crate::snapshot::Form;
+
 use super::{Answer, Call, Event, Hello, Message, Refusal, Reply, Request, VERSIONS, Welcome};
 
 /// How long a monitor may take to answer what it does at once.
@@ -134,16 +136,16 @@ impl Client {
         self.call(Request::Stop, &[], ANSWER).map(drop)
     }
 
-    /// Has the machine, which is paused, written into two empty files, the second [packed](crate::snapshot::unpack) or
-    /// not. Says how many bytes the RAM has, and how many of them are no hole.
+    /// Has the machine, which is paused, written into two empty files, the second in that form. Says how many bytes the RAM has, and how many of them are no hole.
     pub fn snapshot(
         &mut self,
         state: BorrowedFd<'_>,
         memory: BorrowedFd<'_>,
-        packed: bool,
+        form: Form,
         within: Duration,
     ) -> Result<(u64, u64), Error> {
-        match self.call(Request::Snapshot { packed }, &[state, memory], within)? {
+        let request = Request::Snapshot { packed: form == Form::Packed, over: form == Form::Over };
+        match self.call(request, &[state, memory], within)? {
             Reply::Snapshot { memory, data } => Ok((memory, data)),
             other => Err(Error::OutOfTurn(format!("{other:?} to a snapshot"))),
         }

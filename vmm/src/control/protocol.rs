@@ -80,7 +80,14 @@ pub enum Request {
         /// The RAM as one run of pages behind the other, for carrying, instead of with holes, for mapping.
         #[serde(default)]
         packed: bool,
+        /// Of the RAM only what is not as it was when the machine was restored, for mapping over the RAM's file of the
+        /// snapshot from which it was.
+        #[serde(default)]
+        over: bool,
     },
+    /// Puts the machine, which must be paused, back to where the snapshot that it was restored from was taken. It stays
+    /// paused.
+    Reset,
     /// The console's back-log. Answered by [`Reply::Log`].
     ConsoleLog,
     /// Joins the socket, the descriptor with this frame, to the console, in both directions. Whoever

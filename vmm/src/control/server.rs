@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver as Results, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -54,6 +55,8 @@ pub struct Options {
     pub on_kill: Option<Box<dyn Fn() + Send>>,
     /// Attaches a tap; without it that is refused.
     pub on_tap: Option<OnTap>,
+    /// The directory of the snapshot that the machine was restored from, if it was.
+    pub origin: Option<PathBuf>,
 }
 
 impl fmt::Debug for Options {
@@ -61,6 +64,7 @@ impl fmt::Debug for Options {
         f.debug_struct("Options")
             .field("listener", &self.listener)
             .field("owner", &self.owner)
+            .field("origin", &self.origin)
             .finish_non_exhaustive()
     }
 }
@@ -116,6 +120,7 @@ impl Server {
             machine: Arc::downgrade(machine),
             started: Instant::now(),
             on_tap: options.on_tap,
+            origin: options.origin,
             readers: Arc::default(),
         };
         let waker = Arc::clone(&shared);

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -20,7 +21,7 @@ use super::{
 use crate::console::feed;
 use crate::machine::{self, Machine, Notice};
 use crate::memory::GuestRam;
-use crate::snapshot::Form;
+use crate::snapshot::{Form, Snapshot};
 
 /// No pause is waited for longer.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -39,6 +40,7 @@ pub(super) struct Worker {
     pub(super) machine: Weak<Machine>,
     pub(super) started: Instant,
     pub(super) on_tap: Option<OnTap>,
+    pub(super) origin: Option<PathBuf>,
     pub(super) readers: Arc<AtomicUsize>,
 }
 
@@ -65,9 +67,25 @@ impl Worker {
             Request::Resize { memory: Some(bytes), vcpus: None } => {
                 Ok(machine.resize_memory(bytes)?).map(|()| Reply::Done)
             }
-            Request::Snapshot { packed } => {
-                snapshot(&machine, job.fds, if packed { Form::Packed } else { Form::Sparse })
-            }
+            Request::Snapshot { packed, over } => match (packed, over) {
+                (false, false) => snapshot(&machine, job.fds, Form::Sparse),
+                (true, false) => snapshot(&machine, job.fds, Form::Packed),
+                (false, true) => snapshot(&machine, job.fds, Form::Over),
+                (true, true) => Err(Refusal::new(
+                    RefusalKind::Invalid,
+                    "cannot write a snapshot that is packed and over another one: what is carried has all of it",
+                )),
+            },
+            Request::Reset => match &self.origin {
+                Some(directory) => {
+                    let snapshot = Snapshot::open(directory).map_err(machine::Error::from)?;
+                    Ok(machine.reset(&snapshot)?).map(|()| Reply::Done)
+                }
+                None => Err(Refusal::new(
+                    RefusalKind::Unsupported,
+                    "cannot reset the machine: it was not restored from a snapshot, but booted",
+                )),
+            },
             Request::Stats => Ok(Reply::Stats(Box::new(self.stats(&machine)))),
             Request::AttachTap { .. } if job.fds.is_empty() => Err(Refusal::new(
                 RefusalKind::Invalid,
@@ -238,7 +256,7 @@ impl From<machine::Error> for Refusal {
             machine::Error::Order { .. } => RefusalKind::State,
             machine::Error::Pause { .. } => RefusalKind::Deadline,
             machine::Error::NoButton => RefusalKind::Unsupported,
-            machine::Error::Memory { .. } => RefusalKind::Invalid,
+            machine::Error::Memory { .. } | machine::Error::Origin(..) => RefusalKind::Invalid,
             _ => RefusalKind::Failed,
         };
         Self::new(kind, error.to_string())

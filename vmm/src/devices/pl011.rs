@@ -82,7 +82,7 @@ impl Default for State {
 
 impl State {
     /// Whether a port can be in this state. One that is read from somewhere may be any.
-    pub fn check(&self) -> io::Result<()> {
+    fn check(&self) -> io::Result<()> {
         match self.receive.len() {
             0..=FIFO => Ok(()),
             len => Err(io::Error::new(
@@ -167,15 +167,21 @@ impl fmt::Debug for Pl011 {
 }
 
 impl Pl011 {
-    /// A port in the given state, with `irq` as its [level](crate::hypervisor::Trigger::Level)
-    /// interrupt. The wire is driven to where the state says it must be.
-    pub fn new(state: State, irq: Arc<dyn IrqLine>, output: Arc<Output>) -> Self {
+    /// A port after reset, with `irq` as its [level](crate::hypervisor::Trigger::Level) interrupt.
+    pub fn new(irq: Arc<dyn IrqLine>, output: Arc<Output>) -> Self {
+        let inner = Inner { state: State::default(), raised: false };
+        Self { inner: Mutex::new(inner), irq, output, gate: InputGate::default() }
+    }
+
+    /// Goes on from a state; the processors must be paused. The wire is driven to where the state says it must be.
+    pub fn restore(&self, state: &State) -> io::Result<()> {
+        state.check()?;
+        let mut inner = self.lock();
         // Whatever the wire was before, it is driven.
-        let raised = state.mis() == 0;
-        let port =
-            Self { inner: Mutex::new(Inner { state, raised }), irq, output, gate: InputGate::default() };
-        port.update(&mut port.lock());
-        port
+        inner.raised = state.mis() == 0;
+        inner.state = state.clone();
+        self.update(&mut inner);
+        Ok(())
     }
 
     /// For a snapshot; the processors must be paused.
@@ -266,7 +272,7 @@ mod tests {
     fn port() -> (Pl011, Arc<Wire>) {
         let wire = Arc::new(Wire::default());
         let output = Arc::new(Output::new(std::io::sink(), vec![], Box::new(|_| {})).unwrap());
-        (Pl011::new(State::default(), Arc::clone(&wire) as Arc<dyn IrqLine>, output), wire)
+        (Pl011::new(Arc::clone(&wire) as Arc<dyn IrqLine>, output), wire)
     }
 
     fn get(port: &Pl011, offset: u64) -> u32 {
@@ -383,16 +389,15 @@ mod tests {
         port.offer(b"x");
         set(&port, IMSC, INT_RX);
         let state = port.save();
-        let wire = Arc::new(Wire::default());
-        let again =
-            Pl011::new(state.clone(), Arc::clone(&wire) as Arc<dyn IrqLine>, Arc::clone(&port.output));
+        let (again, wire) = self::port();
+        again.restore(&state).unwrap();
         assert!(wire.0.load(Ordering::Relaxed));
         assert_eq!(again.save(), state);
         assert_eq!((get(&again, DR), get(&again, DR)), (u32::from(b'x'), 0));
         assert!(!wire.0.load(Ordering::Relaxed));
         // A controller that was saved with the wire high hears that it is not.
         wire.0.store(true, Ordering::Relaxed);
-        Pl011::new(again.save(), Arc::clone(&wire) as Arc<dyn IrqLine>, Arc::clone(&port.output));
+        again.restore(&again.save()).unwrap();
         assert!(!wire.0.load(Ordering::Relaxed));
     }
 
@@ -400,7 +405,7 @@ mod tests {
     fn more_input_than_fits_is_refused() {
         for (len, ok) in [(0, true), (FIFO, true), (FIFO + 1, false)] {
             let state = State { receive: vec![0; len].into(), ..State::default() };
-            assert_eq!(state.check().is_ok(), ok, "{len}");
+            assert_eq!(port().0.restore(&state).is_ok(), ok, "{len}");
         }
     }
 

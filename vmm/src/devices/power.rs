@@ -58,8 +58,9 @@ impl AcpiPower {
         self.pending.load(Ordering::Acquire)
     }
 
-    /// Tells the guest again of what it had not taken. Bits that are no events are not told.
+    /// Tells the guest again of what it had not taken, and of nothing else. Bits that are no events are not told.
     pub fn restore(&self, pending: u8) -> Result<(), Error> {
+        self.pending.store(0, Ordering::Release);
         match pending & (EVENT_POWER_BUTTON | EVENT_GENERATION) {
             0 => Ok(()),
             events => self.notify(events),

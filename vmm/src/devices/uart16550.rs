@@ -35,6 +35,12 @@ struct Pulse {
     sending: Cell<bool>,
 }
 
+impl Pulse {
+    fn new(wire: &Wire) -> io::Result<Self> {
+        Ok(Self { pace: Pace::new(wire.clone())?, wire: wire.clone(), sending: Cell::new(false) })
+    }
+}
+
 impl Trigger for Pulse {
     type E = Infallible;
 
@@ -133,6 +139,8 @@ impl State {
 /// One port.
 pub struct Uart16550 {
     chip: Mutex<Serial<Pulse, NoEvents, Sink>>,
+    wire: Wire,
+    output: Arc<Output>,
     gate: InputGate,
 }
 
@@ -146,22 +154,22 @@ impl Uart16550 {
     /// A port after reset, with `irq` as its [edge](crate::hypervisor::Trigger::Edge) interrupt.
     pub fn new(irq: Arc<dyn IrqLine>, output: Arc<Output>) -> io::Result<Self> {
         let wire = Wire(irq);
-        let pulse = Pulse { pace: Pace::new(wire.clone())?, wire, sending: Cell::new(false) };
-        Ok(Self { chip: Mutex::new(Serial::new(pulse, Sink(output))), gate: InputGate::default() })
+        let chip = Serial::new(Pulse::new(&wire)?, Sink(Arc::clone(&output)));
+        Ok(Self { chip: Mutex::new(chip), wire, output, gate: InputGate::default() })
     }
 
-    /// A port that goes on from a state. An interrupt that the guest has not looked at comes again.
-    pub fn restore(state: &State, irq: Arc<dyn IrqLine>, output: Arc<Output>) -> io::Result<Self> {
-        let wire = Wire(irq);
-        let pulse = Pulse { pace: Pace::new(wire.clone())?, wire, sending: Cell::new(false) };
-        let chip = Serial::from_state(&state.registers(), pulse, NoEvents, Sink(output)).map_err(|_| {
+    /// Goes on from a state; the processors must be paused. An interrupt that the guest has not looked at comes again.
+    pub fn restore(&self, state: &State) -> io::Result<()> {
+        let (pulse, sink) = (Pulse::new(&self.wire)?, Sink(Arc::clone(&self.output)));
+        let chip = Serial::from_state(&state.registers(), pulse, NoEvents, sink).map_err(|_| {
             let why =
                 format!("its FIFO was saved with {} bytes, which it has no room for", state.receive.len());
             io::Error::new(io::ErrorKind::InvalidData, why)
         })?;
-        let Pulse { pace, wire, .. } = chip.interrupt_evt();
-        pace.restore(state.pace, wire);
-        Ok(Self { chip: Mutex::new(chip), gate: InputGate::default() })
+        // The one before it interrupts no more.
+        *self.lock() = chip;
+        self.lock().interrupt_evt().pace.restore(state.pace, &self.wire);
+        Ok(())
     }
 
     /// For a snapshot; the processors must be paused.
@@ -304,8 +312,9 @@ mod tests {
     }
 
     fn restored(state: &State) -> (Uart16550, Arc<Wire>) {
-        let (_, wire, output) = port();
-        (Uart16550::restore(state, Arc::clone(&wire) as Arc<dyn IrqLine>, output).unwrap(), wire)
+        let (port, wire, _) = port();
+        port.restore(state).unwrap();
+        (port, wire)
     }
 
     #[test]
@@ -327,6 +336,9 @@ mod tests {
         // Who has heard everything hears nothing.
         let (_, wire) = restored(&other.save());
         assert_eq!(wire.0.load(Ordering::SeqCst), 0);
+        // And it can go back.
+        other.restore(&state).unwrap();
+        assert_eq!(other.save(), state);
     }
 
     #[test]
@@ -352,10 +364,11 @@ mod tests {
 
     #[test]
     fn more_input_than_fits_is_refused() {
-        let (first, wire, output) = port();
-        let state = State { receive: vec![0; 65], ..first.save() };
-        let error = Uart16550::restore(&state, wire, output).unwrap_err();
+        let (first, ..) = port();
+        let (before, state) = (first.save(), State { receive: vec![0; 65], ..first.save() });
+        let error = first.restore(&state).unwrap_err();
         assert!(error.to_string().contains("65 bytes"), "{error}");
+        assert_eq!(first.save(), before);
     }
 
     proptest! {

@@ -104,9 +104,13 @@ pub trait Vm: Send + Sync + 'static {
     /// [saved](Vcpu::save), and no device drives a wire.
     fn save(&self) -> Result<Self::State, Error>;
 
-    /// Takes over what [`Vm::save`] gave. To be called once, on a sealed machine of the same plan, after all
-    /// processors have been [restored](Vcpu::restore) and before the first of them runs.
+    /// Takes over what [`Vm::save`] gave. To be called once, or once after each [`Vm::rewind`], on a sealed machine of the
+    /// same plan, after all processors have been [restored](Vcpu::restore) and before the first of them runs.
     fn restore(&self, state: &Self::State) -> Result<(), Error>;
+
+    /// Lets processors and machine be restored anew, although they have run. To be called when all of them stand still; an
+    /// error where the hypervisor knows no way back.
+    fn rewind(&self) -> Result<(), Error>;
 }
 
 /// A part of a machine as it is written into a snapshot: complete, so that nothing is guessed where it is
@@ -161,7 +165,8 @@ pub trait Vcpu {
     /// back with [`Exit::Kicked`], or before it ran at all; it goes on as if nothing had been asked.
     fn save(&mut self) -> Result<Self::State, Error>;
 
-    /// Becomes what was saved. To be called on one of the same number that has not run.
+    /// Becomes what was saved. To be called on one of the same number that has not run, or whose machine was
+    /// [rewound](Vm::rewind).
     fn restore(&mut self, state: &Self::State) -> Result<(), Error>;
 
     /// Lets the guest know that it stood still, so that it does not take the time for its own: called

@@ -28,12 +28,41 @@ pub(super) struct Board {
     pub(super) power: Option<Wire>,
     /// Says that the generation id has changed.
     pub(super) generation: Wire,
-    /// Saves it, while the machine stands still.
-    pub(super) save: SaveBoard,
+    /// What of it has a state.
+    pub(super) chips: Chips,
 }
 
-/// What there is to know of a board, for as long as its machine stands still.
-pub(super) type SaveBoard = Box<dyn Fn() -> BoardState + Send + Sync>;
+/// What of a board has a state, which is looked at and replaced while its machine stands still.
+#[derive(Debug)]
+pub(super) struct Chips {
+    #[cfg(target_arch = "x86_64")]
+    serial: Arc<Uart16550>,
+    #[cfg(target_arch = "x86_64")]
+    power: Arc<AcpiPower>,
+    #[cfg(target_arch = "aarch64")]
+    serial: Arc<Pl011>,
+}
+
+impl Chips {
+    /// All that there is to know.
+    pub(super) fn save(&self) -> BoardState {
+        BoardState {
+            serial: self.serial.save(),
+            #[cfg(target_arch = "x86_64")]
+            events: self.power.save(),
+        }
+    }
+
+    /// They go on from a state, on a machine whose interrupt controller does.
+    pub(super) fn restore(&self, state: &BoardState) -> Result<(), Error> {
+        self.serial
+            .restore(&state.serial)
+            .map_err(|source| Error::Host { what: "start the console", source })?;
+        #[cfg(target_arch = "x86_64")]
+        self.power.restore(state.events)?;
+        Ok(())
+    }
+}
 
 /// All that there is of a board.
 #[cfg(target_arch = "x86_64")]
@@ -69,28 +98,17 @@ impl BoardState {
 /// Tells the guest something, each time that it is called.
 pub(super) type Wire = Box<dyn Fn() -> Result<(), crate::hypervisor::Error> + Send + Sync>;
 
-/// A board after reset, or one that goes on from a state, of a machine whose interrupt controller does.
+/// A board after reset.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn assemble<V: Vm>(
-    vm: &V,
-    output: Arc<Output>,
-    on_event: OnSystemEvent,
-    state: Option<&BoardState>,
-) -> Result<Board, Error> {
+pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, on_event: OnSystemEvent) -> Result<Board, Error> {
     use crate::arch::x86_64::layout;
     use crate::devices::power::{self, KeyboardReset, Panic};
 
     let line = vm.irq_line(layout::SERIAL_LINE, Trigger::Edge)?;
-    let serial = match state {
-        None => Uart16550::new(line, output),
-        Some(state) => Uart16550::restore(&state.serial, line, output),
-    };
+    let serial = Uart16550::new(line, output);
     let serial = Arc::new(serial.map_err(|source| Error::Host { what: "start the console", source })?);
     let power =
         Arc::new(AcpiPower::new(Arc::clone(&on_event), vm.irq_line(layout::POWER_LINE, Trigger::Edge)?));
-    if let Some(state) = state {
-        power.restore(state.events)?;
-    }
     let mut buses = Buses::default();
     let ports: [(_, _, _, Arc<dyn BusDevice>); 4] = [
         ("serial", layout::SERIAL_PORT, uart16550::WINDOW, Arc::clone(&serial) as _),
@@ -106,38 +124,24 @@ pub(super) fn assemble<V: Vm>(
         Box::new(move || power.notify(event))
     };
     let (button, generation) = (notify(power::EVENT_POWER_BUTTON), notify(power::EVENT_GENERATION));
-    let save = {
-        let (serial, power) = (Arc::clone(&serial), Arc::clone(&power));
-        Box::new(move || BoardState { serial: serial.save(), events: power.save() })
-    };
-    Ok(Board { buses, console: serial, power: Some(button), generation, save })
+    let chips = Chips { serial: Arc::clone(&serial), power };
+    Ok(Board { buses, console: serial, power: Some(button), generation, chips })
 }
 
-/// A board after reset, or one that goes on from a state, of a machine whose interrupt controller does. Power is
-/// PSCI's business here, and in the hypervisor.
+/// A board after reset. Power is PSCI's business here, and in the hypervisor.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn assemble<V: Vm>(
-    vm: &V,
-    output: Arc<Output>,
-    _on_event: OnSystemEvent,
-    state: Option<&BoardState>,
-) -> Result<Board, Error> {
+pub(super) fn assemble<V: Vm>(vm: &V, output: Arc<Output>, _on_event: OnSystemEvent) -> Result<Board, Error> {
     use crate::arch::aarch64::layout;
 
     let irq = vm.irq_line(layout::SERIAL_LINE, Trigger::Level)?;
-    let port = state.map(|state| state.serial.clone()).unwrap_or_default();
-    port.check().map_err(|source| Error::Host { what: "start the console", source })?;
-    let serial = Arc::new(Pl011::new(port, irq, output));
+    let serial = Arc::new(Pl011::new(irq, output));
     let mut buses = Buses::default();
     let device: Arc<dyn BusDevice> = Arc::clone(&serial) as _;
     buses.memory.insert("serial", layout::SERIAL_BASE, pl011::WINDOW, device)?;
     let line = vm.irq_line(layout::GENERATION_LINE, Trigger::Edge)?;
     let generation = move || line.set(true).and_then(|()| line.set(false));
-    let save = {
-        let serial = Arc::clone(&serial);
-        Box::new(move || BoardState { serial: serial.save() })
-    };
-    Ok(Board { buses, console: serial, power: None, generation: Box::new(generation), save })
+    let chips = Chips { serial: Arc::clone(&serial) };
+    Ok(Board { buses, console: serial, power: None, generation: Box::new(generation), chips })
 }
 
 /// The hypervisor does that here.
@@ -170,10 +174,23 @@ pub(super) fn power(
     }
     let power = Power::new(hardware_ids, ranges.collect());
     if let Some(saved) = saved {
-        let state = saved.power.as_ref().ok_or("the snapshot does not say which processors are on")?;
-        power.restore(state)?;
+        restore_power(Some(&power), saved)?;
     }
     Ok(Some(power))
+}
+
+/// There is none.
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::unnecessary_wraps, reason = "as on the other architecture")]
+pub(super) fn restore_power(_power: Option<&Power>, _saved: &MachineState) -> Result<(), &'static str> {
+    Ok(())
+}
+
+/// Processors are on or off as they were.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn restore_power(power: Option<&Power>, saved: &MachineState) -> Result<(), &'static str> {
+    let Some(power) = power else { return Ok(()) };
+    power.restore(saved.power.as_ref().ok_or("the snapshot does not say which processors are on")?)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::board::{self, Board};
 use super::generation::Generation;
 use super::life::{Attached, HeldPort, Machine, Phases};
 use super::ram::{Extent, Ram};
-use super::shell::{Begin, Shell, Source, VcpuState};
+use super::shell::{Begin, Shell, Source, VcpuState, read_native};
 use super::{Config, Error, Restore};
 use crate::arch::native::{boot, layout};
 use crate::console::{Marker, Output};
@@ -21,7 +21,7 @@ use crate::hypervisor::{Hypervisor, Trigger, Vm, VmPlan};
 use crate::kernel::Image;
 use crate::memory::GuestRam;
 use crate::slots::{SlotId, SlotMap};
-use crate::snapshot::{Shape, Snapshot};
+use crate::snapshot::{Layers, Shape, Snapshot};
 use crate::standstill::Standstill;
 use crate::vcpu::Buses;
 
@@ -143,12 +143,10 @@ fn raise<H: Hypervisor>(
         .map_err(|source| Error::Host { what: "start the console's thread", source })?;
     let output = Arc::new(output);
     let saved = guest.snapshot();
-    let mut board = board::assemble(
-        &*shell.vm,
-        Arc::clone(&output),
-        shell.on_system_event(),
-        saved.map(|snapshot| &snapshot.state.board),
-    )?;
+    let mut board = board::assemble(&*shell.vm, Arc::clone(&output), shell.on_system_event())?;
+    if let Some(snapshot) = saved {
+        board.chips.restore(&snapshot.state.board)?;
+    }
     let standstill = Arc::clone(&shell.shared.standstill);
     let (slots, devices) = attach(&*shell.vm, &ram.all, fittings.devices, &standstill, &mut board.buses)?;
     let power =
@@ -156,10 +154,10 @@ fn raise<H: Hypervisor>(
             .map_err(|why| Error::Tables(why.to_owned()))?
             .map(Arc::new);
     guest.finish(hypervisor, &ram.boot, &shell, &slots, &devices)?;
-    let is_restored = guest.snapshot().is_some();
-    let Board { buses, console, power: button, generation, save } = board;
+    let under = guest.into_layers();
+    let Board { buses, console, power: button, generation, chips } = board;
     let generation = Generation::new(Arc::clone(&ram.all), generation)?;
-    if is_restored {
+    if under.is_some() {
         // Another one may go on from the same snapshot, or has.
         generation.renew()?;
     }
@@ -177,12 +175,13 @@ fn raise<H: Hypervisor>(
         generation,
         memory: extent,
         ram: ram.all,
+        under,
         devices,
         shape,
         hypervisor: hypervisor.name(),
         fingerprint,
         power,
-        save_board: save,
+        chips,
         phases: Phases { hypervisor: made, load, build: begun.elapsed() },
     })
 }
@@ -202,11 +201,8 @@ impl<V: Vm> Guest<V> {
             Origin::Boot(Boot { kernel, initrd, command_line }) => {
                 Ok(Self::Booting { loaded: boot::load(ram, kernel, initrd)?, command_line })
             }
-            Origin::Snapshot(mut snapshot) => {
-                let encoded = std::mem::take(&mut snapshot.state.vcpus);
-                let vcpus = encoded.iter().map(|bytes| Ok(Box::new(snapshot.decode(bytes, "a processor")?)));
-                let vcpus = vcpus.collect::<Result<_, Error>>()?;
-                let vm = snapshot.decode(&snapshot.state.vm, "the interrupt controller")?;
+            Origin::Snapshot(snapshot) => {
+                let (vcpus, vm) = read_native::<V>(&snapshot)?;
                 Ok(Self::Saved { snapshot, vcpus, vm })
             }
         }
@@ -216,6 +212,14 @@ impl<V: Vm> Guest<V> {
         match self {
             Self::Booting { .. } => None,
             Self::Saved { snapshot, .. } => Some(snapshot),
+        }
+    }
+
+    /// What its memory is mapped from.
+    fn into_layers(self) -> Option<Layers> {
+        match self {
+            Self::Booting { .. } => None,
+            Self::Saved { snapshot, .. } => Some(snapshot.memory),
         }
     }
 

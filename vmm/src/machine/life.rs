@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::Error;
-use super::board::{SaveBoard, Wire};
+use super::board::{Chips, Wire};
 use super::generation::Generation;
 use super::ram::{Extent, MemoryStatus};
 use super::shell::Native;
@@ -17,7 +17,7 @@ use crate::devices::virtio::mmio::Transport;
 use crate::hypervisor::{Crash, Kick, SystemEvent};
 use crate::memory::GuestRam;
 use crate::slots::SlotId;
-use crate::snapshot::Shape;
+use crate::snapshot::{Layers, Shape};
 use crate::standstill::Standstill;
 use crate::vcpu::{Counters, Counts, Ended, Phase, Power};
 
@@ -248,12 +248,14 @@ pub struct Machine {
     pub(super) generation: Generation,
     pub(super) memory: Extent,
     pub(super) ram: Arc<GuestRam>,
+    /// What that is mapped from, in a machine that was restored.
+    pub(super) under: Option<Layers>,
     pub(super) devices: Vec<Attached>,
     pub(super) shape: Shape,
     pub(super) hypervisor: &'static str,
     pub(super) fingerprint: Fingerprint,
     pub(super) power: Option<Arc<Power>>,
-    pub(super) save_board: SaveBoard,
+    pub(super) chips: Chips,
     pub(super) phases: Phases,
     /// Keeps the hypervisor's machine until the threads have ended.
     pub(super) native: Box<dyn Native>,

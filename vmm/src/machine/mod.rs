@@ -6,6 +6,7 @@ mod config;
 mod generation;
 mod life;
 mod ram;
+mod reset;
 mod save;
 mod shell;
 
@@ -76,7 +77,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A processor's thread is gone before its time.
-    #[error("the thread of vcpu {0} ended, or did not answer, while the machine was being built or saved")]
+    #[error(
+        "the thread of vcpu {0} ended, or did not answer, while the machine was being built, saved or reset"
+    )]
     Thread(u32),
     /// From the snapshot.
     #[error(transparent)]
@@ -105,6 +108,9 @@ pub enum Error {
         /// Why not.
         source: devices::virtio::StateError,
     },
+    /// What takes the snapshot that a machine came from was asked with another one, or of a machine that has booted.
+    #[error("cannot {0} the machine over this snapshot: {1}; use the one that it was restored from")]
+    Origin(&'static str, &'static str),
     /// Not in this state.
     #[error("cannot {what} a machine that is {status}")]
     Order {

@@ -8,7 +8,7 @@ use super::Error;
 use crate::arch::native::layout;
 use crate::devices::virtio::mem::{BLOCK, Handle, Mem};
 use crate::memory::{self, GuestRam};
-use crate::snapshot::{Shape, Snapshot};
+use crate::snapshot::{self, Shape, Snapshot};
 
 /// Linux adds memory in sections of this size or of a multiple; a part of one would be no use to it.
 const SECTION: u64 = 128 << 20;
@@ -42,7 +42,7 @@ impl Ram {
             let why = format!("its RAM is at {found:#x?}, and that of such a machine at {regions:#x?}");
             return Err(snapshot.damaged(why).into());
         }
-        let all = Arc::new(memory::restored(&snapshot.memory, &snapshot.state.ram)?);
+        let all = Arc::new(snapshot::restore_memory(&snapshot.memory, &snapshot.state.ram)?);
         Ok(Self { boot: Arc::clone(&all), all, pluggable })
     }
 

@@ -8,12 +8,16 @@ use crate::snapshot::{self, Form, Header, MachineState, Slot};
 
 impl Machine {
     /// Writes the machine into two empty files: its state, and its RAM. It must be paused, and stays so, whatever
-    /// comes of it. The files are the caller's to name and to sync.
+    /// comes of it. The files are the caller's to name and to sync; so is it to [link](crate::snapshot::link) what a RAM that is
+    /// written [`Form::Over`] something lies over, which a machine that has booted does not have.
     pub fn snapshot(&self, state: &File, memory: &File, form: Form) -> Result<Header, Error> {
         let _turn = self.turn();
         let status = self.status();
         if status != Status::Paused {
             return Err(Error::Order { what: "save", status });
+        }
+        if form == Form::Over && self.under.is_none() {
+            return Err(Error::Origin("save", "it was not restored from any"));
         }
         // Devices first: what their drivers are to hear of it is heard by the interrupt controller.
         let mut devices = Vec::new();
@@ -22,12 +26,13 @@ impl Machine {
             let saved = saved.map_err(|source| Error::SaveDevice { id: device.id.clone(), source })?;
             devices.push((device.id.as_str().to_owned(), saved));
         }
-        let board = (self.save_board)();
+        let board = self.chips.save();
         let power = self.power.as_ref().map(|power| power.save());
         let native = self.native.save()?;
         // Last, as some of the above writes to it.
-        let written = snapshot::write_memory(&self.ram, memory, form)
+        let written = snapshot::write_memory(&self.ram, self.under.as_ref(), memory, form)
             .map_err(|source| Error::Host { what: "write the RAM of the snapshot", source })?;
+        let (base, over) = written.over.unzip();
         let fingerprint = postcard::to_stdvec(&self.fingerprint)
             .map_err(|error| snapshot::Error::Unfit(error.to_string()))?;
         let header = Header {
@@ -48,10 +53,12 @@ impl Machine {
             memory_len: written.len,
             memory_data: written.data,
             memory_crc: written.crc,
+            base,
         };
         let machine = MachineState {
             shape: self.shape,
             ram: written.regions,
+            over,
             vcpus: native.vcpus,
             power,
             vm: native.vm,

@@ -11,6 +11,7 @@ use super::{Error, OnSystemEvent};
 use crate::arch::native::Entry;
 use crate::console::OnMarker;
 use crate::hypervisor::{self, Hypervisor, Kick, Vcpu, Vm, VmPlan};
+use crate::snapshot::Snapshot;
 use crate::vcpu::{self, Buses, Counters, Desk, Member, Power};
 
 /// What a processor's thread needs; it is on no deep call path.
@@ -145,11 +146,17 @@ pub(super) struct Encoded {
     pub(super) vm: Vec<u8>,
 }
 
-/// Where a machine's state comes from, whatever the hypervisor's types.
+/// Where a machine's state comes from, and goes to, whatever the hypervisor's types.
 pub(super) trait Native: Send + Sync {
     /// The machine stands still.
     fn save(&self) -> Result<Encoded, Error>;
+
+    /// Reads processors and interrupt controller from a snapshot of the same shape, without touching the machine.
+    fn read(&self, snapshot: &Snapshot) -> Result<Rewind<'_>, Error>;
 }
+
+/// Has processors and interrupt controller become what was [read](Native::read), on a machine that stands still.
+pub(super) type Rewind<'a> = Box<dyn FnOnce() -> Result<(), Error> + 'a>;
 
 /// The processors' desks and their machine.
 pub(super) struct Source<V: Vm> {
@@ -160,14 +167,41 @@ pub(super) struct Source<V: Vm> {
 
 impl<V: Vm> Native for Source<V> {
     fn save(&self) -> Result<Encoded, Error> {
-        let answers: Vec<_> = self.desks.iter().map(|desk| desk.ask()).collect();
-        self.shared.standstill.epoch().nudge();
-        let mut vcpus = Vec::new();
-        for (id, answer) in (0..).zip(answers) {
-            vcpus.push(encode(&answer.recv_timeout(READY).map_err(|_| Error::Thread(id))??)?);
-        }
+        let states = self.answers(self.desks.iter().map(|desk| desk.ask()).collect())?;
+        let vcpus = states.iter().map(encode).collect::<Result<_, _>>()?;
         Ok(Encoded { vcpus, vm: encode(&self.vm.save()?)? })
     }
+
+    fn read(&self, snapshot: &Snapshot) -> Result<Rewind<'_>, Error> {
+        let (vcpus, vm) = read_native::<V>(snapshot)?;
+        Ok(Box::new(move || {
+            self.vm.rewind()?;
+            let orders = self.desks.iter().zip(vcpus).map(|(desk, state)| desk.put(state)).collect();
+            self.answers(orders)?;
+            Ok(self.vm.restore(&vm)?)
+        }))
+    }
+}
+
+impl<V: Vm> Source<V> {
+    /// What all processors say to the order that was left on their desks.
+    fn answers<T>(&self, answers: Vec<Receiver<Result<T, hypervisor::Error>>>) -> Result<Vec<T>, Error> {
+        self.shared.standstill.epoch().nudge();
+        let all = (0..)
+            .zip(answers)
+            .map(|(id, answer)| Ok(answer.recv_timeout(READY).map_err(|_| Error::Thread(id))??));
+        all.collect()
+    }
+}
+
+/// Each processor, and the interrupt controller.
+pub(super) type States<V> = (Vec<Box<VcpuState<V>>>, <V as Vm>::State);
+
+/// What a snapshot has of them.
+pub(super) fn read_native<V: Vm>(snapshot: &Snapshot) -> Result<States<V>, Error> {
+    let decoded = |bytes: &Vec<u8>| Ok(Box::new(snapshot.decode(bytes, "a processor")?));
+    let vcpus = snapshot.state.vcpus.iter().map(decoded).collect::<Result<_, Error>>()?;
+    Ok((vcpus, snapshot.decode(&snapshot.state.vm, "the interrupt controller")?))
 }
 
 fn encode(state: &impl serde::Serialize) -> Result<Vec<u8>, Error> {

@@ -12,13 +12,15 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::{EPOCH, Error, Header, MachineState, memory};
+use super::{Base, EPOCH, Error, Header, Layers, MachineState, layers, memory};
 use crate::arch::native::Fingerprint;
 
 /// The name of the state's file in a snapshot's directory.
 pub const STATE_FILE: &str = "state";
 /// The name of the memory's file.
 pub const MEMORY_FILE: &str = "memory";
+/// The name of what the memory lies over, if it does.
+pub const BASE_FILE: &str = "base";
 
 const MAGIC: [u8; 8] = *b"SUPRSNAP";
 const BEGINNING: usize = 32;
@@ -32,29 +34,28 @@ pub fn write_state(mut out: impl Write, header: &Header, state: &MachineState) -
     let unfit = |error: &dyn std::fmt::Display| Error::Unfit(error.to_string());
     let header = postcard::to_stdvec(header).map_err(|error| unfit(&error))?;
     let body = postcard::to_stdvec(state).map_err(|error| unfit(&error))?;
-    let len = |bytes: &[u8], max: u32, what: &str| {
-        u32::try_from(bytes.len())
-            .ok()
-            .filter(|len| *len <= max)
-            .ok_or_else(|| Error::Unfit(format!("its {what} of {} bytes has no room in {max}", bytes.len())))
-    };
-    let numbers = [
-        EPOCH,
-        len(&header, HEADER_MAX, "header")?,
-        len(&body, BODY_MAX, "state")?,
-        crc32fast::hash(&header),
-        crc32fast::hash(&body),
-    ];
-    let mut beginning = MAGIC.to_vec();
-    beginning.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-    beginning.extend(crc32fast::hash(&beginning).to_le_bytes());
-    let all = [beginning, header, body].concat();
+    for (bytes, max, what) in [(&header, HEADER_MAX, "header"), (&body, BODY_MAX, "state")] {
+        if bytes.len() > max as usize {
+            return Err(Error::Unfit(format!("its {what} of {} bytes has no room in {max}", bytes.len())));
+        }
+    }
+    let all = sealed(&header, &body);
     out.write_all(&all).and_then(|()| out.flush()).map_err(|source| Error::File {
         what: "write",
         path: STATE_FILE.into(),
         source,
     })?;
     Ok(all.len() as u64)
+}
+
+/// A state's file with these parts, whatever is in them. None of them may be longer than 32 bits can say.
+pub fn sealed(header: &[u8], body: &[u8]) -> Vec<u8> {
+    let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    let numbers = [EPOCH, len(header), len(body), crc32fast::hash(header), crc32fast::hash(body)];
+    let mut beginning = MAGIC.to_vec();
+    beginning.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    beginning.extend(crc32fast::hash(&beginning).to_le_bytes());
+    [&beginning, header, body].concat()
 }
 
 /// The fixed beginning, checked.
@@ -121,6 +122,17 @@ fn open(path: &Path) -> Result<(File, u64), Error> {
     Ok((file, len))
 }
 
+/// One that has to be so long.
+fn open_of(path: &Path, wanted: u64) -> Result<File, Error> {
+    match open(path)? {
+        (file, len) if len == wanted => Ok(file),
+        (_, len) => {
+            let why = format!("it has {len} bytes instead of {wanted}");
+            Err(Error::Damaged { path: path.to_owned(), why })
+        }
+    }
+}
+
 fn read(file: &mut File, path: &Path, len: usize) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::with_capacity(len);
     file.take(len as u64).read_to_end(&mut bytes).map_err(|source| Error::File {
@@ -141,8 +153,8 @@ pub fn read_header(directory: &Path) -> Result<Header, Error> {
     reading.part(&bytes, beginning.header_crc, "header")
 }
 
-/// A whole state's file, in memory.
-pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<(Header, MachineState), Error> {
+/// A whole state's file, in memory; `path` is for errors.
+pub fn read_state(path: &Path, bytes: &[u8]) -> Result<(Header, MachineState), Error> {
     let reading = Reading(path);
     let beginning = reading.beginning(bytes, bytes.len() as u64)?;
     // The lengths were compared with that of the whole.
@@ -165,7 +177,7 @@ pub struct Snapshot {
     /// The machine.
     pub state: MachineState,
     /// Its RAM.
-    pub memory: File,
+    pub memory: Layers,
     path: PathBuf,
 }
 
@@ -180,14 +192,19 @@ impl Snapshot {
         if len > most {
             reading.beginning(&read(&mut file, &path, BEGINNING)?, len)?;
         }
-        let (header, state) = parse(&path, &read(&mut file, &path, len as usize)?)?;
-        let memory_path = directory.join(MEMORY_FILE);
-        let (memory, memory_len) = open(&memory_path)?;
-        if memory_len != header.memory_len {
-            let why = format!("it has {memory_len} bytes instead of {}", header.memory_len);
-            return Err(Error::Damaged { path: memory_path, why });
-        }
-        memory::check(&state.ram, memory_len).map_err(|why| reading.damaged(why))?;
+        let (header, state) = read_state(&path, &read(&mut file, &path, len as usize)?)?;
+        let memory = open_of(&directory.join(MEMORY_FILE), header.memory_len)?;
+        memory::check(&state.ram, header.memory_len).map_err(|why| reading.damaged(why))?;
+        let id = header.lowest();
+        let memory = match (&header.base, &state.over) {
+            (None, None) => Layers { base: memory, id, over: None },
+            (Some(base), Some(extents)) if base.len == header.memory_len => {
+                layers::check(extents, base.len).map_err(|why| reading.damaged(why))?;
+                let below = open_of(&directory.join(BASE_FILE), base.len)?;
+                Layers { base: below, id, over: Some((memory, extents.clone())) }
+            }
+            _ => return Err(reading.damaged("what its RAM lies over is not as long, or not there")),
+        };
         Ok(Self { header, state, memory, path })
     }
 
@@ -236,22 +253,29 @@ impl Snapshot {
 }
 
 /// Reads all of the snapshot in `directory`, RAM too, and says what is wrong with it. `progress` hears how much of
-/// the RAM's file is behind, and how much there is.
-pub fn verify(directory: &Path, progress: impl FnMut(u64, u64)) -> Result<Header, Error> {
-    let snapshot = Snapshot::open(directory)?;
-    let path = directory.join(MEMORY_FILE);
-    let (data, crc) = memory::checksum(&snapshot.memory, progress).map_err(|source| Error::File {
-        what: "read",
-        path: path.clone(),
-        source,
-    })?;
-    let header = snapshot.header;
-    if crc != header.memory_crc {
-        let why = format!(
-            "the checksum of its {data} bytes does not fit that of the {} bytes that were written",
-            header.memory_data
-        );
-        return Err(Error::Damaged { path, why });
+/// the RAM's files is behind, and how much there is.
+pub fn verify(directory: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Header, Error> {
+    let Snapshot { header, memory, .. } = Snapshot::open(directory)?;
+    let own = Base { len: header.memory_len, data: header.memory_data, crc: header.memory_crc };
+    let files = match &memory.over {
+        None => vec![(MEMORY_FILE, &memory.base, own)],
+        Some((over, _)) => vec![(BASE_FILE, &memory.base, memory.id), (MEMORY_FILE, over, own)],
+    };
+    let all: u64 = files.iter().map(|(.., id)| id.len).sum();
+    let mut behind = 0;
+    for (name, file, id) in files {
+        let path = directory.join(name);
+        let summed = memory::checksum(file, |done, _| progress(behind + done, all));
+        let (data, crc) =
+            summed.map_err(|source| Error::File { what: "read", path: path.clone(), source })?;
+        if crc != id.crc {
+            let why = format!(
+                "the checksum of its {data} bytes does not fit that of the {} bytes that were written",
+                id.data
+            );
+            return Err(Error::Damaged { path, why });
+        }
+        behind += id.len;
     }
     Ok(header)
 }

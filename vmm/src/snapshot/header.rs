@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Base;
+
 /// The format that this build writes, and the only one that it reads.
-pub const EPOCH: u32 = 2;
+pub const EPOCH: u32 = 3;
 
 /// What a snapshot is, and what a host must be like for it to go on there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,15 @@ pub struct Header {
     pub memory_data: u64,
     /// CRC-32 of what is no hole, page by page, each with its place before it.
     pub memory_crc: u32,
+    /// What the memory lies over: parts of it only are its own.
+    pub base: Option<Base>,
+}
+
+impl Header {
+    /// The file from which all comes that is in no other one: its own, or that of its base.
+    pub fn lowest(&self) -> Base {
+        self.base.unwrap_or(Base { len: self.memory_len, data: self.memory_data, crc: self.memory_crc })
+    }
 }
 
 /// A device in its slot.

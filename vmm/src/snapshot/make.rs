@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Error, MEMORY_FILE, STATE_FILE};
+use super::{BASE_FILE, Error, Header, MEMORY_FILE, STATE_FILE, read_header};
 
 /// What a directory that has not got its name yet ends with.
 const ASIDE: &str = ".part";
@@ -21,6 +21,39 @@ pub fn make<T, E: From<Error>>(
     let written = write(&state, &memory)?;
     aside.keep(directory, &[state, memory])?;
     Ok(written)
+}
+
+/// The same, for RAM that lies over that of the snapshot in `below`, of which a link is taken. Its machine must have come
+/// from there, and `write` must write [`Form::Over`](super::Form::Over).
+pub fn make_over<T, E: From<Error>>(
+    directory: &Path,
+    below: &Path,
+    write: impl FnOnce(&File, &File) -> Result<T, E>,
+) -> Result<T, E> {
+    let aside = Aside::beside(directory)?;
+    let base = link(below, &aside.0)?;
+    let (state, memory) = (aside.file(STATE_FILE)?, aside.file(MEMORY_FILE)?);
+    let written = write(&state, &memory)?;
+    if read_header(&aside.0)?.base != Some(base.lowest()) {
+        let why = format!("the machine has not come from {}", below.display());
+        return Err(Error::Unfit(why).into());
+    }
+    aside.keep(directory, &[state, memory])?;
+    Ok(written)
+}
+
+/// Links what all RAM of the snapshot in `below` comes from into `directory`, where another one is to lie over it. Says what
+/// that snapshot is.
+pub fn link(below: &Path, directory: &Path) -> Result<Header, Error> {
+    let header = read_header(below)?;
+    let lowest = below.join(if header.base.is_some() { BASE_FILE } else { MEMORY_FILE });
+    let linked = fs::hard_link(&lowest, directory.join(BASE_FILE));
+    linked.map_err(|source| Error::File {
+        what: "link, which takes a directory on the same disk,",
+        path: lowest,
+        source,
+    })?;
+    Ok(header)
 }
 
 /// Whether a directory of this name was left by a process that died while it wrote a snapshot.

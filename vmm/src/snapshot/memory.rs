@@ -7,18 +7,17 @@ use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use vm_memory::{Address, GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 
+use super::layers::{self, Base, Collector, Extent, Layers, REGIONS_MAX};
 use super::pack::Packer;
 use super::presence::Presence;
-use crate::memory::{GuestRam, Region};
+use crate::memory::{self, GuestRam, Region};
 
 /// What is looked at for zeroes: the smallest page that a host has.
-const PAGE: usize = 4096;
+const PAGE: usize = layers::PAGE as usize;
 /// What is read at a time, and what regions begin at a multiple of: a huge page of most processors.
 const CHUNK: usize = 2 << 20;
-/// More regions than any machine has.
-const REGIONS_MAX: usize = 16;
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +30,8 @@ pub struct Written {
     pub data: u64,
     /// As [`Header::memory_crc`](super::Header::memory_crc) has it.
     pub crc: u32,
+    /// What it lies over, and which parts of it do.
+    pub over: Option<(Base, Vec<Extent>)>,
 }
 
 /// How RAM is written.
@@ -40,6 +41,9 @@ pub enum Form {
     Sparse,
     /// One run behind the other: for those who carry it.
     Packed,
+    /// Only what is not as it was when the machine was restored, each page where it belongs: for those who map it over the
+    /// file that the machine was restored from.
+    Over,
 }
 
 /// Where runs of pages go.
@@ -76,18 +80,34 @@ fn is_zero(page: &[u8]) -> bool {
     page.chunks(64).all(|part| part == &[0; 64][..part.len()])
 }
 
-/// Writes all of `ram` into `out`, an empty file. The guest stands still.
-pub fn write(ram: &GuestRam, out: &File, form: Form) -> io::Result<Written> {
-    let mut presence = Presence::of_this_process();
-    let mut buffer = vec![0; CHUNK];
-    let (mut sum, mut regions, mut end) = (Sum::default(), Vec::new(), 0u64);
+/// Where the regions of RAM are in a file, and its length.
+fn places(ram: &GuestRam) -> (Vec<Region>, u64) {
+    let (mut regions, mut end) = (Vec::new(), 0u64);
     for region in ram.iter() {
         let offset = end;
         end = (offset + region.len()).next_multiple_of(CHUNK as u64);
         regions.push(Region { addr: region.start_addr().raw_value(), len: region.len(), offset });
     }
+    (regions, end)
+}
+
+fn beyond(error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+/// Writes all of `ram`, or what of it is not `under` it, into `out`, an empty file. The guest stands still.
+pub fn write(ram: &GuestRam, under: Option<&Layers>, out: &File, form: Form) -> io::Result<Written> {
+    if form == Form::Over {
+        let under =
+            under.ok_or_else(|| io::Error::other("the machine was not restored, so it lies over nothing"))?;
+        return write_over(ram, under, out);
+    }
+    let mut presence = Presence::of_this_process();
+    let mut buffer = vec![0; CHUNK];
+    let mut sum = Sum::default();
+    let (regions, end) = places(ram);
     let mut sink = match form {
-        Form::Sparse => {
+        Form::Sparse | Form::Over => {
             // What is beyond the last page that is written is a hole, too.
             out.set_len(end)?;
             Sink::Sparse(out)
@@ -95,11 +115,10 @@ pub fn write(ram: &GuestRam, out: &File, form: Form) -> io::Result<Written> {
         Form::Packed => Sink::Packed(Packer::new(out, end)?),
     };
     for (region, at) in ram.iter().zip(&regions) {
-        let beyond = |error: vm_memory::GuestMemoryError| io::Error::other(error.to_string());
         let host = region.get_host_address(MemoryRegionAddress(0)).map_err(beyond)? as u64;
         for start in (0..region.len()).step_by(CHUNK) {
             let len = (region.len() - start).min(CHUNK as u64) as usize;
-            let under = region.file_offset().map(|file| (file.file(), file.start() + start));
+            let under = under.map(|layers| (layers, at.offset + start));
             let pages = presence.pages(host + start, len.div_ceil(PAGE), under)?;
             if !pages.iter().any(|present| *present) {
                 continue;
@@ -121,7 +140,89 @@ pub fn write(ram: &GuestRam, out: &File, form: Form) -> io::Result<Written> {
     if let Sink::Packed(packer) = sink {
         packer.finish()?;
     }
-    Ok(Written { regions, len: end, data: sum.data, crc: sum.crc.finalize() })
+    Ok(Written { regions, len: end, data: sum.data, crc: sum.crc.finalize(), over: None })
+}
+
+/// Writes what is not the base's.
+fn write_over(ram: &GuestRam, under: &Layers, out: &File) -> io::Result<Written> {
+    let mut presence = Presence::of_this_process();
+    let (regions, end) = places(ram);
+    if end != under.id.len {
+        return Err(io::Error::other("the machine's RAM is not as long as what lies under it"));
+    }
+    let mut collector = Collector::default();
+    for (region, at) in ram.iter().zip(&regions) {
+        let host = region.get_host_address(MemoryRegionAddress(0)).map_err(beyond)? as u64;
+        for start in (0..region.len()).step_by(CHUNK) {
+            let len = (region.len() - start).min(CHUNK as u64) as usize;
+            let mut pages = presence.own(host + start, len.div_ceil(PAGE));
+            under.mark_over(at.offset + start, &mut pages);
+            for (offset, own) in (at.offset + start..).step_by(PAGE).zip(pages) {
+                if own {
+                    collector.page(offset);
+                }
+            }
+        }
+    }
+    out.set_len(end)?;
+    let (mut sum, mut sink, mut buffer) = (Sum::default(), Sink::Sparse(out), vec![0; CHUNK]);
+    let mut extents = Vec::new();
+    for (addr, extent) in in_regions(&regions, collector.finish()) {
+        for start in (0..extent.len).step_by(CHUNK) {
+            let chunk = &mut buffer[..(extent.len - start).min(CHUNK as u64) as usize];
+            ram.read_slice(chunk, GuestAddress(addr + start)).map_err(beyond)?;
+            write_chunk(chunk, extent.offset + start, &mut sink, &mut sum)?;
+        }
+        extents.push(extent);
+    }
+    let (data, crc) = (sum.data, sum.crc.finalize());
+    Ok(Written { regions, len: end, data, crc, over: Some((under.id, extents)) })
+}
+
+/// The extents cut at the borders of regions, with their guest-physical addresses. What lies between two regions is gone.
+fn in_regions(
+    regions: &[Region],
+    extents: impl IntoIterator<Item = Extent>,
+) -> impl Iterator<Item = (u64, Extent)> {
+    extents.into_iter().flat_map(move |extent| {
+        regions.iter().filter_map(move |region| {
+            let start = extent.offset.max(region.offset);
+            let end = (extent.offset + extent.len).min(region.offset + region.len);
+            let cut = Extent { offset: start, len: end.checked_sub(start).filter(|len| *len > 0)? };
+            Some((region.addr + (start - region.offset), cut))
+        })
+    })
+}
+
+/// Maps `ram`, that of a snapshot with these regions, from what is under it.
+pub fn restored(under: &Layers, regions: &[Region]) -> Result<GuestRam, memory::Error> {
+    let ram = memory::restored(&under.base, regions)?;
+    if let Some((file, extents)) = &under.over {
+        for (addr, Extent { offset, len }) in in_regions(regions, extents.iter().copied()) {
+            memory::map_over(&ram, addr, len, file, offset)?;
+        }
+    }
+    Ok(ram)
+}
+
+/// Makes `ram`, which a snapshot's file is mapped for, what it was when it was mapped: only what was written to it since is
+/// given back. Nobody writes to it meanwhile.
+pub fn rewind(ram: &GuestRam) -> io::Result<()> {
+    let mut presence = Presence::of_this_process();
+    for region in ram.iter() {
+        let host = region.get_host_address(MemoryRegionAddress(0)).map_err(beyond)? as u64;
+        for start in (0..region.len()).step_by(CHUNK) {
+            let len = (region.len() - start).min(CHUNK as u64);
+            let own = presence.own(host + start, (len as usize).div_ceil(PAGE));
+            for (run, is_own) in runs(own.into_iter()) {
+                if is_own {
+                    let at = region.start_addr().raw_value() + start + (run.start * PAGE) as u64;
+                    memory::discard(ram, at, (run.len() * PAGE) as u64).map_err(beyond)?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Writes the pages of a chunk that are not zero, neighbours together.
@@ -218,7 +319,6 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
-    use crate::memory;
 
     const HIGH: u64 = 1 << 32;
 
@@ -234,6 +334,11 @@ mod tests {
         let file = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
         std::fs::remove_file(path).unwrap();
         file
+    }
+
+    fn under(file: &File, written: &Written) -> Layers {
+        let id = Base { len: written.len, data: written.data, crc: written.crc };
+        Layers { base: file.try_clone().unwrap(), id, over: None }
     }
 
     #[test]
@@ -263,11 +368,12 @@ mod tests {
         ram.write_obj(7u8, GuestAddress(0x1234)).unwrap();
         ram.write_obj(8u8, GuestAddress(HIGH + 0x3f_ffff)).unwrap();
         let first = file();
-        let written = write(&ram, &first, Form::Sparse).unwrap();
+        let written = write(&ram, None, &first, Form::Sparse).unwrap();
         assert_eq!((written.len, written.data), (12 << 20, 2 * PAGE as u64));
         assert_eq!(checksum(&first, |_, _| ()).unwrap(), (written.data, written.crc));
 
-        let again = memory::restored(&first, &written.regions).unwrap();
+        let layers = under(&first, &written);
+        let again = restored(&layers, &written.regions).unwrap();
         for (addr, value) in [(0x1234, 7), (HIGH + 0x3f_ffff, 8), (0x10_0000, 0)] {
             assert_eq!(again.read_obj::<u8>(GuestAddress(addr)).unwrap(), value, "{addr:#x}");
         }
@@ -276,14 +382,94 @@ mod tests {
         again.write_obj(9u8, GuestAddress(0x50_0000)).unwrap();
         let _: u8 = again.read_obj(GuestAddress(0x60_0000)).unwrap();
         let second = file();
-        let second_written = write(&again, &second, Form::Sparse).unwrap();
+        let second_written = write(&again, Some(&layers), &second, Form::Sparse).unwrap();
         assert_eq!(second_written.data, 2 * PAGE as u64);
-        let third = memory::restored(&second, &second_written.regions).unwrap();
+        let third = restored(&under(&second, &second_written), &second_written.regions).unwrap();
         for (addr, value) in [(0x1234, 0), (HIGH + 0x3f_ffff, 8), (0x50_0000, 9)] {
             assert_eq!(third.read_obj::<u8>(GuestAddress(addr)).unwrap(), value, "{addr:#x}");
         }
         // The first one is as it was.
         assert_eq!(checksum(&first, |_, _| ()).unwrap(), (written.data, written.crc));
+    }
+
+    /// RAM with a value here and there, saved, and what is under who is restored from it.
+    fn a_base() -> (Layers, Vec<Region>) {
+        let ram = memory::anonymous(&[(0, 8 << 20), (HIGH, 0x30_1000)]).unwrap();
+        for addr in [0x1234, 0x30_0000, HIGH, HIGH + 0x30_0fff] {
+            ram.write_obj(7u8, GuestAddress(addr)).unwrap();
+        }
+        let base = file();
+        let written = write(&ram, None, &base, Form::Sparse).unwrap();
+        (under(&base, &written), written.regions)
+    }
+
+    #[test]
+    fn what_lies_over_a_base_is_what_has_changed() {
+        let (layers, regions) = a_base();
+        let second = restored(&layers, &regions).unwrap();
+        second.write_obj(0u8, GuestAddress(0x1234)).unwrap();
+        second.write_obj(9u8, GuestAddress(0x60_0000)).unwrap();
+        let over = file();
+        let written = write(&second, Some(&layers), &over, Form::Over).unwrap();
+        assert_eq!(written.data, PAGE as u64, "a page of zeroes is a hole");
+        assert_eq!(checksum(&over, |_, _| ()).unwrap(), (written.data, written.crc));
+        let (base, extents) = written.over.unwrap();
+        let page = |offset| Extent { offset, len: PAGE as u64 };
+        assert_eq!((base, &extents[..]), (layers.id, &[page(0x1000), page(0x60_0000)][..]));
+
+        // One more above, over the same base: what lay over it is taken along.
+        let layers = Layers { over: Some((over, extents)), ..layers };
+        let third = restored(&layers, &regions).unwrap();
+        let values = |ram: &GuestRam| {
+            [0x1234, 0x30_0000, 0x60_0000, HIGH, HIGH + 0x30_0fff]
+                .map(|addr| ram.read_obj::<u8>(GuestAddress(addr)).unwrap())
+        };
+        assert_eq!(values(&third), [0, 7, 9, 7, 7]);
+        third.write_obj(5u8, GuestAddress(HIGH)).unwrap();
+        let more = file();
+        let written = write(&third, Some(&layers), &more, Form::Over).unwrap();
+        assert_eq!((written.data, written.over.as_ref().unwrap().1.len()), (2 * PAGE as u64, 3));
+        let fourth = Layers { over: Some((more, written.over.unwrap().1)), ..under_of(&layers) };
+        assert_eq!(values(&restored(&fourth, &regions).unwrap()), [0, 7, 9, 5, 7]);
+
+        // All of it is written where that is wanted, and it goes back to where it was.
+        let all = file();
+        let written = write(&third, Some(&layers), &all, Form::Sparse).unwrap();
+        assert_eq!(values(&restored(&under(&all, &written), &regions).unwrap()), [0, 7, 9, 5, 7]);
+        rewind(&third).unwrap();
+        assert_eq!(values(&third), [0, 7, 9, 7, 7]);
+    }
+
+    fn under_of(layers: &Layers) -> Layers {
+        Layers { base: layers.base.try_clone().unwrap(), id: layers.id, over: None }
+    }
+
+    #[test]
+    fn who_has_booted_lies_over_nothing() {
+        let ram = memory::anonymous(&[(0, 1 << 20)]).unwrap();
+        assert!(write(&ram, None, &file(), Form::Over).is_err());
+    }
+
+    #[test]
+    fn what_was_written_since_is_undone_and_the_rest_stays() {
+        let ram = memory::anonymous(&[(0, 8 << 20), (HIGH, 4 << 20)]).unwrap();
+        ram.write_obj(7u8, GuestAddress(0x1234)).unwrap();
+        ram.write_obj(8u8, GuestAddress(HIGH + 0x3f_ffff)).unwrap();
+        let saved = file();
+        let regions = write(&ram, None, &saved, Form::Sparse).unwrap().regions;
+        let again = memory::restored(&saved, &regions).unwrap();
+        let values = || {
+            [0x1234, 0x20_0000, HIGH, HIGH + 0x3f_ffff]
+                .map(|addr| again.read_obj::<u8>(GuestAddress(addr)).unwrap())
+        };
+        for _ in 0..2 {
+            for addr in [0x1234, 0x20_0000, HIGH] {
+                again.write_obj(9u8, GuestAddress(addr)).unwrap();
+            }
+            assert_eq!(values(), [9, 9, 9, 8]);
+            rewind(&again).unwrap();
+            assert_eq!(values(), [7, 0, 0, 8]);
+        }
     }
 
     proptest! {
@@ -292,6 +478,7 @@ mod tests {
         #[test]
         fn memory_comes_back_as_it_was(
             writes in proptest::collection::vec((0u64..0x60_0000, any::<u64>()), 0..200),
+            changes in proptest::collection::vec((0u64..0x60_0000, any::<u64>()), 0..400),
         ) {
             let ram = memory::anonymous(&[(0, 0x50_0000), (HIGH, 0x10_0000)]).unwrap();
             let place = |at: u64| GuestAddress(if at < 0x50_0000 { at } else { HIGH + at - 0x50_0000 });
@@ -299,15 +486,27 @@ mod tests {
                 let _ = ram.write_obj(*value, place(*at));
             }
             let out = file();
-            let written = write(&ram, &out, Form::Sparse).unwrap();
+            let written = write(&ram, None, &out, Form::Sparse).unwrap();
             prop_assert_eq!(checksum(&out, |_, _| ()).unwrap(), (written.data, written.crc));
             let packed = file();
-            prop_assert_eq!(&write(&ram, &packed, Form::Packed).unwrap(), &written);
+            prop_assert_eq!(&write(&ram, None, &packed, Form::Packed).unwrap(), &written);
             let unpacked = file();
             super::super::unpack(&packed, &unpacked, |_, _| ()).unwrap();
             prop_assert_eq!(checksum(&unpacked, |_, _| ()).unwrap(), (written.data, written.crc));
             prop_assert_eq!(unpacked.metadata().unwrap().len(), written.len);
-            let again = memory::restored(&unpacked, &written.regions).unwrap();
+            let layers = under(&unpacked, &written);
+            let again = restored(&layers, &written.regions).unwrap();
+            // What is written over it, and over that, is what it is.
+            let over = file();
+            let mut above = Layers { over: None, ..under_of(&layers) };
+            for (at, value) in &changes {
+                let _ = ram.write_obj(*value, place(*at));
+                let _ = again.write_obj(*value, place(*at));
+            }
+            let over_written = write(&again, Some(&layers), &over, Form::Over).unwrap();
+            prop_assert_eq!(checksum(&over, |_, _| ()).unwrap(), (over_written.data, over_written.crc));
+            above.over = Some((over, over_written.over.unwrap().1));
+            let again = restored(&above, &written.regions).unwrap();
             for page in (0..0x60_0000).step_by(PAGE) {
                 let (mut one, mut other) = ([0; PAGE], [0; PAGE]);
                 ram.read_slice(&mut one, place(page)).unwrap();

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::memory::extent;
+use super::layers::{Layers, PAGE};
 use crate::memory;
 
 /// Linux's list of the pages of a process, eight bytes for each. Nobody needs a right to see of their own which
@@ -32,16 +32,27 @@ impl Presence {
         Self { pagemap, page: memory::page_size(), entries: Vec::new() }
     }
 
-    /// Of `count` pieces of 4 KiB from `host` on, whether each can hold something else than zeroes. `under` is the
-    /// file that is mapped there, if one is, and where in it.
+    /// Of `count` pieces of 4 KiB from `host` on, whether each can hold something else than zeroes. `under` is what is
+    /// mapped there, if something is, and where in it.
     pub(super) fn pages(
         &mut self,
         host: u64,
         count: usize,
-        under: Option<(&File, u64)>,
+        under: Option<(&Layers, u64)>,
     ) -> io::Result<Vec<bool>> {
-        const PIECE: u64 = 4096;
-        let end = host + count as u64 * PIECE;
+        let (mut pages, mut below) = (self.own(host, count), vec![false; count]);
+        if let Some((layers, offset)) = under {
+            layers.mark_data(offset, &mut below)?;
+        }
+        for (page, below) in pages.iter_mut().zip(below) {
+            *page |= below;
+        }
+        Ok(pages)
+    }
+
+    /// Of `count` pieces of 4 KiB from `host` on, whether each can hold something else than what is mapped there.
+    pub(super) fn own(&mut self, host: u64, count: usize) -> Vec<bool> {
+        let end = host + count as u64 * PAGE;
         let (first, last) = (host / self.page, end.div_ceil(self.page));
         // A few thousand.
         let len = (last - first) as usize * 8;
@@ -51,33 +62,15 @@ impl Presence {
             None => false,
         };
         if !known {
-            return Ok(vec![true; count]);
-        }
-        let mut below = vec![false; count];
-        if let Some((file, offset)) = under {
-            mark_data(file, offset, PIECE, &mut below)?;
+            return vec![true; count];
         }
         let page = self.page;
         let is_own = |piece: usize| {
-            let index = ((host + piece as u64 * PIECE) / page - first) as usize * 8;
+            let index = ((host + piece as u64 * PAGE) / page - first) as usize * 8;
             let entry = self.entries.get(index..index + 8).and_then(|entry| entry.try_into().ok());
             let entry = entry.map_or(PRESENT, u64::from_le_bytes);
             entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0
         };
-        Ok((0..count).map(|piece| is_own(piece) || below[piece]).collect())
+        (0..count).map(is_own).collect()
     }
-}
-
-/// Marks the pieces of a file, from `offset` on, in which there is data.
-fn mark_data(file: &File, offset: u64, piece: u64, marks: &mut [bool]) -> io::Result<()> {
-    let end = offset + marks.len() as u64 * piece;
-    let mut from = offset;
-    while from < end {
-        let Some(data) = extent(file, from)?.filter(|data| data.start < end) else { return Ok(()) };
-        let first = ((data.start.max(offset) - offset) / piece) as usize;
-        let last = ((data.end.min(end) - offset).div_ceil(piece)) as usize;
-        marks[first..last].fill(true);
-        from = data.end;
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@ use crate::devices::virtio::mmio;
 use crate::hypervisor::PsciBy;
 use crate::machine::{BoardState, PowerState};
 use crate::memory::Region;
+use crate::snapshot::Extent;
 
 /// Everything about a machine but its RAM. What the hypervisor's backend says of processors and machine is encoded
 /// by its own types, since no other backend could read it.
@@ -15,6 +16,8 @@ pub struct MachineState {
     pub shape: Shape,
     /// Where its RAM is in the memory's file.
     pub ram: Vec<Region>,
+    /// Which parts of that file are its own, where it lies over a base.
+    pub over: Option<Vec<Extent>>,
     /// Each processor, by number.
     pub vcpus: Vec<Vec<u8>>,
     /// Which processors are on, where that is the monitor's business.

@@ -43,6 +43,7 @@ fn header(written: &Written) -> Header {
         memory_len: written.len,
         memory_data: written.data,
         memory_crc: written.crc,
+        base: written.over.as_ref().map(|(base, _)| *base),
     }
 }
 
@@ -53,6 +54,7 @@ fn state(regions: Vec<Region>) -> MachineState {
     MachineState {
         shape,
         ram: regions,
+        over: None,
         vcpus: vec![vec![1; 100]],
         power: None,
         vm: vec![2; 100],
@@ -66,7 +68,7 @@ fn write(directory: &Path) {
     let ram = memory::anonymous(&[(0, 4 << 20)]).unwrap();
     vm_memory::Bytes::write_obj(&ram, 7u64, vm_memory::GuestAddress(0x1008)).unwrap();
     make(directory, |file, memory| {
-        let written = write_memory(&ram, memory, Form::Sparse).unwrap();
+        let written = write_memory(&ram, None, memory, Form::Sparse).unwrap();
         write_state(file, &header(&written), &state(written.regions.clone()))
     })
     .unwrap();
@@ -75,14 +77,14 @@ fn write(directory: &Path) {
 /// The state's file of a small snapshot.
 fn bytes() -> Vec<u8> {
     let regions = vec![Region { addr: 0, len: 4 << 20, offset: 0 }];
-    let written = Written { regions, len: 4 << 20, data: 4096, crc: 1 };
+    let written = Written { regions, len: 4 << 20, data: 4096, crc: 1, over: None };
     let mut bytes = Vec::new();
     write_state(&mut bytes, &header(&written), &state(written.regions.clone())).unwrap();
     bytes
 }
 
 fn parse(bytes: &[u8]) -> Result<(Header, MachineState), Error> {
-    file::parse(Path::new("good/state"), bytes)
+    read_state(Path::new("good/state"), bytes)
 }
 
 #[test]
@@ -136,7 +138,7 @@ fn what_it_is_instead_is_said() {
     for (bytes, words) in [
         (b"#!/bin/sh\nexec true # and on, and on, and on".to_vec(), vec!["no snapshot"]),
         (vec![], vec!["no snapshot"]),
-        (renumbered(&good, 0, EPOCH + 1), vec!["format 3", "reads 2"]),
+        (renumbered(&good, 0, EPOCH + 1), vec!["format 4", "reads 3"]),
         (renumbered(&good, 1, u32::MAX), vec!["damaged", "by its own account"]),
         (renumbered(&good, 2, u32::MAX), vec!["damaged", "by its own account"]),
         (renumbered(&good, 3, 0), vec!["checksum of its header"]),
@@ -176,6 +178,90 @@ fn its_ram_is_all_there_and_what_was_written() {
 
 /// Of some host.
 #[cfg(target_arch = "x86_64")]
+type Change = dyn Fn(&mut Header, &mut MachineState);
+
+/// Writes a snapshot `above`, of a machine that came from the one in `below` and has changed a little.
+fn write_above(below: &Path, above: &Path, change: &Change) -> Result<(), Error> {
+    let from = Snapshot::open(below).unwrap();
+    let ram = restore_memory(&from.memory, &from.state.ram).unwrap();
+    vm_memory::Bytes::write_obj(&ram, 8u64, vm_memory::GuestAddress(0x10_0008)).unwrap();
+    make_over(above, below, |file, memory| {
+        let written = write_memory(&ram, Some(&from.memory), memory, Form::Over).unwrap();
+        let mut header = header(&written);
+        let (_, over) = written.over.unwrap();
+        let mut state = MachineState { over: Some(over), ..state(written.regions) };
+        change(&mut header, &mut state);
+        write_state(file, &header, &state).map(drop)
+    })
+}
+
+fn values(snapshot: &Snapshot) -> [u64; 2] {
+    let ram = restore_memory(&snapshot.memory, &snapshot.state.ram).unwrap();
+    [0x1008, 0x10_0008].map(|addr| vm_memory::Bytes::read_obj(&ram, vm_memory::GuestAddress(addr)).unwrap())
+}
+
+#[test]
+fn one_over_another_is_whole_without_its_directory() {
+    let room = Room::new("over");
+    let place = |name: &str| room.0.join(name);
+    write(&place("a"));
+    write_above(&place("a"), &place("b"), &|_, _| ()).unwrap();
+    write_above(&place("b"), &place("c"), &|_, _| ()).unwrap();
+    for name in ["a", "b"] {
+        fs::remove_dir_all(place(name)).unwrap();
+    }
+    assert_eq!(values(&Snapshot::open(&place("c")).unwrap()), [7, 8]);
+    let mut steps = Vec::new();
+    let header = verify(&place("c"), |done, all| steps.push((done, all))).unwrap();
+    assert_eq!(steps.last(), Some(&(8 << 20, 8 << 20)));
+    assert_eq!((header.memory_data, header.base.unwrap().data), (4096, 4096));
+    for name in [BASE_FILE, MEMORY_FILE] {
+        let path = place("c").join(name);
+        let good = fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        *bad.iter_mut().find(|byte| **byte != 0).unwrap() ^= 1;
+        fs::write(&path, bad).unwrap();
+        let error = verify(&place("c"), |_, _| ()).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("checksum"), "{error}");
+        fs::write(&path, good).unwrap();
+    }
+}
+
+#[test]
+fn what_lies_over_something_else_is_refused() {
+    let room = Room::new("under");
+    let place = |name: &str| room.0.join(name);
+    write(&place("a"));
+    let changes: [(&Change, &str); 4] = [
+        (&|_, state| state.over = None, "lies over"),
+        (&|_, state| state.over.as_mut().unwrap().reverse(), "its own"),
+        (&|_, state| state.over.as_mut().unwrap()[0].len = 1 << 30, "its own"),
+        (&|_, state| state.over = Some(vec![Extent { offset: 0, len: 0 }]), "its own"),
+    ];
+    for (change, word) in changes {
+        // A single part has no order.
+        let two = |header: &mut Header, state: &mut MachineState| {
+            state.over.as_mut().unwrap().push(Extent { offset: 3 << 20, len: 4096 });
+            change(header, state);
+        };
+        write_above(&place("a"), &place("b"), &two).unwrap();
+        let error = Snapshot::open(&place("b")).unwrap_err().to_string();
+        assert!(error.contains("damaged") && error.contains(word), "{error}");
+        fs::remove_dir_all(place("b")).unwrap();
+    }
+    // Not of the machine that it says, which leaves nothing.
+    let error =
+        write_above(&place("a"), &place("b"), &|header, _| header.base = None).unwrap_err().to_string();
+    assert!(error.contains("has not come from"), "{error}");
+    assert!(!place("b").exists());
+    write_above(&place("a"), &place("b"), &|_, _| ()).unwrap();
+    let base = place("b").join(BASE_FILE);
+    fs::remove_file(&base).unwrap();
+    assert!(Snapshot::open(&place("b")).unwrap_err().to_string().contains(BASE_FILE));
+    fs::write(&base, b"short").unwrap();
+    assert!(Snapshot::open(&place("b")).unwrap_err().to_string().contains("instead of"));
+}
+
 fn fingerprint() -> Fingerprint {
     use crate::arch::x86_64::{CpuModel, Host};
     let host =
@@ -198,7 +284,7 @@ fn a_host_of_another_kind_is_told_so() {
     let with = |change: &dyn Fn(&mut Header)| {
         let _ = fs::remove_dir_all(&place);
         make(&place, |file, memory| {
-            let written = write_memory(&ram, memory, Form::Sparse).unwrap();
+            let written = write_memory(&ram, None, memory, Form::Sparse).unwrap();
             let mut header = header(&written);
             header.fingerprint = postcard::to_stdvec(&here).unwrap();
             change(&mut header);

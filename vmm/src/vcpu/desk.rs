@@ -1,7 +1,7 @@
 //! What a processor is asked for while it stands still.
 //!
-//! Its state can be had by its own thread only. So whoever wants it leaves an order and wakes the thread, which
-//! looks for one whenever it parks, and answers.
+//! Its state can be had, or replaced, by its own thread only. So whoever wants that leaves an order and wakes the thread,
+//! which looks for one whenever it parks, and answers.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::{Go, Member};
 use crate::hypervisor::{Error, Vcpu};
 
-type Order<S> = Sender<Result<S, Error>>;
+#[derive(Debug)]
+enum Order<S> {
+    Save(Sender<Result<S, Error>>),
+    Restore(Box<S>, Sender<Result<(), Error>>),
+}
 
 /// Where orders for one processor are left.
 #[derive(Debug)]
@@ -32,7 +36,14 @@ impl<S> Desk<S> {
     /// when the processor parks, or never, when its thread ends or another one asks.
     pub fn ask(&self) -> Receiver<Result<S, Error>> {
         let (answer, answers) = channel();
-        *self.order() = Some(answer);
+        *self.order() = Some(Order::Save(answer));
+        answers
+    }
+
+    /// Has the processor become what another one was. The same holds as for [`Desk::ask`].
+    pub fn put(&self, state: Box<S>) -> Receiver<Result<(), Error>> {
+        let (answer, answers) = channel();
+        *self.order() = Some(Order::Restore(state, answer));
         answers
     }
 
@@ -58,7 +69,8 @@ pub(super) fn wait<V: Vcpu>(
             Go::On => return Go::On,
             Go::Away => match desk.take() {
                 // Nobody may be waiting for the answer any more.
-                Some(order) => drop(order.send(vcpu.save())),
+                Some(Order::Save(answer)) => drop(answer.send(vcpu.save())),
+                Some(Order::Restore(state, answer)) => drop(answer.send(vcpu.restore(&state))),
                 None => return Go::Away,
             },
         }

@@ -150,8 +150,9 @@ pub fn run<V: Vcpu>(
                 if member.is_running() && !desk.is_waiting() {
                     continue;
                 }
-                if desk::wait(vcpu, desk, member, || true) == Go::Away {
-                    return Ended::Stopped;
+                // It may have become one that is off.
+                if let Err(ended) = begin(vcpu, desk, power, member) {
+                    return ended;
                 }
                 if let Err(error) = vcpu.stood_still() {
                     return Ended::Failed(error);

@@ -33,6 +33,7 @@ Usage:
   supermachine template rm KEY...       remove some; machines that run on them go on
   supermachine template prune [--all]   remove those beyond the configured limit, or all that are not in use
   supermachine warm ls                  warm containers, from which others start
+  supermachine warm build ID            wait until a container is warm that was started to be, and kept for others
   supermachine warm rm KEY...           remove some; containers that have started from them go on
   supermachine snapshot ls [DIR...]     snapshots: those of templates, and what is in other directories
   supermachine snapshot inspect DIR     what a snapshot says of itself

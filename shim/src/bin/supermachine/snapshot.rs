@@ -129,6 +129,7 @@ fn described(path: &Path, header: &Header) -> Value {
         "memory": header.memory, "memory_max": header.memory_max,
         "devices": header.devices.iter().map(|slot| json!({ "id": slot.id, "kind": slot.kind })).collect::<Vec<_>>(),
         "bytes": header.memory_len, "data": header.memory_data, "on_disk": on_disk(path),
+        "base": header.base.map(|base| base.data),
     })
 }
 
@@ -140,6 +141,7 @@ fn show(path: &Path, header: &Header, json: bool) {
     let mut text = String::new();
     for (name, value) in described.as_object().into_iter().flatten() {
         let value = match value {
+            Value::Null => continue,
             Value::String(text) => text.clone(),
             Value::Array(devices) => {
                 let names = devices.iter().filter_map(|device| device["id"].as_str());

@@ -2,13 +2,17 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
 
+use runtime_spec::annotations::PREFIX;
 use serde_json::json;
 use shim::config::{self, Options};
-use shim::inventory;
+use shim::inventory::{self, Entry};
 use shim::template::{Listed, Of, Store, Warm};
+use shim::warm::Word;
 
+use crate::progress::Progress;
 use crate::template::{find, last_use, seconds};
 use crate::{Failure, print, printable, ps};
 
@@ -35,9 +39,45 @@ pub fn run(root: &Path, words: &[String], json: bool) -> Result<ExitCode, Failur
                 print(&format!("removed {key}\n"));
             }
         }
-        _ => return Err("warm does ls and rm KEY...; supermachine --help says more".into()),
+        ["build", id] => build(&inventory::find(root, None, id)?)?,
+        _ => return Err("warm does ls, build ID and rm KEY...; supermachine --help says more".into()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Waits until a container that was started to be warm is kept, or will not be. Its shim limits how long it waits itself.
+fn build(entry: &Entry) -> Result<(), Failure> {
+    let directory = entry.paths.task(&entry.id);
+    let progress = Progress::of("looking at it");
+    let said = loop {
+        match Word::read(&directory) {
+            Some(Word::Waits { when }) if entry.holder().is_some() => {
+                progress.step(&format!("waiting until it is warm: {when}"), None);
+            }
+            Some(Word::Kept { key }) => break format!("{} is kept as {key}\n", entry.id),
+            Some(Word::Started { key }) => break format!("{} has started from {key}\n", entry.id),
+            Some(Word::Ordinary { why }) => {
+                return Err(format!("nobody starts from {}: {why}", entry.id).into());
+            }
+            Some(Word::Waits { .. }) => {
+                return Err(format!("{} has ended before it was kept", entry.id).into());
+            }
+            None => {
+                return Err(format!(
+                    "{} was not asked to be warm; start it with the annotation {PREFIX}warm, as docs/warm.md has it",
+                    entry.id
+                )
+                .into());
+            }
+        }
+        sleep(PAUSE);
+    };
+    drop(progress);
+    print(&said);
+    Ok(())
 }
 
 fn of(one: &Listed) -> Option<&Warm> {

@@ -97,6 +97,11 @@ pub(super) fn seal(vm: &KvmVm) -> Result<(), Error> {
     Ok(())
 }
 
+/// What was decided together is decided anew.
+pub(super) fn rewind(vm: &KvmVm) {
+    vm.shared().counter.rewind();
+}
+
 /// What KVM_IRQ_LINE calls a line.
 pub(super) fn irq_number(line: u32) -> u32 {
     KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (SPI_BASE + line)

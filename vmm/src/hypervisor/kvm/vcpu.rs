@@ -30,7 +30,6 @@ pub struct KvmVcpu {
     #[cfg(target_arch = "aarch64")]
     call: Option<u64>,
     /// Whether it has left the state in which it was made.
-    #[cfg(target_arch = "aarch64")]
     has_run: bool,
     /// The fd keeps the kernel's VM, this keeps the RAM that the VM maps.
     pub(super) vm: VmShare,
@@ -79,7 +78,6 @@ impl KvmVcpu {
             unread: 0,
             #[cfg(target_arch = "aarch64")]
             call: None,
-            #[cfg(target_arch = "aarch64")]
             has_run: false,
             vm: vm.share(),
             _thread: PhantomData,
@@ -90,6 +88,11 @@ impl KvmVcpu {
 
     pub(super) fn fd(&self) -> &VcpuFd {
         &self.fd
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn has_run(&self) -> bool {
+        self.has_run
     }
 
     pub(super) fn call<T>(&self, call: &'static str, result: Attempt<T>) -> Result<T, Error> {
@@ -218,12 +221,10 @@ impl Vcpu for KvmVcpu {
     }
 
     fn run(&mut self) -> Result<Exit<'_>, Error> {
+        self.has_run = true;
         #[cfg(target_arch = "aarch64")]
-        {
-            self.has_run = true;
-            if let Some(answer) = self.call.take() {
-                arch::finish_call(self, answer)?;
-            }
+        if let Some(answer) = self.call.take() {
+            arch::finish_call(self, answer)?;
         }
         loop {
             let reason = self.enter()?;

@@ -122,6 +122,11 @@ impl Vm for KvmVm {
     fn restore(&self, state: &arch::VmState) -> Result<(), Error> {
         state.restore(self)
     }
+
+    fn rewind(&self) -> Result<(), Error> {
+        arch::rewind(self);
+        Ok(())
+    }
 }
 
 /// What keeps the kernel's VM, and the RAM it maps, from going away.

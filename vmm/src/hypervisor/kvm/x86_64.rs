@@ -94,6 +94,11 @@ fn xsave_size(capability: i32) -> usize {
     usize::try_from(capability).unwrap_or(0).max(size_of::<kvm_xsave>())
 }
 
+/// What was decided together is decided anew.
+pub(super) fn rewind(vm: &KvmVm) {
+    vm.shared().resumption.rewind();
+}
+
 /// EINVAL is for guests that have no such clock.
 pub(super) fn stood_still(vcpu: &KvmVcpu) -> Result<(), Error> {
     match vcpu.fd().kvmclock_ctrl() {

@@ -1,6 +1,7 @@
 //! Containers that start from one that was warm: what took that one its time is done already, and all else is their own.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -142,13 +143,28 @@ fn service(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         Ok(task)
     };
     let mut first = make("one", "a")?;
+    let built = |id: &str, how: &str| -> Result<()> {
+        let told = ctx.cmd("supermachine").args(["warm", "build", id]).ok()?;
+        ensure!(told.out().contains(&format!("{id} {how} ")), "it was said of {id}: {}", told.out());
+        Ok(())
+    };
+    built(&first.id, "is kept as")?;
     let entry = kept(ctx, &first.id)?;
+    // Of its memory no more is kept than it has changed.
+    let key = entry["key"].as_str().context("a key")?;
+    let [own, base] = ["memory", "base"].map(|name| fs::metadata(store.directory.join(key).join(name)));
+    let (own, base) = (own?, base?);
+    ensure!(base.nlink() == 2, "its base is no link to the memory of its template");
+    ctx.note(format!("{} KiB of its own over {} KiB", own.blocks() / 2, base.blocks() / 2));
+    ensure!(own.blocks() < base.blocks(), "it has {} blocks over {}", own.blocks(), base.blocks());
+    ctx.cmd("supermachine").args(["snapshot", "verify", key]).ok()?;
     ensure!(entry["when"] == "log:^ready$" && entry["machines"] == 0, "{entry}");
     let one = ask(&mut first, "a")?;
     ensure!(one.first == " 1 one one old /data/link/.", "the first answered {:?}", one.first);
 
     let mut second = make("two", "a")?;
     let mut third = make("three", "a")?;
+    built(&second.id, "has started from")?;
     let (two, three) = (ask(&mut second, "b")?, ask(&mut third, "c")?);
     ensure!(two.first == " 1 two two old /data/link/.", "the second answered {:?}", two.first);
     ensure!(three.first == " 1 three three old /data/link/.", "the third answered {:?}", three.first);
@@ -174,7 +190,6 @@ fn service(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         ensure!(code == 5 && container.delete_task()? == 5, "it ended with {code}");
         container.delete()?;
     }
-    let key = entry["key"].as_str().context("a key")?;
     ctx.cmd("supermachine").args(["warm", "rm", &key[..9]]).ok()?;
     ensure!(!store.directory.join(key).exists() && listed(ctx)?.len() == 1, "it was not removed");
     Ok(Outcome::Passed)
@@ -241,6 +256,8 @@ fn when(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         stdin.write(b"bye\n")?;
         let code = container.wait(A_WHILE)?;
         logged(ctx, &id, "it has ended before it was warm")?;
+        let told = ctx.cmd("supermachine").args(["warm", "build", &id]).run()?.expect_code(1)?;
+        ensure!(told.err().contains("it has ended before it was"), "it was said of {id}: {}", told.err());
         ensure!(container.delete_task()? == code, "Wait and Delete differ");
         container.delete()?;
     }

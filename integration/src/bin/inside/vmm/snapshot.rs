@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use integration::guest::{Guest, Initrd};
+use integration::guest::{Boot, Guest, Initrd};
 use integration::wait::{Attempt, until};
 use integration::{Ctx, Outcome, Rounds, Test};
 
@@ -45,6 +45,18 @@ pub fn tests() -> Vec<Test<Inside>> {
             resnapshot,
         ),
         test(
+            "vmm.reset",
+            "a restored machine with a share and a disk is put back to its snapshot 3 times (200 in a soak): what it has \
+             changed in its memory is undone, what was open is open, and it has what a restored one has",
+            |ctx| goes_back(ctx, ctx.either(3, 200)),
+        ),
+        test(
+            "vmm.snapshot-over",
+            "a restored machine is saved with no more than it has changed, and that again 3 times (20 in a soak), each over \
+             the same base; what is saved goes on when nothing else of it is left",
+            |ctx| over(ctx, ctx.either(3, 20)),
+        ),
+        test(
             "vmm.snapshot-misuse",
             "a snapshot that is damaged, of another format, or given with other devices is refused in one line that \
              says why, and leaves nothing; one is not taken of a machine that runs, or into files with something in them",
@@ -55,8 +67,20 @@ pub fn tests() -> Vec<Test<Inside>> {
 
 /// Boots a machine with a witness in it, and saves it. The guest goes on.
 fn saved(ctx: &Ctx<'_, Inside>, initrd: &Initrd, cpus: u32) -> Result<(Guest, PathBuf)> {
+    saved_with(ctx, initrd, cpus, |machine| machine, "")
+}
+
+/// The same with a machine that is fitted with more, in which `script` is run first.
+fn saved_with(
+    ctx: &Ctx<'_, Inside>,
+    initrd: &Initrd,
+    cpus: u32,
+    fit: impl Fn(Boot) -> Boot,
+    script: &str,
+) -> Result<(Guest, PathBuf)> {
     let options = ["--cpus".to_owned(), cpus.to_string()];
-    let guest = up(ctx, boot(ctx, "first").controlled().options(options), initrd)?;
+    let guest = up(ctx, fit(boot(ctx, "first").controlled().options(options)), initrd)?;
+    guest.sh(script, A_MOMENT)?;
     let witness = format!("guest-part witness {cpus} {REPORT} >/dev/null 2>/run/witness-error </dev/null &");
     guest.sh(&witness, A_MOMENT)?;
     goes_on(&guest)?;
@@ -107,7 +131,6 @@ fn restored(ctx: &mut Ctx<'_, Inside>, cpus: u32, times: u32) -> Result<Outcome>
     let (first, directory) = saved(ctx, &initrd, cpus)?;
     goes_on(&first).context("the one that was saved")?;
     let mut drawn = BTreeSet::new();
-    let draw = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid";
     let mut slowest = Duration::ZERO;
     for time in 0..times {
         let name = format!("r{time}");
@@ -117,7 +140,7 @@ fn restored(ctx: &mut Ctx<'_, Inside>, cpus: u32, times: u32) -> Result<Outcome>
         let took = begun.elapsed();
         slowest = slowest.max(took);
         let mut checked = || -> Result<()> {
-            for line in guest.sh(draw, A_MOMENT)?.lines() {
+            for line in guest.sh(DRAW, A_MOMENT)?.lines() {
                 ensure!(drawn.insert(line.trim().to_owned()), "{line} was drawn twice");
             }
             goes_on(&guest)?;
@@ -136,6 +159,111 @@ fn restored(ctx: &mut Ctx<'_, Inside>, cpus: u32, times: u32) -> Result<Outcome>
     goes_on(&first).context("the one that was saved")?;
     quiet(&first).context("the one that was saved")?;
     first.ends_well()?;
+    Ok(Outcome::Passed)
+}
+
+/// What a guest draws that nobody else may draw.
+const DRAW: &str = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid";
+
+/// A process with a file of the share open that was removed, and one that writes to another file of it.
+const AT_WORK: &str = "mkdir /a; mount -t virtiofs shared /a
+    sh -c 'echo kept >/a/removed; exec 3<>/a/removed; rm /a/removed; echo $$ >/run/holder; exec sleep 100000' \
+        >/dev/null 2>&1 </dev/null &
+    sh -c 'while sleep 0.1; do echo $((beats += 1)) >/a/beats; done' >/dev/null 2>&1 </dev/null &
+    until [ -e /run/holder ]; do sleep 0.1; done; head -c 4096 /dev/vda | cmp - /a/disk";
+
+/// Finds everything as it was, and leaves nothing as it is.
+const FOUND_AND_LEFT: &str =
+    "test ! -e /run/mark; : >/run/mark; head -c 20000000 /dev/zero | tr '\\0' x >/run/filled
+    open=/proc/$(cat /run/holder)/fd/3; test \"$(cat $open)\" = kept; echo spoilt >$open
+    echo 3 >/proc/sys/vm/drop_caches; head -c 4096 /dev/vda | cmp - /a/disk";
+
+fn goes_back(ctx: &mut Ctx<'_, Inside>, times: u32) -> Result<Outcome> {
+    let initrd = initrd_with_part(ctx)?;
+    let (shared, disk) = (ctx.path("shared"), ctx.path("disk"));
+    fs::create_dir(&shared)?;
+    let content: Vec<u8> = (0..1u32 << 20).map(|at| (at / 7) as u8).collect();
+    fs::write(&disk, &content)?;
+    fs::write(shared.join("disk"), &content[..4096])?;
+    let fit = |machine: Boot| machine.share("shared", &shared, false).block(&disk, true);
+    let (first, directory) = saved_with(ctx, &initrd, 2, fit, AT_WORK)?;
+    let over = first.try_ctl(["reset"])?;
+    ensure!(over.code() == Some(1) && over.err().contains("booted"), "reset after a boot: {}", over.err());
+    drop(first);
+    let mut guest = fit(boot(ctx, "again").controlled()).restore(&directory).up(&initrd, A_MOMENT)?;
+    let (mut drawn, mut slowest) = (BTreeSet::new(), Duration::ZERO);
+    for time in 0..=times {
+        let mut found = || -> Result<()> {
+            for line in guest.sh(DRAW, A_MOMENT)?.lines() {
+                ensure!(drawn.insert(line.trim().to_owned()), "{line} was drawn twice");
+            }
+            guest.sh(FOUND_AND_LEFT, A_MOMENT)?;
+            goes_on(&guest)?;
+            quiet(&guest)?;
+            fs::remove_file(shared.join("beats"))?;
+            until("the other process to go on", A_MOMENT, || {
+                if shared.join("beats").exists() {
+                    Attempt::Done(())
+                } else {
+                    Attempt::Pending("it writes nothing".to_owned())
+                }
+            })?;
+            Ok(())
+        };
+        found().with_context(|| format!("after {time} resets"))?;
+        if time < times {
+            guest.ctl(["pause"])?;
+            let begun = Instant::now();
+            guest.ctl(["reset"]).with_context(|| format!("reset {time}"))?;
+            slowest = slowest.max(begun.elapsed());
+            guest.ctl(["resume"])?;
+            guest.until_ready(A_MOMENT).with_context(|| format!("reset {time}"))?;
+        }
+    }
+    ctx.note(format!("the slowest of {times} resets took {:.3} s", slowest.as_secs_f64()));
+    let refused = guest.try_ctl(["reset"])?;
+    ensure!(refused.code() == Some(1) && refused.err().contains("running"), "{}", refused.err());
+    guest.ends_well()?;
+    Ok(Outcome::Passed)
+}
+
+/// Of the RAM's file of a snapshot, what is in it.
+fn data(ctx: &Ctx<'_, Inside>, directory: &Path) -> Result<u64> {
+    let told = ctx
+        .cmd(&ctx.world.vmm)
+        .args(["inspect".as_ref(), "--verify".as_ref(), directory.as_os_str()])
+        .ok()?;
+    let told: serde_json::Value = serde_json::from_str(&told.out()).context("reading what a snapshot is")?;
+    told["ram_data"].as_u64().context("a snapshot without RAM")
+}
+
+fn over(ctx: &mut Ctx<'_, Inside>, times: u32) -> Result<Outcome> {
+    let initrd = initrd_with_part(ctx)?;
+    let (first, mut below) = saved(ctx, &initrd, 2)?;
+    drop(first);
+    let all = data(ctx, &below)?;
+    for time in 0..times {
+        let place = |leaf: &str| ctx.path(&format!("r{time}{leaf}"));
+        let guest = boot(ctx, &format!("r{time}")).controlled().restore(&below).up(&initrd, A_MOMENT)?;
+        let marks = guest.sh("cat /run/marks 2>/dev/null || true", A_MOMENT)?;
+        ensure!(marks.lines().eq((0..time).map(|time| time.to_string())), "of {time} marks it has {marks:?}");
+        guest.sh(&format!("echo {time} >>/run/marks; head -c 3000000 /dev/urandom >/run/drawn"), A_MOMENT)?;
+        goes_on(&guest).with_context(|| format!("restore {time}"))?;
+        quiet(&guest)?;
+        let above = place(".over");
+        guest.ctl(["snapshot".as_ref(), above.as_os_str(), "--over".as_ref(), below.as_os_str()])?;
+        goes_on(&guest).context("the one that was saved")?;
+        guest.ends_well()?;
+        let own = data(ctx, &above)?;
+        ctx.note(format!("of {} MiB of RAM {} are its own", all >> 20, own >> 20));
+        ensure!(own > 3_000_000, "what it has drawn is not among its {own} bytes");
+        ensure!(own < all, "it has all {all} bytes, and {own} over them");
+        fs::remove_dir_all(&below)?;
+        for leaf in ["", ".control", ".jail"] {
+            fs::remove_dir_all(place(leaf))?;
+        }
+        below = above;
+    }
     Ok(Outcome::Passed)
 }
 

@@ -167,6 +167,11 @@ impl Transport {
         })
     }
 
+    /// Nothing of it touches the guest until it is [restored](Self::restore) or its driver starts over.
+    pub fn rest(&self) {
+        self.reset(&mut self.lock());
+    }
+
     /// Becomes what was saved, over the RAM that was saved with it, on a machine that stands still and whose
     /// interrupt controller is as it was. A device whose driver was at work is at work when the machine runs.
     /// After an error the device is as after a reset.

@@ -61,6 +61,11 @@ impl Counter {
         Ok(())
     }
 
+    /// The next to be restored says anew.
+    pub(super) fn rewind(&self) {
+        lock(&self.0).resumed = None;
+    }
+
     /// The first to be restored says from where the machine's counter goes on, `count`; all have stood still when
     /// theirs was read, so it is later than any that a guest has seen.
     pub(super) fn resume(&self, vcpu: &KvmVcpu, count: u64) -> Result<(), Error> {

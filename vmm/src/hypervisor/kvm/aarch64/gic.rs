@@ -1,8 +1,8 @@
 //! The GICv3 of a machine, by its registers.
 //!
-//! Only what the guest sets is state; a machine that is restored is new, so most registers of the kind "write ones to
-//! set" need no counterpart. Not so the enables: KVM begins with software-generated interrupts on, which a guest may
-//! have turned off. There is no ITS and with it there are no LPIs, whose pending tables KVM would keep to itself
+//! Only what the guest sets is state. Of the kind "write ones to set", the enables and what is active are cleared first: KVM
+//! begins with software-generated interrupts on, and a machine that is rewound has served some since. What is pending KVM
+//! takes from its user as a whole. There is no ITS and with it there are no LPIs, whose pending tables KVM would keep to itself
 //! until it is told to write them to memory.
 //!
 //! Order: the distributor's revision decides how KVM reads the rest, and its control register comes before what it
@@ -54,6 +54,7 @@ const ISENABLER: u64 = 0x100;
 const ICENABLER: u64 = 0x180;
 const ISPENDR: u64 = 0x200;
 const ISACTIVER: u64 = 0x300;
+const ICACTIVER: u64 = 0x380;
 const IPRIORITYR: u64 = 0x400;
 const ICFGR: u64 = 0xc00;
 const GICR_SGI: u64 = 0x1_0000;
@@ -131,14 +132,16 @@ impl Kind {
         })
     }
 
-    /// The register in which ones clear what they set in this one, where a new GIC may have some set.
+    /// The register in which ones clear what they set in this one, where some may be set.
     fn cleared_by(&self, group: u32, attribute: u64) -> Option<u64> {
         let base = match self.group {
             KVM_DEV_ARM_VGIC_GRP_REDIST_REGS => GICR_SGI,
             _ => 0,
         };
-        (group == self.group && (base + ISENABLER..base + ICENABLER).contains(&attribute))
-            .then_some(attribute + (ICENABLER - ISENABLER))
+        [ISENABLER..ICENABLER, ISACTIVER..ICACTIVER]
+            .into_iter()
+            .find(|set| group == self.group && (base + set.start..base + set.end).contains(&attribute))
+            .map(|set| attribute + (set.end - set.start))
     }
 
     fn restore(&self, gic: &DeviceFd, bank: &Bank) -> Result<(), Error> {
@@ -356,16 +359,18 @@ mod tests {
     }
 
     #[test]
-    fn only_enables_are_cleared_before_they_are_set() {
+    fn enables_and_what_is_active_are_cleared_before_they_are_set() {
         for (kind, offset, expected) in [
             (Kind::shared(), 0x104, Some(0x184)),
             (Kind::shared(), 0x110, Some(0x190)),
             (Kind::shared(), 0x84, None),
             (Kind::shared(), 0x204, None),
+            (Kind::shared(), 0x308, Some(0x388)),
             (Kind::shared(), 0x6100, None),
             (Kind::private(1 << 32), 0x1_0100, Some(0x1_0180)),
             (Kind::private(0), 0x1_0080, None),
             (Kind::private(0), 0x1_0200, None),
+            (Kind::private(0), 0x1_0300, Some(0x1_0380)),
         ] {
             assert_eq!(kind.cleared_by(kind.group, offset), expected, "{offset:#x}");
             assert_eq!(kind.cleared_by(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, offset), None, "{offset:#x}");

@@ -127,6 +127,16 @@ pub(super) fn restore(vcpu: &KvmVcpu, msrs: &[Msr]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Takes back what a processor that has run has asked of page faults that are served later, before it becomes what it was
+/// when `msrs` were saved: KVM then forgets those under way, of which that one has not heard.
+pub(super) fn forget_async_faults(vcpu: &KvmVcpu, msrs: &[Msr]) -> Result<(), Error> {
+    const KVM_ASYNC_PF_EN: u32 = 0x4b56_4d02;
+    match msrs.iter().find(|msr| msr.index == KVM_ASYNC_PF_EN) {
+        Some(_) => set(vcpu, &[Msr { index: KVM_ASYNC_PF_EN, value: 0 }]),
+        None => Ok(()),
+    }
+}
+
 /// Writes all of these, of which there are few.
 pub(super) fn set(vcpu: &KvmVcpu, msrs: &[Msr]) -> Result<(), Error> {
     let done = put(vcpu, msrs)?;

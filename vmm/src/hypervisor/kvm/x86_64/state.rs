@@ -163,7 +163,12 @@ impl VcpuState {
     pub(in super::super) fn restore(&self, vcpu: &KvmVcpu) -> Result<(), Error> {
         let fd = vcpu.fd();
         self.check(vcpu)?;
-        set_cpuid(vcpu, &self.cpuid)?;
+        if vcpu.has_run() {
+            // Its answers are these, and KVM takes no others any more.
+            msrs::forget_async_faults(vcpu, &self.msrs)?;
+        } else {
+            set_cpuid(vcpu, &self.cpuid)?;
+        }
         vcpu.call("KVM_SET_MP_STATE", fd.set_mp_state(kvm_mp_state { mp_state: self.mp_state }))?;
         vcpu.call("KVM_SET_REGS", fd.set_regs(&general_to_kvm(&self.general)))?;
         self.set_special(vcpu)?;

@@ -59,6 +59,11 @@ pub(super) struct Distance {
 }
 
 impl Resumption {
+    /// The next to be restored decides anew.
+    pub(super) fn rewind(&self) {
+        *lock(&self.0) = None;
+    }
+
     /// The distance, if there is one.
     pub(super) fn distance(&self) -> Option<Distance> {
         match *lock(&self.0) {

@@ -4,6 +4,8 @@
 //! too. A bind is therefore complete before it appears: it is cloned apart from any tree, restricted there, and then
 //! moved to its place. No guest ever sees it writable that may not write.
 
+pub mod points;
+
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
