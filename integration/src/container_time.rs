@@ -74,6 +74,28 @@ pub struct Service {
     pub runc: f64,
 }
 
+/// A container that is written down and goes on, by how much memory it has changed. Times are in seconds.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Saved {
+    /// So much.
+    pub mib: u32,
+    /// The call `Checkpoint`, with what containerd makes of it.
+    pub save: f64,
+    /// From before `Create` to an answer.
+    pub restore: f64,
+}
+
+/// Containers that were asked for at once.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Crowd {
+    /// So many.
+    pub count: u32,
+    /// From the first call to the last one's first output, in seconds.
+    pub seconds: f64,
+    /// What each takes of the host's memory when all are idle, with its guest's RAM.
+    pub mib_each: f64,
+}
+
 /// Each side once, one after the other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Round {
@@ -87,6 +109,8 @@ pub struct Round {
     pub crun: Life,
     /// A service.
     pub service: Service,
+    /// Checkpoints of ours.
+    pub saved: Vec<Saved>,
 }
 
 /// All rounds in the order in which they were made.
@@ -96,4 +120,6 @@ pub struct Samples {
     pub rounds: Vec<Round>,
     /// What went wrong in others, which do not count.
     pub failures: Vec<String>,
+    /// After all of them.
+    pub crowd: Option<Crowd>,
 }

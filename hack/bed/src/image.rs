@@ -26,7 +26,8 @@ const PACKAGES: &str = "base-files base-passwd bash coreutils dash diffutils fin
     login mawk mount ncurses-base procps psmisc sed tar util-linux xz-utils \
     ethtool iproute2 iptables iputils-ping nftables passt socat \
     containerd containernetworking-plugins crun docker-cli docker.io runc \
-    busybox-static e2fsprogs erofs-utils fio iperf3 jq strace";
+    busybox-static e2fsprogs erofs-utils fio iperf3 jq strace \
+    python3-minimal libpython3-stdlib redis-server";
 
 /// Taken from the newer suite, beside the ones of the suite.
 const NEWER: [&str; 2] = ["containerd", "runc"];

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use integration::bed::TOOL_FAILED;
 use integration::command::Cmd;
-use integration::container_time::{Life, Round, Samples};
+use integration::container_time::{Crowd, Life, Round, Samples, Saved};
 use report::{Comparison, Report};
 
 use crate::Options;
@@ -37,9 +37,12 @@ const MEMORY: [(&str, Step); 2] =
 pub(crate) fn measure(options: &Options) -> Result<(Report, Report)> {
     let (mut life, mut restored) = (Report::default(), Report::default());
     for arch in &options.archs {
-        let rounds = rounds(options, arch).with_context(|| format!("measuring on {arch}"))?;
+        let (rounds, crowd) = rounds(options, arch).with_context(|| format!("measuring on {arch}"))?;
         show(&mut life, arch, &rounds)?;
         show_restored(&mut restored, arch, &rounds)?;
+        if let Some(crowd) = crowd {
+            show_crowd(&mut restored, arch, crowd)?;
+        }
     }
     Ok((life, restored))
 }
@@ -67,6 +70,14 @@ fn show_restored(report: &mut Report, arch: &str, rounds: &[Round]) -> Result<()
         .map(|time| rounds.iter().map(|round| time(round) * 1e3).collect::<Vec<_>>());
     let name = format!("Create to a service's first answer, warm, {arch}");
     report.results.push(Comparison::of(name, "ms", &ours, Some(("runc", &runc)))?);
+    for (index, saved) in rounds.first().into_iter().flat_map(|round| round.saved.iter().enumerate()) {
+        let of = |time: fn(&Saved) -> f64| -> Vec<f64> {
+            rounds.iter().filter_map(|round| round.saved.get(index)).map(|saved| time(saved) * 1e3).collect()
+        };
+        let name = |what: &str| format!("a checkpoint with {} MiB changed: {what}, {arch}", saved.mib);
+        report.results.push(Comparison::of(name("written"), "ms", &of(|saved| saved.save), None)?);
+        report.results.push(Comparison::of(name("restored"), "ms", &of(|saved| saved.restore), None)?);
+    }
     let sides: [(&str, Side); 2] = [("restored", |round| &round.ours), ("cold", |round| &round.cold)];
     for (name, side) in sides {
         for phase in phases(rounds, side) {
@@ -74,6 +85,14 @@ fn show_restored(report: &mut Report, arch: &str, rounds: &[Round]) -> Result<()
             report.results.push(Comparison::of(format!("{name}: {phase}, {arch}"), "ms", &millis, None)?);
         }
     }
+    Ok(())
+}
+
+fn show_crowd(report: &mut Report, arch: &str, crowd: Crowd) -> Result<()> {
+    let Crowd { count, seconds, mib_each } = crowd;
+    let of = |what: &str| format!("{count} at once: {what}, {arch}");
+    report.results.push(Comparison::of(of("all have said something"), "ms", &[seconds * 1e3], None)?);
+    report.results.push(Comparison::of(of("memory of each"), "MiB", &[mib_each], None)?);
     Ok(())
 }
 
@@ -117,10 +136,10 @@ fn millis(rounds: &[Round], side: Side, name: &str) -> Vec<f64> {
 }
 
 /// Has the rounds made in the host by the program in the shared directory. Where a host ends by itself, another goes on.
-fn rounds(options: &Options, arch: &str) -> Result<Vec<Round>> {
+fn rounds(options: &Options, arch: &str) -> Result<(Vec<Round>, Option<Crowd>)> {
     let share = options.share.join(arch);
     let file = share.join("container-samples.json");
-    let (mut rounds, mut failures) = (Vec::new(), Vec::new());
+    let (mut rounds, mut failures, mut crowd) = (Vec::new(), Vec::new(), None);
     for _ in 0..HOSTS {
         let left = options.runs.saturating_sub(u32::try_from(rounds.len())?);
         if left == 0 {
@@ -144,6 +163,7 @@ fn rounds(options: &Options, arch: &str) -> Result<Vec<Round>> {
                 .with_context(|| format!("{} is not what was measured", file.display()))?;
             rounds.extend(samples.rounds);
             failures.extend(samples.failures);
+            crowd = samples.crowd;
         }
     }
     for failure in failures {
@@ -156,7 +176,7 @@ fn rounds(options: &Options, arch: &str) -> Result<Vec<Round>> {
             options.runs
         );
     }
-    Ok(rounds)
+    Ok((rounds, crowd))
 }
 
 #[cfg(test)]
@@ -188,6 +208,7 @@ mod tests {
             runc: life(1.0, &[]),
             crun: life(0.5, &[]),
             service: Service { ours: 1.0, runc: 4.0 },
+            saved: vec![Saved { mib: 64, save: 1.0, restore: 2.0 }],
         };
         let mut report = Report::default();
         let rounds = [round.clone(), round];
@@ -198,7 +219,8 @@ mod tests {
             restored.results.iter().find(|result| result.name == "Create, restored, beside cold, x86_64");
         assert_eq!(create.unwrap().ratio, Some(0.1));
         assert_eq!(restored.results.last().unwrap().name, "cold: kernel, x86_64");
-        assert_eq!(restored.results.len(), 6 + 1 + 2 + 1);
+        assert_eq!(restored.results.len(), 6 + 1 + 2 + 2 + 1);
+        assert_eq!(restored.results[8].name, "a checkpoint with 64 MiB changed: restored, x86_64");
         assert_eq!(restored.results[6].ratio, Some(0.25));
         let found = |name: &str| report.results.iter().find(|result| result.name == name).unwrap();
         assert_eq!(found("Create, x86_64").ratio, Some(3.0));

@@ -97,18 +97,18 @@ fn exec(bench: &Bench, container: &Container<'_>, id: &str) -> Result<f64> {
 }
 
 /// The first words of a stream.
-struct Said(JoinHandle<Result<(Instant, Output)>>);
+pub struct Said(JoinHandle<Result<(Instant, Output)>>);
 
 impl Said {
     /// Waits for them: when they came, and the stream, whose end nobody shall see before it is over. Whoever does not
     /// wait, because something failed before, leaves the thread alone.
-    fn join(self) -> Result<(Instant, Output)> {
+    pub fn join(self) -> Result<(Instant, Output)> {
         self.0.join().map_err(|_| anyhow!("a reader broke"))?
     }
 }
 
 /// New FIFOs, of which the first is being read. They come before their answer, so another thread waits for them.
-fn streams(bench: &Bench, name: &str) -> Result<(Stdio, Said, Output)> {
+pub fn streams(bench: &Bench, name: &str) -> Result<(Stdio, Said, Output)> {
     let mut stdout = Output::create(bench.path(&format!("{name}-stdout")))?;
     let stderr = Output::create(bench.path(&format!("{name}-stderr")))?;
     let stdio = Stdio { stdin: None, stdout: stdout.path().to_owned(), stderr: stderr.path().to_owned() };

@@ -2,8 +2,10 @@
 //!
 //! It is its own program since it is brought into the host, and what tests bring into guests shall stay small.
 
+mod crowd;
 mod life;
 mod memory;
+mod saved;
 mod service;
 mod shim;
 
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use integration::container_time::{Round, Samples, Side};
+use integration::container_time::{Round, Samples, Saved, Side};
 use integration::containerd::Api;
 use integration::leaks::{Scope, Snapshot};
 use lexopt::{Arg, Parser, ValueExt};
@@ -22,6 +24,7 @@ const USAGE: &str = "\
 usage: container-time [OPTION]...
 
   --rounds N                lives of each side (10)
+  --crowd N                 containers of ours that are asked for at once, afterwards (12)
   --output FILE             where the samples go, after each round (container-samples.json)
   --address SOCKET          containerd's socket (/run/containerd/containerd.sock)
   --containerd PROGRAM      containerd itself, which shims tell of events (/usr/bin/containerd)
@@ -40,6 +43,7 @@ const FAILURES: usize = 2;
 /// Where things are, and where to put one's own.
 struct Bench {
     rounds: u32,
+    crowd: u32,
     output: PathBuf,
     address: PathBuf,
     containerd: PathBuf,
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
 fn options() -> Result<Option<Bench>> {
     let mut bench = Bench {
         rounds: 10,
+        crowd: 12,
         output: "container-samples.json".into(),
         address: "/run/containerd/containerd.sock".into(),
         containerd: "/usr/bin/containerd".into(),
@@ -78,6 +83,10 @@ fn options() -> Result<Option<Bench>> {
         let place = match argument {
             Arg::Long("rounds") => {
                 bench.rounds = parser.value()?.parse()?;
+                continue;
+            }
+            Arg::Long("crowd") => {
+                bench.crowd = parser.value()?.parse()?;
                 continue;
             }
             Arg::Long("namespace") => {
@@ -133,6 +142,12 @@ impl Bench {
             self.keep(&samples)?;
             ensure!(samples.failures.len() <= FAILURES, "{} rounds failed", samples.failures.len());
         }
+        if self.crowd > 0 {
+            let crowd = crowd::gather(self, self.crowd).context("many at once")?;
+            eprintln!("{} at once: {:.2} s, {:.1} MiB each", crowd.count, crowd.seconds, crowd.mib_each);
+            samples.crowd = Some(crowd);
+            self.keep(&samples)?;
+        }
         let left = before.settle(&scope, STEP)?;
         let left: Vec<_> = left.iter().map(ToString::to_string).collect();
         ensure!(left.is_empty(), "after all rounds the host is not as before: {}", left.join("; "));
@@ -171,8 +186,15 @@ impl Bench {
             "{number}/{}: a service: warm {:.2}, runc {:.2} s",
             self.rounds, service.ours, service.runc
         );
+        let saved = saved::measure(self, api, number).context("a checkpoint")?;
+        for Saved { mib, save, restore } in &saved {
+            eprintln!(
+                "{number}/{}: {mib} MiB changed: saved {save:.2}, restored {restore:.2} s",
+                self.rounds
+            );
+        }
         let all = ours.zip(cold).zip(runc.zip(crun));
-        all.map(|((ours, cold), (runc, crun))| Round { ours, cold, runc, crun, service })
+        all.map(|((ours, cold), (runc, crun))| Round { ours, cold, runc, crun, service, saved })
             .context("a side was left out")
     }
 

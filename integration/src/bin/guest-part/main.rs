@@ -1,6 +1,7 @@
 //! The part of the tests and benchmarks that runs elsewhere: in a guest, to which it is brought in the initrd,
 //! or in the host that is measured.
 
+mod busy;
 mod button;
 mod churn;
 mod flood;
@@ -37,6 +38,7 @@ usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part flood THREADS SECONDS PORT PORT
                                               connect to ports of the host and send as much as they take
        guest-part witness CPUS FILE           watch clocks, timers and registers, and write what was seen
+       guest-part busy DIR                    do a little of everything, check it, and say a line for each step
        guest-part button                      wait for the power button, and turn the machine off
        guest-part boot-time RUNS FILE         boot our machine and QEMU's in turn, on a host";
 
@@ -74,6 +76,9 @@ fn run(words: &[&str]) -> Result<()> {
             flood::run(number(threads)?, number(seconds)?, &ports)
         }
         ["witness", cpus, file] => witness::watch(number(cpus)?, Path::new(file)),
+        ["busy", dir] => busy::work(Path::new(dir)),
+        ["busy-answer"] => busy::answer(),
+        ["busy-end", code] => std::process::exit(number(code)?),
         ["button"] => button::wait(),
         ["boot-time", runs, file] => {
             let guest = Path::new("/usr/share/supermachine/guest");

@@ -17,6 +17,7 @@ mod operator;
 mod outlived;
 mod pod;
 mod refusals;
+mod rounds;
 mod streams;
 mod template;
 mod terminals;
@@ -93,6 +94,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         disks::tests(),
         template::tests(),
         checkpoint::tests(),
+        rounds::tests(),
         warm::tests(),
         ended::tests(),
         midway::tests(),
