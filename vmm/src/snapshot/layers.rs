@@ -14,7 +14,7 @@ pub(super) const PAGE: u64 = 4096;
 /// More regions of RAM than any machine has.
 pub(super) const REGIONS_MAX: usize = 16;
 /// Each is a mapping of its own in a machine that is restored, and takes microseconds there.
-const EXTENTS_MAX: usize = 256;
+pub(super) const EXTENTS_MAX: usize = 256;
 /// So that they can be cut where one region of RAM ends and another begins.
 const COLLECTED_MAX: usize = EXTENTS_MAX - REGIONS_MAX;
 

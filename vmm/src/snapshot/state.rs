@@ -1,8 +1,9 @@
 //! The parts of a machine's state.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::devices::virtio::mmio;
+use super::layers::{EXTENTS_MAX, REGIONS_MAX};
+use crate::devices::virtio::{at_most, mmio};
 use crate::hypervisor::PsciBy;
 use crate::machine::{BoardState, PowerState};
 use crate::memory::Region;
@@ -15,8 +16,10 @@ pub struct MachineState {
     /// What it is made of.
     pub shape: Shape,
     /// Where its RAM is in the memory's file.
+    #[serde(deserialize_with = "at_most::<REGIONS_MAX, _, _>")]
     pub ram: Vec<Region>,
     /// Which parts of that file are its own, where it lies over a base.
+    #[serde(deserialize_with = "few")]
     pub over: Option<Vec<Extent>>,
     /// Each processor, by number.
     pub vcpus: Vec<Vec<u8>>,
@@ -28,6 +31,14 @@ pub struct MachineState {
     pub board: BoardState,
     /// The virtio devices by name, in the order of their slots.
     pub devices: Vec<(String, mmio::State)>,
+}
+
+/// No more than there can be: an extent takes many times the memory of its bytes.
+fn few<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Extent>>, D::Error> {
+    #[derive(Deserialize)]
+    struct Few(#[serde(deserialize_with = "at_most::<EXTENTS_MAX, _, _>")] Vec<Extent>);
+
+    Ok(Option::<Few>::deserialize(deserializer)?.map(|few| few.0))
 }
 
 /// What a machine is made of, beside its devices.

@@ -31,6 +31,7 @@ use crate::standstill::Standstill;
 
 pub use queue::{Broken, VirtQueue};
 pub use signals::{Counters, Counts, Signals};
+pub(crate) use state::at_most;
 pub use worker::{Serve, Worker};
 
 /// VIRTIO_F_VERSION_1: the one version of the interface that is spoken.

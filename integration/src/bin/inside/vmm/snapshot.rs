@@ -174,7 +174,7 @@ const AT_WORK: &str = "mkdir /a; mount -t virtiofs shared /a
 
 /// Finds everything as it was, and leaves nothing as it is.
 const FOUND_AND_LEFT: &str =
-    "test ! -e /run/mark; : >/run/mark; head -c 20000000 /dev/zero | tr '\\0' x >/run/filled
+    "test ! -e /run/mark; : >/run/mark; head -c 4000000 /dev/zero | tr '\\0' x >/run/filled
     open=/proc/$(cat /run/holder)/fd/3; test \"$(cat $open)\" = kept; echo spoilt >$open
     echo 3 >/proc/sys/vm/drop_caches; head -c 4096 /dev/vda | cmp - /a/disk";
 
@@ -197,7 +197,7 @@ fn goes_back(ctx: &mut Ctx<'_, Inside>, times: u32) -> Result<Outcome> {
             for line in guest.sh(DRAW, A_MOMENT)?.lines() {
                 ensure!(drawn.insert(line.trim().to_owned()), "{line} was drawn twice");
             }
-            guest.sh(FOUND_AND_LEFT, A_MOMENT)?;
+            guest.sh(FOUND_AND_LEFT, 4 * A_MOMENT)?;
             goes_on(&guest)?;
             quiet(&guest)?;
             fs::remove_file(shared.join("beats"))?;
