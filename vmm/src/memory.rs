@@ -125,6 +125,25 @@ pub fn map_over(ram: &GuestRam, addr: u64, len: u64, file: &File, offset: u64) -
     if mapped == libc::MAP_FAILED { Err(failed(io::Error::last_os_error().to_string())) } else { Ok(()) }
 }
 
+/// Writes to all pages of a part of `ram` without changing what they hold, so that nobody has to wait for that later.
+#[cfg(target_os = "linux")]
+pub fn populate(ram: &GuestRam, addr: u64, len: u64) -> io::Result<()> {
+    let size = usize::try_from(len).map_err(io::Error::other)?;
+    let slice =
+        ram.get_slice(GuestAddress(addr), size).map_err(|error| io::Error::other(error.to_string()))?;
+    let host = slice.ptr_guard_mut();
+    // SAFETY: it is a slice of guest RAM, which stays mapped while `ram` lives; the kernel makes its pages writable, as if
+    // each had been written to with what is there.
+    let done = unsafe { libc::madvise(host.as_ptr().cast(), size, libc::MADV_POPULATE_WRITE) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// There is no such call.
+#[cfg(not(target_os = "linux"))]
+pub fn populate(_ram: &GuestRam, _addr: u64, _len: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// The guest has no use for a range: what the host spends on it is given back, and the guest reads
 /// zeroes there, or what a snapshot had there. A part that is not RAM is an error, and nothing happens;
 /// parts of host pages at either end stay.

@@ -388,6 +388,9 @@ impl Shim {
         let (streams, ()) = tokio::try_join!(joined, machine.grow(timeline))?;
         parts.streams.insert(String::new(), Arc::new(streams));
         info!("container {}: machine after {booted:?}, made after {:?}", plan.id, begun.elapsed());
+        if plan.machine.is_some() {
+            machine.record_writes().await;
+        }
         Ok(pid)
     }
 

@@ -7,6 +7,7 @@
 //!     state, memory   the snapshot
 //!     base            what its memory lies over, if it does: a link to another one's
 //!     about.json      what it is made of
+//!     writes          a hint, by the first who ran on it: where machines write first
 //!     used            locked by all whose machines run on it; as old as its last use
 //!   KEY.lock       locked by whoever makes or removes it
 //!   KEY.new/       one that is being made, or was by somebody who died
@@ -14,7 +15,7 @@
 //!   KEY.failed     why it could not be made, or could not be used
 //! ```
 //!
-//! A template is there under its name when it is whole and on the disk, and is never changed. A machine that runs on
+//! A template is there under its name when it is whole and on the disk, and is never changed, but for the hint. A machine that runs on
 //! one keeps the files open that it needs, so they may be removed.
 
 use std::collections::HashSet;

@@ -88,6 +88,8 @@ pub enum Request {
     /// Puts the machine, which must be paused, back to where the snapshot that it was restored from was taken. It stays
     /// paused.
     Reset,
+    /// Writes down into the descriptor with this frame, an empty file, where the machine has written since it was restored.
+    RecordWrites,
     /// The console's back-log. Answered by [`Reply::Log`].
     ConsoleLog,
     /// Joins the socket, the descriptor with this frame, to the console, in both directions. Whoever

@@ -86,6 +86,14 @@ impl Worker {
                     "cannot reset the machine: it was not restored from a snapshot, but booted",
                 )),
             },
+            Request::RecordWrites => {
+                let file = File::from(one(job.fds, "the file to write")?);
+                if machine.record_writes(&file)? {
+                    Ok(Reply::Done)
+                } else {
+                    Err(Refusal::new(RefusalKind::State, "the machine has written to too much of its memory"))
+                }
+            }
             Request::Stats => Ok(Reply::Stats(Box::new(self.stats(&machine)))),
             Request::AttachTap { .. } if job.fds.is_empty() => Err(Refusal::new(
                 RefusalKind::Invalid,

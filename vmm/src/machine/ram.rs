@@ -43,6 +43,9 @@ impl Ram {
             return Err(snapshot.damaged(why).into());
         }
         let all = Arc::new(snapshot::restore_memory(&snapshot.memory, &snapshot.state.ram)?);
+        if let Some(extents) = snapshot.writes.clone() {
+            snapshot::write_ahead(&all, &snapshot.state.ram, extents);
+        }
         Ok(Self { boot: Arc::clone(&all), all, pluggable })
     }
 

@@ -7,6 +7,16 @@ use super::{Error, Machine, Status};
 use crate::snapshot::{self, Form, Header, MachineState, Slot};
 
 impl Machine {
+    /// Writes down, as a hint for whoever goes on from the same snapshot, where this machine has written since it was
+    /// restored; says whether there is one. It may run on meanwhile.
+    pub fn record_writes(&self, out: &File) -> Result<bool, Error> {
+        if self.under.is_none() {
+            return Err(Error::Origin("record the writes of", "it was not restored from any"));
+        }
+        snapshot::record_writes(&self.ram, out)
+            .map_err(|source| Error::Host { what: "write down where the machine writes", source })
+    }
+
     /// Writes the machine into two empty files: its state, and its RAM. It must be paused, and stays so, whatever
     /// comes of it. The files are the caller's to name and to sync; so is it to [link](crate::snapshot::link) what a RAM that is
     /// written [`Form::Over`] something lies over, which a machine that has booted does not have.

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::{Base, EPOCH, Error, Header, Layers, MachineState, layers, memory};
+use super::{Base, EPOCH, Error, Extent, Header, Layers, MachineState, layers, memory, writes};
 use crate::arch::native::Fingerprint;
 
 /// The name of the state's file in a snapshot's directory.
@@ -178,6 +178,8 @@ pub struct Snapshot {
     pub state: MachineState,
     /// Its RAM.
     pub memory: Layers,
+    /// Where those who go on from it write first, if that is known.
+    pub writes: Option<Vec<Extent>>,
     path: PathBuf,
 }
 
@@ -205,7 +207,8 @@ impl Snapshot {
             }
             _ => return Err(reading.damaged("what its RAM lies over is not as long, or not there")),
         };
-        Ok(Self { header, state, memory, path })
+        let writes = writes::read(directory, header.memory_len);
+        Ok(Self { header, state, memory, writes, path })
     }
 
     /// Whether a host like `host` can go on with it.

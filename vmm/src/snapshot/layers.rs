@@ -141,8 +141,12 @@ impl Collector {
         self.ranges = joined;
     }
 
-    pub(super) fn finish(mut self) -> Vec<Extent> {
-        self.join(COLLECTED_MAX);
+    pub(super) fn finish(self) -> Vec<Extent> {
+        self.finish_to(COLLECTED_MAX)
+    }
+
+    pub(super) fn finish_to(mut self, most: usize) -> Vec<Extent> {
+        self.join(most);
         let extent =
             |range: Range<u64>| Extent { offset: range.start * PAGE, len: (range.end - range.start) * PAGE };
         self.ranges.into_iter().map(extent).collect()
@@ -154,6 +158,11 @@ pub(super) fn check(extents: &[Extent], len: u64) -> Result<(), String> {
     if extents.len() > EXTENTS_MAX {
         return Err(format!("{} parts of RAM are its own", extents.len()));
     }
+    check_order(extents, len)
+}
+
+/// Whether they can be parts of a file of that length, however many they are.
+pub(super) fn check_order(extents: &[Extent], len: u64) -> Result<(), String> {
     let mut above = 0;
     for Extent { offset, len: size } in extents {
         let aligned = offset.is_multiple_of(PAGE) && size.is_multiple_of(PAGE) && *size > 0;

@@ -143,6 +143,22 @@ pub fn write(ram: &GuestRam, under: Option<&Layers>, out: &File, form: Form) -> 
     Ok(Written { regions, len: end, data: sum.data, crc: sum.crc.finalize(), over: None })
 }
 
+/// Tells of each page, by its place in a file, that is not as it was when the machine was restored.
+pub(super) fn own_pages(ram: &GuestRam, mut tell: impl FnMut(u64)) -> io::Result<()> {
+    let mut presence = Presence::of_this_process();
+    let (regions, _) = places(ram);
+    for (region, at) in ram.iter().zip(&regions) {
+        let host = region.get_host_address(MemoryRegionAddress(0)).map_err(beyond)? as u64;
+        for start in (0..region.len()).step_by(CHUNK) {
+            let len = (region.len() - start).min(CHUNK as u64) as usize;
+            let pages = presence.own(host + start, len.div_ceil(PAGE));
+            let own = (at.offset + start..).step_by(PAGE).zip(pages).filter(|(_, own)| *own);
+            own.for_each(|(offset, _)| tell(offset));
+        }
+    }
+    Ok(())
+}
+
 /// Writes what is not the base's.
 fn write_over(ram: &GuestRam, under: &Layers, out: &File) -> io::Result<Written> {
     let mut presence = Presence::of_this_process();
@@ -180,7 +196,7 @@ fn write_over(ram: &GuestRam, under: &Layers, out: &File) -> io::Result<Written>
 }
 
 /// The extents cut at the borders of regions, with their guest-physical addresses. What lies between two regions is gone.
-fn in_regions(
+pub(super) fn in_regions(
     regions: &[Region],
     extents: impl IntoIterator<Item = Extent>,
 ) -> impl Iterator<Item = (u64, Extent)> {
@@ -442,6 +458,48 @@ mod tests {
 
     fn under_of(layers: &Layers) -> Layers {
         Layers { base: layers.base.try_clone().unwrap(), id: layers.id, over: None }
+    }
+
+    #[test]
+    fn what_is_written_to_first_is_written_to_ahead_and_stays_what_it_is() {
+        use crate::snapshot::writes;
+        let (layers, regions) = a_base();
+        let ram = restored(&layers, &regions).unwrap();
+        let own = |ram: &GuestRam| {
+            let mut all = Vec::new();
+            own_pages(ram, |offset| all.push(offset)).unwrap();
+            all
+        };
+        assert_eq!(own(&ram), [0u64; 0]);
+        for addr in [0x1234, 0x60_0000, HIGH] {
+            ram.write_obj(9u8, GuestAddress(addr)).unwrap();
+        }
+        let room = std::env::temp_dir().join(format!("vmm-writes-{}", std::process::id()));
+        std::fs::create_dir_all(&room).unwrap();
+        let hint = room.join(writes::WRITES_FILE);
+        assert!(writes::record(&ram, File::create(&hint).unwrap()).unwrap());
+        let extents = writes::read(&room, layers.id.len).unwrap();
+        let again = std::sync::Arc::new(restored(&layers, &regions).unwrap());
+        writes::write_ahead(&again, &regions, extents);
+        let late = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while own(&again) != own(&ram) {
+            assert!(std::time::Instant::now() < late, "{:?}, not {:?}", own(&again), own(&ram));
+            std::thread::yield_now();
+        }
+        for (addr, value) in [(0x1234, 7), (0x60_0000, 0), (HIGH, 7)] {
+            assert_eq!(again.read_obj::<u8>(GuestAddress(addr)).unwrap(), value);
+        }
+        // What is damaged, or of something shorter, is no hint.
+        assert!(writes::read(&room, 0x1000).is_none());
+        let good = std::fs::read(&hint).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&hint, bad).unwrap();
+            assert!(writes::read(&room, layers.id.len).is_none(), "byte {at}");
+        }
+        std::fs::remove_dir_all(&room).unwrap();
+        assert!(writes::read(&room, layers.id.len).is_none());
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod presence;
 mod state;
 #[cfg(test)]
 mod tests;
+mod writes;
 
 pub use error::Error;
 pub use file::{
@@ -36,3 +37,5 @@ pub use make::{is_aside, link, make, make_over};
 pub use memory::{Form, Written, restored as restore_memory, rewind as rewind_memory, write as write_memory};
 pub use pack::unpack;
 pub use state::{MachineState, Shape};
+pub(crate) use writes::write_ahead;
+pub use writes::{WRITES_FILE, record as record_writes};

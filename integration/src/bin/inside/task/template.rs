@@ -201,6 +201,12 @@ fn spoilt(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         ctx.cmd("supermachine").args(["snapshot", "verify"]).arg(path).ok().context("verifying the template")
     };
     ensure!(run()? == "well\n");
+    // Where machines write first is a hint and no more.
+    let hint = only(&directory)?.join("writes");
+    let length = fs::metadata(&hint).context("looking for the hint of where machines write first")?.len();
+    ensure!(length > 12, "the hint has {length} bytes");
+    fs::write(&hint, "nothing of the kind")?;
+    ensure!(run()? == "well\n", "with a damaged hint the container did not run");
     // One of either kind for every change.
     for &(name, harm, seen) in ctx.either(&HARMS[1..3], &HARMS[..]) {
         ctx.note(name);
