@@ -29,7 +29,7 @@ bench-boot: setup ## only boot to init, compared with QEMU
 bench-container: setup ## only the steps of a container's life, compared with runc and crun, and a restored machine with a booted one
 	@hack/bench container
 
-fuzz: ## what reads snapshots, fed with what a fuzzer makes up: hack/fuzz SECONDS
+fuzz: setup ## what reads snapshots, fed with what a fuzzer makes up: hack/fuzz SECONDS
 	@hack/fuzz
 
 soak: setup ## the long counts, part by part, written to docs/soak.md

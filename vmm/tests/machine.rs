@@ -236,10 +236,9 @@ fn a_machine_goes_back_to_its_snapshot_again_and_again() {
     // What is no way back changes nothing.
     let other = Saved::of(&first, "other");
     let before = counter(&machine);
-    for (machine, word) in [(&machine, "another one"), (&first, "not restored")] {
-        let error = machine.reset(&Snapshot::open(&other.0).unwrap()).unwrap_err();
-        assert!(matches!(error, Error::Origin(..)) && error.to_string().contains(word), "{error}");
-    }
+    let reset = |machine: &Machine| machine.reset(&Snapshot::open(&other.0).unwrap()).unwrap_err();
+    let (refused, booted) = (reset(&machine), reset(&first));
+    assert!(matches!(refused, Error::Origin) && matches!(booted, Error::Booted(_)), "{refused}; {booted}");
     assert_eq!(counter(&machine), before);
     counts_on(&machine);
     machine.resume().unwrap();
@@ -256,7 +255,7 @@ fn a_machine_is_saved_over_what_it_came_from() {
     counts_on(&first);
     let mut saved = Saved::of(&first, "over");
     let error = saved.above(&first, "booted").err().unwrap();
-    assert!(matches!(error, Error::Origin(..)) && error.to_string().contains("not restored"), "{error}");
+    assert!(matches!(error, Error::Booted(_)), "{error}");
     // Each over the one before it, which goes.
     for round in 0..10 {
         let machine = saved.restored(&kvm);

@@ -10,13 +10,13 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use agent_api::agent::ConfigureRequest;
-use log::{info, warn};
+use log::{debug, info, warn};
 use runtime_spec::plan::{self, Block, Socket};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 use ttrpc::Code;
 use vmm::control::{Reply, Request};
-use vmm::snapshot::{Form, WRITES_FILE};
+use vmm::snapshot::Form;
 
 use self::monitor::{Boot, Monitor, Origin, Start};
 use crate::deadlines;
@@ -266,23 +266,20 @@ impl Machine {
 
     /// Leaves a hint beside its template of where a machine that goes on from there writes first, if nobody has.
     pub async fn record_writes(&self) {
-        let Some(directory) = self.snapshot() else { return };
-        let (path, new) =
-            (directory.join(WRITES_FILE), directory.join(format!("{WRITES_FILE}.{}", std::process::id())));
-        if path.exists() {
-            return;
-        }
+        let Some(template) = &self.template else { return };
+        let what = "asking where a machine has written";
         let recorded = async {
-            let file = File::create_new(&new).attempt("making a file beside a template")?;
+            let Some(hint) = template.new_hint().attempt(what)? else { return Ok(()) };
             let ask = move |control: &mut vmm::control::Client| {
-                control.call(Request::RecordWrites, &[file.as_fd()], deadlines::MONITOR_CALL).map(drop)
+                control.call(Request::RecordWrites, &[hint.file.as_fd()], deadlines::MONITOR_CALL)?;
+                Ok(hint.keep())
             };
-            self.monitor.ask("asking where a machine has written", ask).await?;
-            fs::rename(&new, &path).attempt("naming what was written beside a template")
+            self.monitor.ask(what, ask).await?.attempt(what)
         };
-        if let Err(error) = recorded.await {
-            let _ = fs::remove_file(&new);
-            log::debug!("where machines write first is not known: {error}");
+        let recorded: Result<()> = recorded.await;
+        if let Err(error) = recorded {
+            // Machines wait for a copy of each page then, as the first one did.
+            debug!("where machines write first is not known: {error}");
         }
     }
 

@@ -76,7 +76,10 @@ pub(super) async fn beginning(plan: &Plan, store: &Store, io: &Io, namespace: &s
     Ok(match blocking("looking for a warm container", looking).await {
         Ok(Beginning::Ordinary(Some(why))) => ordinary(why),
         Ok(beginning) => beginning,
-        Err(error) => ordinary(error.text),
+        Err(error) => {
+            warn!("{}: {error}", plan.id);
+            ordinary(error.text)
+        }
     })
 }
 

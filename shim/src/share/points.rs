@@ -1,24 +1,32 @@
 //! Mount points of a container that goes on from a checkpoint. When it was made, its agent made those that its image does not
 //! have; a root without that layer lacks them, and its guest would find the mounts gone with the directories that they are on.
 
+use std::fs::Permissions;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
-use nix::sys::stat::{Mode, mkdirat};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Mount, Spec};
+use pathrs::Root;
+use pathrs::error::{Error, ErrorKind};
+use pathrs::flags::OpenFlags;
 use runtime_spec::plan::Bind;
 
 /// Makes what is missing of them in `root`, as its container sees it: no link leads out of it.
 pub fn make(root: &Path, spec: &Spec, binds: &[Bind]) -> io::Result<()> {
-    let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let root = Root::open(root).map_err(|error| told(root, &error))?;
     for (path, directory) in wanted(spec, binds) {
-        let made = make_one(&root, &path, directory).map_err(io::Error::from);
-        made.map_err(|error| io::Error::new(error.kind(), format!("/{}: {error}", path.display())))?;
+        make_one(&root, &path, directory).map_err(|error| told(&path, &error))?;
     }
     Ok(())
+}
+
+fn told(path: &Path, error: &Error) -> io::Error {
+    let kind = match error.kind() {
+        ErrorKind::OsError(Some(errno)) => io::Error::from_raw_os_error(errno).kind(),
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, format!("{}: {error}", path.display()))
 }
 
 /// Where something is mounted on the root itself, relative to it, and whether that is a directory.
@@ -27,7 +35,7 @@ fn wanted(spec: &Spec, binds: &[Bind]) -> Vec<(PathBuf, bool)> {
     // One on the root has no name there.
     let named = mounts.iter().map(|mount| (mount, below(mount.destination())));
     let all: Vec<_> = named.filter(|(_, path)| path.parent().is_some()).collect();
-    let is_file = |mount: &oci_spec::runtime::Mount| {
+    let is_file = |mount: &Mount| {
         let name = mount.source().as_deref().and_then(Path::file_name);
         mount.typ().as_deref() == Some("bind")
             && binds.iter().any(|bind| !bind.directory && bind.place.file_name() == name)
@@ -39,33 +47,22 @@ fn wanted(spec: &Spec, binds: &[Bind]) -> Vec<(PathBuf, bool)> {
 
 /// Relative to the root, without what means nothing.
 fn below(destination: &Path) -> PathBuf {
-    destination.components().filter(|part| matches!(part, std::path::Component::Normal(_))).collect()
+    destination.components().filter(|part| matches!(part, Component::Normal(_))).collect()
 }
 
-fn find(root: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
-    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    openat2(root, path, OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve))
-}
-
-fn make_one(root: &OwnedFd, path: &Path, directory: bool) -> nix::Result<()> {
-    let mut known = PathBuf::from(".");
-    for part in path {
-        let (above, is_last) = (known.clone(), known.join(part) == Path::new(".").join(path));
-        known.push(part);
-        match find(root, &known) {
-            Ok(_) => continue,
-            Err(Errno::ENOENT) => {}
-            Err(error) => return Err(error),
-        }
-        let above = find(root, &above)?;
-        if directory || !is_last {
-            mkdirat(&above, part, Mode::from_bits_truncate(0o755))?;
-        } else {
-            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            openat(&above, part, flags, Mode::from_bits_truncate(0o644))?;
-        }
+fn make_one(root: &Root, path: &Path, directory: bool) -> Result<(), Error> {
+    if directory {
+        return root.mkdir_all(path, &Permissions::from_mode(0o755)).map(drop);
     }
-    Ok(())
+    match root.resolve(path) {
+        Err(error) if error.kind() == ErrorKind::OsError(Some(libc::ENOENT)) => {
+            if let Some(above) = path.parent() {
+                root.mkdir_all(above, &Permissions::from_mode(0o755))?;
+            }
+            root.create_file(path, OpenFlags::O_EXCL, &Permissions::from_mode(0o644)).map(drop)
+        }
+        found => found.map(drop),
+    }
 }
 
 #[cfg(test)]

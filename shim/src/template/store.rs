@@ -15,19 +15,23 @@
 //!   KEY.failed     why it could not be made, or could not be used
 //! ```
 //!
-//! A template is there under its name when it is whole and on the disk, and is never changed, but for the hint. A machine that runs on
-//! one keeps the files open that it needs, so they may be removed.
+//! A template is there under its name when it is whole and on the disk, and is never changed, but for the hint. A machine
+//! that runs on one keeps the files open that it needs, so they may be removed.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::linkat;
 use runtime_spec::config;
 use serde::{Deserialize, Serialize};
-use vmm::snapshot::{BASE_FILE, MEMORY_FILE as MEMORY, STATE_FILE as STATE};
+use vmm::snapshot::{BASE_FILE, MEMORY_FILE as MEMORY, STATE_FILE as STATE, WRITES_FILE};
 
 use super::key::{Key, Of};
 use super::lock::{Lock, With};
@@ -80,6 +84,37 @@ impl Template {
     pub fn worked(&self) {
         if let Err(error) = self.used.touch() {
             log::debug!("noting the use of {}: {error}", self.directory.display());
+        }
+    }
+
+    /// A file for the hint of where machines write first; none, if somebody has left one.
+    pub fn new_hint(&self) -> io::Result<Option<Hint>> {
+        let path = self.directory.join(WRITES_FILE);
+        if path.exists() {
+            return Ok(None);
+        }
+        let unnamed =
+            OpenOptions::new().write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(&self.directory);
+        unnamed.map(|file| Some(Hint { file, path }))
+    }
+}
+
+/// A hint that is being written. It has no name, so nothing is left of it if nobody keeps it.
+#[derive(Debug)]
+pub struct Hint {
+    /// Where it goes.
+    pub file: File,
+    path: PathBuf,
+}
+
+impl Hint {
+    /// Gives it its name, once it is on the disk; unless another one has it by now, which is as good.
+    pub fn keep(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        match linkat(AT_FDCWD, unnamed.as_str(), AT_FDCWD, &self.path, AtFlags::AT_SYMLINK_FOLLOW) {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 }

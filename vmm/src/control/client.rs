@@ -11,9 +11,8 @@ use nix::poll::PollFlags;
 use serde::de::DeserializeOwned;
 
 use super::frame::{self, Receiver};
-use crate::snapshot::Form;
-
 use super::{Answer, Call, Event, Hello, Message, Refusal, Reply, Request, VERSIONS, Welcome};
+use crate::snapshot::Form;
 
 /// How long a monitor may take to answer what it does at once.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -136,7 +135,8 @@ impl Client {
         self.call(Request::Stop, &[], ANSWER).map(drop)
     }
 
-    /// Has the machine, which is paused, written into two empty files, the second in that form. Says how many bytes the RAM has, and how many of them are no hole.
+    /// Has the machine, which is paused, written into two empty files, the second in that form. Says how many bytes the
+    /// RAM has, and how many of them are no hole.
     pub fn snapshot(
         &mut self,
         state: BorrowedFd<'_>,

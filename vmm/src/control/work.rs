@@ -76,18 +76,14 @@ impl Worker {
                     "cannot write a snapshot that is packed and over another one: what is carried has all of it",
                 )),
             },
-            Request::Reset => match &self.origin {
-                Some(directory) => {
-                    let snapshot = Snapshot::open(directory).map_err(machine::Error::from)?;
-                    Ok(machine.reset(&snapshot)?).map(|()| Reply::Done)
-                }
-                None => Err(Refusal::new(
-                    RefusalKind::Unsupported,
-                    "cannot reset the machine: it was not restored from a snapshot, but booted",
-                )),
-            },
+            Request::Reset => {
+                let directory = self.origin.as_ref().ok_or(machine::Error::Booted("reset"))?;
+                let snapshot = Snapshot::open(directory).map_err(machine::Error::from)?;
+                Ok(machine.reset(&snapshot)?).map(|()| Reply::Done)
+            }
             Request::RecordWrites => {
                 let file = File::from(one(job.fds, "the file to write")?);
+                check_empty(&file, "write down where the machine writes")?;
                 if machine.record_writes(&file)? {
                     Ok(Reply::Done)
                 } else {
@@ -229,14 +225,21 @@ fn snapshot(machine: &Machine, fds: Vec<OwnedFd>, form: Form) -> Result<Reply, R
         ))
     })?;
     for file in &files {
-        let meta = file.metadata().map_err(|error| invalid(error.to_string()))?;
-        if !meta.is_file() || meta.len() > 0 {
-            return Err(invalid("it is written into empty files".into()));
-        }
+        check_empty(file, "write a snapshot")?;
     }
     let [state, memory] = &files;
     let header = machine.snapshot(state, memory, form)?;
     Ok(Reply::Snapshot { memory: header.memory_len, data: header.memory_data })
+}
+
+/// Only files: whatever else is written to may keep who writes waiting.
+fn check_empty(file: &File, what: &str) -> Result<(), Refusal> {
+    let why = match file.metadata() {
+        Ok(meta) if meta.is_file() && meta.len() == 0 => return Ok(()),
+        Ok(_) => "it is written into an empty file".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(Refusal::new(RefusalKind::Invalid, format!("cannot {what}: {why}")))
 }
 
 fn one(fds: Vec<OwnedFd>, what: &str) -> Result<OwnedFd, Refusal> {
@@ -263,8 +266,8 @@ impl From<machine::Error> for Refusal {
         let kind = match &error {
             machine::Error::Order { .. } => RefusalKind::State,
             machine::Error::Pause { .. } => RefusalKind::Deadline,
-            machine::Error::NoButton => RefusalKind::Unsupported,
-            machine::Error::Memory { .. } | machine::Error::Origin(..) => RefusalKind::Invalid,
+            machine::Error::NoButton | machine::Error::Booted(_) => RefusalKind::Unsupported,
+            machine::Error::Memory { .. } | machine::Error::Origin => RefusalKind::Invalid,
             _ => RefusalKind::Failed,
         };
         Self::new(kind, error.to_string())

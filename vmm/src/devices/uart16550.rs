@@ -166,9 +166,10 @@ impl Uart16550 {
                 format!("its FIFO was saved with {} bytes, which it has no room for", state.receive.len());
             io::Error::new(io::ErrorKind::InvalidData, why)
         })?;
+        let mut current = self.lock();
         // The one before it interrupts no more.
-        *self.lock() = chip;
-        self.lock().interrupt_evt().pace.restore(state.pace, &self.wire);
+        *current = chip;
+        current.interrupt_evt().pace.restore(state.pace, &self.wire);
         Ok(())
     }
 

@@ -108,9 +108,14 @@ pub enum Error {
         /// Why not.
         source: devices::virtio::StateError,
     },
-    /// What takes the snapshot that a machine came from was asked with another one, or of a machine that has booted.
-    #[error("cannot {0} the machine over this snapshot: {1}; use the one that it was restored from")]
-    Origin(&'static str, &'static str),
+    /// Only where a machine came from is a way back to.
+    #[error(
+        "cannot reset the machine to this snapshot: it came from another one; restore a machine from it instead"
+    )]
+    Origin,
+    /// That takes a snapshot from which it came.
+    #[error("cannot {0} a machine that has booted: it takes one that was restored from a snapshot")]
+    Booted(&'static str),
     /// Not in this state.
     #[error("cannot {what} a machine that is {status}")]
     Order {

@@ -6,6 +6,8 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use super::board::restore_power;
+use super::shell::Rewind;
 use super::{Error, Machine, Outcome, Status};
 use crate::snapshot::{self, Layers, Snapshot};
 
@@ -28,17 +30,16 @@ impl Machine {
     }
 
     fn came_from(&self, snapshot: &Snapshot) -> Result<(), Error> {
-        let refused = |why| Err(Error::Origin("reset", why));
-        let Some(under) = &self.under else { return refused("it was not restored from any") };
+        let under = self.under.as_ref().ok_or(Error::Booted("reset"))?;
         let devices = self.devices.iter().map(|device| device.id.as_str());
         let same = files(under)? == files(&snapshot.memory)?
             && snapshot.state.shape == self.shape
             && snapshot.state.vcpus.len() == self.shape.vcpus as usize
             && devices.eq(snapshot.state.devices.iter().map(|(id, _)| id.as_str()));
-        if same { Ok(()) } else { refused("it was restored from another one") }
+        if same { Ok(()) } else { Err(Error::Origin) }
     }
 
-    fn rewind(&self, snapshot: &Snapshot, native: super::shell::Rewind<'_>) -> Result<(), Error> {
+    fn rewind(&self, snapshot: &Snapshot, native: Rewind<'_>) -> Result<(), Error> {
         // Nothing interrupts, or writes to memory, until each device goes on.
         for device in &self.devices {
             device.transport.rest();
@@ -47,8 +48,7 @@ impl Machine {
             .map_err(|source| Error::Host { what: "give back the machine's memory", source })?;
         native()?;
         self.chips.restore(&snapshot.state.board)?;
-        super::board::restore_power(self.power.as_deref(), &snapshot.state)
-            .map_err(|why| Error::Tables(why.to_owned()))?;
+        restore_power(self.power.as_deref(), &snapshot.state).map_err(|why| Error::Tables(why.to_owned()))?;
         for (device, (_, state)) in self.devices.iter().zip(&snapshot.state.devices) {
             let restored = device.transport.restore(state);
             restored.map_err(|source| Error::RestoreDevice { id: device.id.clone(), source })?;

@@ -11,7 +11,7 @@ impl Machine {
     /// restored; says whether there is one. It may run on meanwhile.
     pub fn record_writes(&self, out: &File) -> Result<bool, Error> {
         if self.under.is_none() {
-            return Err(Error::Origin("record the writes of", "it was not restored from any"));
+            return Err(Error::Booted("record the writes of"));
         }
         snapshot::record_writes(&self.ram, out)
             .map_err(|source| Error::Host { what: "write down where the machine writes", source })
@@ -27,7 +27,7 @@ impl Machine {
             return Err(Error::Order { what: "save", status });
         }
         if form == Form::Over && self.under.is_none() {
-            return Err(Error::Origin("save", "it was not restored from any"));
+            return Err(Error::Booted("save no more than the changes of"));
         }
         // Devices first: what their drivers are to hear of it is heard by the interrupt controller.
         let mut devices = Vec::new();

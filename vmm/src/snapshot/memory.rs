@@ -143,15 +143,19 @@ pub fn write(ram: &GuestRam, under: Option<&Layers>, out: &File, form: Form) -> 
     Ok(Written { regions, len: end, data: sum.data, crc: sum.crc.finalize(), over: None })
 }
 
-/// Tells of each page, by its place in a file, that is not as it was when the machine was restored.
-pub(super) fn own_pages(ram: &GuestRam, mut tell: impl FnMut(u64)) -> io::Result<()> {
+/// Tells of each page, by its place in a file, that is not as it was when the machine was restored, or, with what is `under`
+/// it, of each that is not the base's.
+pub(super) fn own_pages(ram: &GuestRam, under: Option<&Layers>, mut tell: impl FnMut(u64)) -> io::Result<()> {
     let mut presence = Presence::of_this_process();
     let (regions, _) = places(ram);
     for (region, at) in ram.iter().zip(&regions) {
         let host = region.get_host_address(MemoryRegionAddress(0)).map_err(beyond)? as u64;
         for start in (0..region.len()).step_by(CHUNK) {
             let len = (region.len() - start).min(CHUNK as u64) as usize;
-            let pages = presence.own(host + start, len.div_ceil(PAGE));
+            let mut pages = presence.own(host + start, len.div_ceil(PAGE));
+            if let Some(layers) = under {
+                layers.mark_over(at.offset + start, &mut pages);
+            }
             let own = (at.offset + start..).step_by(PAGE).zip(pages).filter(|(_, own)| *own);
             own.for_each(|(offset, _)| tell(offset));
         }
@@ -161,25 +165,12 @@ pub(super) fn own_pages(ram: &GuestRam, mut tell: impl FnMut(u64)) -> io::Result
 
 /// Writes what is not the base's.
 fn write_over(ram: &GuestRam, under: &Layers, out: &File) -> io::Result<Written> {
-    let mut presence = Presence::of_this_process();
     let (regions, end) = places(ram);
     if end != under.id.len {
         return Err(io::Error::other("the machine's RAM is not as long as what lies under it"));
     }
     let mut collector = Collector::default();
-    for (region, at) in ram.iter().zip(&regions) {
-        let host = region.get_host_address(MemoryRegionAddress(0)).map_err(beyond)? as u64;
-        for start in (0..region.len()).step_by(CHUNK) {
-            let len = (region.len() - start).min(CHUNK as u64) as usize;
-            let mut pages = presence.own(host + start, len.div_ceil(PAGE));
-            under.mark_over(at.offset + start, &mut pages);
-            for (offset, own) in (at.offset + start..).step_by(PAGE).zip(pages) {
-                if own {
-                    collector.page(offset);
-                }
-            }
-        }
-    }
+    own_pages(ram, Some(under), |offset| collector.page(offset))?;
     out.set_len(end)?;
     let (mut sum, mut sink, mut buffer) = (Sum::default(), Sink::Sparse(out), vec![0; CHUNK]);
     let mut extents = Vec::new();
@@ -458,48 +449,6 @@ mod tests {
 
     fn under_of(layers: &Layers) -> Layers {
         Layers { base: layers.base.try_clone().unwrap(), id: layers.id, over: None }
-    }
-
-    #[test]
-    fn what_is_written_to_first_is_written_to_ahead_and_stays_what_it_is() {
-        use crate::snapshot::writes;
-        let (layers, regions) = a_base();
-        let ram = restored(&layers, &regions).unwrap();
-        let own = |ram: &GuestRam| {
-            let mut all = Vec::new();
-            own_pages(ram, |offset| all.push(offset)).unwrap();
-            all
-        };
-        assert_eq!(own(&ram), [0u64; 0]);
-        for addr in [0x1234, 0x60_0000, HIGH] {
-            ram.write_obj(9u8, GuestAddress(addr)).unwrap();
-        }
-        let room = std::env::temp_dir().join(format!("vmm-writes-{}", std::process::id()));
-        std::fs::create_dir_all(&room).unwrap();
-        let hint = room.join(writes::WRITES_FILE);
-        assert!(writes::record(&ram, File::create(&hint).unwrap()).unwrap());
-        let extents = writes::read(&room, layers.id.len).unwrap();
-        let again = std::sync::Arc::new(restored(&layers, &regions).unwrap());
-        writes::write_ahead(&again, &regions, extents);
-        let late = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while own(&again) != own(&ram) {
-            assert!(std::time::Instant::now() < late, "{:?}, not {:?}", own(&again), own(&ram));
-            std::thread::yield_now();
-        }
-        for (addr, value) in [(0x1234, 7), (0x60_0000, 0), (HIGH, 7)] {
-            assert_eq!(again.read_obj::<u8>(GuestAddress(addr)).unwrap(), value);
-        }
-        // What is damaged, or of something shorter, is no hint.
-        assert!(writes::read(&room, 0x1000).is_none());
-        let good = std::fs::read(&hint).unwrap();
-        for at in 0..good.len() {
-            let mut bad = good.clone();
-            bad[at] ^= 1;
-            std::fs::write(&hint, bad).unwrap();
-            assert!(writes::read(&room, layers.id.len).is_none(), "byte {at}");
-        }
-        std::fs::remove_dir_all(&room).unwrap();
-        assert!(writes::read(&room, layers.id.len).is_none());
     }
 
     #[test]

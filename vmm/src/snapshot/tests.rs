@@ -249,6 +249,12 @@ fn what_lies_over_something_else_is_refused() {
         assert!(error.contains("damaged") && error.contains(word), "{error}");
         fs::remove_dir_all(place("b")).unwrap();
     }
+    // More than there can be are not even read.
+    let many = vec![Extent { offset: 0, len: 4096 }; 300];
+    write_above(&place("a"), &place("b"), &move |_, state| state.over = Some(many.clone())).unwrap();
+    let error = Snapshot::open(&place("b")).unwrap_err().to_string();
+    assert!(error.contains("cannot be decoded"), "{error}");
+    fs::remove_dir_all(place("b")).unwrap();
     // Not of the machine that it says, which leaves nothing.
     let error =
         write_above(&place("a"), &place("b"), &|header, _| header.base = None).unwrap_err().to_string();

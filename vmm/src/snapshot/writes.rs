@@ -34,7 +34,7 @@ struct Hint(#[serde(deserialize_with = "at_most::<EXTENTS_MAX, _, _>")] Vec<Exte
 /// Writes down where a machine that was restored has written until now; says whether that is a hint.
 pub fn record(ram: &GuestRam, mut out: impl Write) -> io::Result<bool> {
     let mut collector = Collector::default();
-    own_pages(ram, |offset| collector.page(offset))?;
+    own_pages(ram, None, |offset| collector.page(offset))?;
     let extents = collector.finish_to(EXTENTS_MAX);
     if extents.iter().map(|extent| extent.len).sum::<u64>() > BYTES_MAX {
         return Ok(false);
@@ -70,5 +70,66 @@ pub(crate) fn write_ahead(ram: &Arc<GuestRam>, regions: &[Region], extents: Vec<
     };
     if let Err(error) = thread::Builder::new().name("ahead".into()).stack_size(STACK).spawn(ahead) {
         log::debug!("pages are not written to ahead: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::super::{Base, Form, Layers, restore_memory, write_memory};
+    use super::*;
+
+    const LATE: Duration = Duration::from_secs(20);
+
+    fn own(ram: &GuestRam) -> Vec<u64> {
+        let mut all = Vec::new();
+        own_pages(ram, None, |offset| all.push(offset)).unwrap();
+        all
+    }
+
+    #[test]
+    fn what_is_written_to_first_is_written_to_ahead_and_stays_what_it_is() {
+        let room = std::env::temp_dir().join(format!("vmm-writes-{}", std::process::id()));
+        std::fs::create_dir_all(&room).unwrap();
+        let booted = memory::anonymous(&[(0, 8 << 20)]).unwrap();
+        booted.write_obj(7u8, GuestAddress(0x1234)).unwrap();
+        let base = File::options().create_new(true).read(true).write(true).open(room.join("memory")).unwrap();
+        let written = write_memory(&booted, None, &base, Form::Sparse).unwrap();
+        let id = Base { len: written.len, data: written.data, crc: written.crc };
+        let layers = Layers { base, id, over: None };
+
+        let first = restore_memory(&layers, &written.regions).unwrap();
+        assert_eq!(own(&first), [0u64; 0]);
+        for addr in [0x1234, 0x60_0000] {
+            first.write_obj(9u8, GuestAddress(addr)).unwrap();
+        }
+        let hint = room.join(WRITES_FILE);
+        assert!(record(&first, File::create(&hint).unwrap()).unwrap());
+        let extents = read(&room, id.len).unwrap();
+        let again = Arc::new(restore_memory(&layers, &written.regions).unwrap());
+        write_ahead(&again, &written.regions, extents);
+        let late = Instant::now() + LATE;
+        while own(&again) != own(&first) {
+            assert!(Instant::now() < late, "{:?}, not {:?}", own(&again), own(&first));
+            thread::yield_now();
+        }
+        for (addr, value) in [(0x1234, 7), (0x60_0000, 0)] {
+            assert_eq!(again.read_obj::<u8>(GuestAddress(addr)).unwrap(), value);
+        }
+
+        // What is damaged, or of something shorter, is no hint.
+        assert!(read(&room, 0x1000).is_none());
+        let good = std::fs::read(&hint).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&hint, bad).unwrap();
+            assert!(read(&room, id.len).is_none(), "byte {at}");
+        }
+        std::fs::remove_dir_all(&room).unwrap();
+        assert!(read(&room, id.len).is_none());
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use integration::container_time::{Saved, Side};
 use integration::containerd::{Api, Container, NewContainer, Stdio};
 use integration::fifo::{Input, Output};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::life::runtime;
 use crate::{Bench, STEP};
@@ -45,7 +45,6 @@ fn one(bench: &Bench, api: &Api, number: u32, mib: u32) -> Result<Saved> {
             if let Some(mounts) = spec["mounts"].as_array_mut() {
                 mounts.push(memory);
             }
-            spec["process"]["terminal"] = Value::Bool(false);
         })?;
         let stdin = Input::create(bench.path(&format!("{id}-stdin")))?;
         let stdout = Output::create(bench.path(&format!("{id}-stdout")))?;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use shim::config::{self, Options};
 use shim::template::Store;
-use vmm::snapshot::{EPOCH, Header, MEMORY_FILE, STATE_FILE, read_header, verify};
+use vmm::snapshot::{BASE_FILE, EPOCH, Header, MEMORY_FILE, STATE_FILE, WRITES_FILE, read_header, verify};
 
 use crate::progress::Progress;
 use crate::{Failure, print, printable};
@@ -162,9 +162,12 @@ fn remove(path: &Path) -> Result<(), Failure> {
     if fs::canonicalize(path)?.parent() == fs::canonicalize(store()?.directory()).ok().as_deref() {
         return Err("that is a template: supermachine template rm removes it".into());
     }
-    for name in [STATE_FILE, MEMORY_FILE] {
-        fs::remove_file(path.join(name))
-            .map_err(|error| format!("removing {}/{name}: {error}", path.display()))?;
+    // Those last without which it is none, so that it can be tried again.
+    for name in [BASE_FILE, WRITES_FILE, STATE_FILE, MEMORY_FILE] {
+        match fs::remove_file(path.join(name)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            done => done.map_err(|error| format!("removing {}/{name}: {error}", path.display()))?,
+        }
     }
     fs::remove_dir(path).map_err(|error| format!("removing {}: {error}", path.display()))?;
     Ok(())
@@ -189,7 +192,9 @@ mod tests {
             fs::create_dir(path).unwrap();
             fs::write(path.join(MEMORY_FILE), "x").unwrap();
         }
-        fs::write(snapshot.join(STATE_FILE), "x").unwrap();
+        for name in [STATE_FILE, BASE_FILE, WRITES_FILE] {
+            fs::write(snapshot.join(name), "x").unwrap();
+        }
         let place = directory.display().to_string();
         assert_eq!(known(&[&place]).unwrap(), std::slice::from_ref(&snapshot));
         assert!(known(&[&format!("{place}/none")]).unwrap().is_empty());

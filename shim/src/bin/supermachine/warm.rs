@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread::sleep;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use runtime_spec::annotations::PREFIX;
 use serde_json::json;
 use shim::config::{self, Options};
+use shim::deadlines;
 use shim::inventory::{self, Entry};
 use shim::template::{Listed, Of, Store, Warm};
 use shim::warm::Word;
@@ -48,13 +49,20 @@ pub fn run(root: &Path, words: &[String], json: bool) -> Result<ExitCode, Failur
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Waits until a container that was started to be warm is kept, or will not be. Its shim limits how long it waits itself.
+/// As long as a shim waits, and keeps, at most.
+const WITHIN: Duration = deadlines::WARM.saturating_add(deadlines::UPPER).saturating_add(deadlines::SAVE);
+
+/// Waits until a container that was started to be warm is kept, or will not be.
 fn build(entry: &Entry) -> Result<(), Failure> {
-    let directory = entry.paths.task(&entry.id);
+    let (directory, until) = (entry.paths.task(&entry.id), Instant::now() + WITHIN);
     let progress = Progress::of("looking at it");
     let said = loop {
         match Word::read(&directory) {
             Some(Word::Waits { when }) if entry.holder().is_some() => {
+                if Instant::now() >= until {
+                    let id = &entry.id;
+                    return Err(format!("{id} was not kept within {WITHIN:?}; has it been started?").into());
+                }
                 progress.step(&format!("waiting until it is warm: {when}"), None);
             }
             Some(Word::Kept { key }) => break format!("{} is kept as {key}\n", entry.id),
@@ -65,6 +73,7 @@ fn build(entry: &Entry) -> Result<(), Failure> {
             Some(Word::Waits { .. }) => {
                 return Err(format!("{} has ended before it was kept", entry.id).into());
             }
+            None if !directory.exists() => return Err(format!("{} is gone", entry.id).into()),
             None => {
                 return Err(format!(
                     "{} was not asked to be warm; start it with the annotation {PREFIX}warm, as docs/warm.md has it",
