@@ -286,9 +286,14 @@ impl Vcpu for KvmVcpu {
     }
 
     fn restore(&mut self, state: &arch::VcpuState) -> Result<(), Error> {
-        // It is no more as it was made: its next entry is a reset.
         #[cfg(target_arch = "aarch64")]
         {
+            // A timer's interrupt that it was handling stays active otherwise: once a processor has run, KVM ignores what
+            // the GIC's registers are told of interrupts that have a physical one below.
+            if self.has_run {
+                arch::init_vcpu(self)?;
+            }
+            // It is no more as it was made: its next entry is a reset.
             self.has_run = true;
             self.call = None;
         }
