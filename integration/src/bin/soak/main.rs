@@ -27,7 +27,8 @@ const USAGE: &str = "\
 usage: soak [OPTION]...
 
 Runs the long counts of all tests and writes docs/soak.md: first the parts that were never run, then those that
-were run longest ago, but for those of this commit. To be started in the root of the repository, with `outside` and `inside` built beside this program.
+were run longest ago, but for those of this commit. The page has all parts, whichever were chosen. To be started in the
+root of the repository, with `outside` and `inside` built beside this program.
 
   --list                    print the parts and which are done
   --filter TEXT[,TEXT]      only parts whose name contains one of these
@@ -55,6 +56,23 @@ struct Options {
     page: PathBuf,
 }
 
+/// What everything is soaked on.
+const ARCHS: [&str; 2] = ["x86_64", "aarch64"];
+const CONTAINERDS: [&str; 2] = ["1.7", "2.1"];
+
+impl Options {
+    fn choose(&self, part: &Part) -> bool {
+        let of_containerd = match &part.suite {
+            Suite::Outside => true,
+            Suite::Inside { containerd, .. } => self.containerds.contains(containerd),
+        };
+        let named = |text: &String| part.name().contains(text.as_str());
+        of_containerd
+            && self.archs.contains(&part.arch)
+            && (self.filter.is_empty() || self.filter.iter().any(named))
+    }
+}
+
 fn main() -> ExitCode {
     match run() {
         Ok(true) => ExitCode::SUCCESS,
@@ -72,11 +90,13 @@ fn run() -> Result<bool> {
     let commit = commit()?;
     fs::create_dir_all(&options.logs).with_context(|| format!("creating {}", options.logs.display()))?;
     let mut kept = Kept::read(&options.page.with_extension("json"))?;
-    let all = parts(&options)?;
-    let selected = |part: &&Part| {
-        options.filter.is_empty() || options.filter.iter().any(|text| part.name().contains(text.as_str()))
-    };
-    let mut due: Vec<Part> = all.iter().filter(selected).cloned().collect();
+    let all = parts()?;
+    let mut due: Vec<Part> = all.iter().filter(|part| options.choose(part)).cloned().collect();
+    if due.is_empty() {
+        bail!(
+            "nothing to soak: no part is of these architectures and containerds, and has one of these words in its name"
+        );
+    }
     // What was never run has no time, which comes first; the others keep their order where it is the same.
     due.sort_by_key(|part| kept.get(part).map(|done| done.began));
     if options.list {
@@ -122,8 +142,8 @@ fn parse() -> Result<Option<Options>> {
     let mut options = Options {
         list: false,
         filter: Vec::new(),
-        archs: vec!["x86_64".into(), "aarch64".into()],
-        containerds: vec!["1.7".into(), "2.1".into()],
+        archs: ARCHS.map(str::to_owned).to_vec(),
+        containerds: CONTAINERDS.map(str::to_owned).to_vec(),
         count: None,
         retry_failed: false,
         testbed: "hack/testbed".into(),
@@ -172,30 +192,23 @@ fn commit() -> Result<String> {
 }
 
 /// All parts, in the order in which they are run: what can be broken for all others first.
-fn parts(options: &Options) -> Result<Vec<Part>> {
+fn parts() -> Result<Vec<Part>> {
     let (outside, inside) = (tests("outside")?, tests("inside")?);
     let mut parts = Vec::new();
-    for arch in &options.archs {
+    for arch in ARCHS {
         let part = |suite: &Suite, test: &String| Part {
             suite: suite.clone(),
-            arch: arch.clone(),
+            arch: arch.to_owned(),
             test: test.clone(),
         };
         parts.extend(outside.iter().map(|test| part(&Suite::Outside, test)));
-        for version in &options.containerds {
-            let suite = Suite::Inside { containerd: version.clone(), boots: false };
+        for version in CONTAINERDS {
+            let suite = Suite::Inside { containerd: version.to_owned(), boots: false };
             parts.extend(inside.iter().map(|test| part(&suite, test)));
         }
         // Only containers' machines are restored where they could boot.
-        if let Some(version) = options.containerds.first() {
-            let suite = Suite::Inside { containerd: version.clone(), boots: true };
-            parts.extend(
-                inside.iter().filter(|test| test.starts_with("task.")).map(|test| part(&suite, test)),
-            );
-        }
-    }
-    if parts.is_empty() {
-        bail!("nothing to soak: --arch names no architecture");
+        let suite = Suite::Inside { containerd: CONTAINERDS[0].to_owned(), boots: true };
+        parts.extend(inside.iter().filter(|test| test.starts_with("task.")).map(|test| part(&suite, test)));
     }
     Ok(parts)
 }

@@ -65,27 +65,53 @@ impl Page {
         self.failures(&mut text);
         text += "\n## Parts\n\n| test | where | rounds passed | result | took | when (UTC) | commit |\n\
                  |---|---|---:|---|---:|---|---|\n";
+        for (part, Done { began, commit, record }) in self.done() {
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} of {} | {} | {} | {} | `{commit}` |",
+                part.test,
+                part.place(),
+                record.rounds_passed,
+                record.rounds,
+                match record.verdict {
+                    Verdict::Passed => "passed".to_owned(),
+                    Verdict::Failed => "**failed**".to_owned(),
+                    Verdict::Skipped =>
+                        format!("skipped: {}", cell(record.reason.as_deref().unwrap_or("no reason"))),
+                },
+                duration(record.seconds),
+                date::text(*began)
+            );
+        }
+        self.to_do(&mut text);
+        text
+    }
+
+    /// What was never run, by place: names only where something was.
+    fn to_do(&self, text: &mut String) {
+        let mut places: Vec<(String, Vec<&str>, usize)> = Vec::new();
         for (part, done) in &self.rows {
-            let (test, place) = (&part.test, part.place());
-            let _ = match done {
-                None => writeln!(text, "| {test} | {place} | | to do | | | |"),
-                Some(Done { began, commit, record }) => writeln!(
-                    text,
-                    "| {test} | {place} | {} of {} | {} | {} | {} | `{commit}` |",
-                    record.rounds_passed,
-                    record.rounds,
-                    match record.verdict {
-                        Verdict::Passed => "passed".to_owned(),
-                        Verdict::Failed => "**failed**".to_owned(),
-                        Verdict::Skipped =>
-                            format!("skipped: {}", cell(record.reason.as_deref().unwrap_or("no reason"))),
-                    },
-                    duration(record.seconds),
-                    date::text(*began)
-                ),
+            let place = part.place();
+            if places.last().is_none_or(|(last, ..)| *last != place) {
+                places.push((place, Vec::new(), 0));
+            }
+            if let Some((_, left, all)) = places.last_mut() {
+                *all += 1;
+                if done.is_none() {
+                    left.push(&part.test);
+                }
+            }
+        }
+        places.retain(|(_, left, _)| !left.is_empty());
+        if !places.is_empty() {
+            *text += "\n## To do\n\n";
+        }
+        for (place, left, all) in places {
+            let _ = match left.len() {
+                some if some < all => writeln!(text, "- {place}, {some} of {all}: {}", left.join(", ")),
+                _ => writeln!(text, "- {place}: all {all}"),
             };
         }
-        text
     }
 
     fn failures(&self, text: &mut String) {
@@ -141,6 +167,10 @@ mod tests {
         (part, done)
     }
 
+    fn elsewhere(test: &str) -> (Part, Option<Done>) {
+        (Part { suite: Suite::Outside, arch: "aarch64".into(), test: test.into() }, None)
+    }
+
     #[test]
     fn everything_is_told_and_nothing_breaks_the_table() {
         let page = Page {
@@ -149,16 +179,19 @@ mod tests {
                 row("bad", Some(Verdict::Failed), Some("round 20 of 20:\n\u{1b}[31mred")),
                 row("absent", Some(Verdict::Skipped), Some("no a|b\nhere")),
                 row("later", None, None),
+                row("last", None, None),
+                elsewhere("one"),
+                elsewhere("two"),
             ],
         };
-        assert_eq!(page.summary(), "4 parts: 1 passed, 1 failed, 1 skipped, 1 to do; 57 rounds passed");
+        assert_eq!(page.summary(), "7 parts: 1 passed, 1 failed, 1 skipped, 4 to do; 57 rounds passed");
         let text = page.text();
         for piece in [
-            "run next.\n\n4 parts",
+            "run next.\n\n7 parts",
             "| good | x86_64, containerd 2.1 | 19 of 20 | passed | 1.5 min | 2025-01-01 00:00 | `abc` |",
             "| bad | x86_64, containerd 2.1 | 19 of 20 | **failed** |",
             "skipped: no a\\|b here |",
-            "| later | x86_64, containerd 2.1 | | to do | | | |",
+            "\n## To do\n\n- x86_64, containerd 2.1, 2 of 5: later, last\n- aarch64: all 2\n",
             "## Failures\n\nbad, x86_64, containerd 2.1:\n\n    round 20 of 20:\n    \\u{1b}[31mred\n",
         ] {
             assert!(text.contains(piece), "{piece:?} is missing in\n{text}");

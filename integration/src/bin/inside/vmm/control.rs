@@ -4,9 +4,10 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use integration::guest::control::{self, Control, FRAME_MAX};
 use integration::guest::{Guest, Session};
 use integration::wait::{Attempt, until, until_true};
@@ -372,9 +373,11 @@ fn owned(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let (ours, theirs) = UnixStream::pair()?;
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
     let machine = boot(ctx, "o").options(["--control".to_owned(), format!("fd:{}", theirs.as_raw_fd())]);
+    // A monitor does not wait for its owner's first words for as long as a guest may take to boot.
+    let owner = thread::spawn(move || Control::over(ours, A_MOMENT));
     let guest = up(ctx, machine, &initrd)?;
     drop(theirs);
-    let mut owner = Control::over(ours, A_MOMENT)?;
+    let mut owner = owner.join().map_err(|_| anyhow!("the owner's thread panicked"))??;
     ensure!(owner.call(&json!("state"))?["state"]["status"] == "running", "its owner cannot drive it");
     drop(owner);
     let begun = Instant::now();
