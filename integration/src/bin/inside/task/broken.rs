@@ -1,6 +1,7 @@
 //! What cannot be done: the client is told why, and nothing is left of the attempt.
 
-use std::fs;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,9 +9,12 @@ use anyhow::{Context, Result, ensure};
 use integration::command::Finished;
 use integration::containerd::{NewContainer, Stdio};
 use integration::{Ctx, Outcome, Test};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
 
+use super::disks::with_loops;
 use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::{Inside, RUNC};
 
@@ -128,6 +132,26 @@ impl<'a> Small<'a> {
         mount(Some("small"), at, Some("tmpfs"), MsFlags::empty(), Some(data))
             .with_context(|| format!("mounting a small tmpfs at {}", at.display()))?;
         Ok(Self(at))
+    }
+
+    /// A disk of its own, of `size`, where only what is written takes space.
+    pub(super) fn disk(ctx: &Ctx<'_, Inside>, at: &'a Path, size: &str) -> Result<Self> {
+        with_loops(ctx)?;
+        let image = at.with_extension("ext4");
+        ctx.cmd("mke2fs").args(["-q", "-F", "-t", "ext4", "-m", "0"]).arg(&image).arg(size).ok()?;
+        fs::create_dir_all(at)?;
+        ctx.cmd("mount").args(["-t", "ext4", "-o", "loop"]).arg(&image).arg(at).ok()?;
+        fs::set_permissions(at, Permissions::from_mode(0o700))?;
+        Ok(Self(at))
+    }
+
+    /// Fills it but for `left` bytes.
+    pub(super) fn fill(&self, left: u64) -> Result<()> {
+        let filler = File::create(self.0.join("filler.file"))?;
+        let stat = statvfs(self.0)?;
+        let free = stat.blocks_available() * stat.fragment_size();
+        let len = free.checked_sub(left).with_context(|| format!("only {free} bytes are free"))?;
+        Ok(fallocate(&filler, FallocateFlags::empty(), 0, len.try_into()?)?)
     }
 }
 

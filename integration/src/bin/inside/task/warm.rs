@@ -302,7 +302,7 @@ fn spoilt(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     ensure!(listed(ctx)?.is_empty(), "it is still there");
     let (third, said) = make()?;
     ensure!(said == "up\nready\n", "without a warm one it said {said:?}");
-    logged(ctx, &third.id, "nobody starts from it, since that has failed a little while ago")?;
+    logged(ctx, &third.id, "nobody starts from it: that has failed a little while ago")?;
     end(third)?;
     fs::remove_file(directory.with_extension("failed"))?;
     let (fourth, _) = make()?;
@@ -328,33 +328,38 @@ fn spoilt(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 fn full(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let api = ctx.world.api()?;
     let store = Store::new(ctx)?;
-    // For the first pages of a template, for half of it, and for one but nothing beside it.
-    for (size, why) in
-        [("4k", "its machine boots"), ("32m", "its machine boots"), ("140m", "nobody starts from it")]
-    {
-        let small = Small::mount(&store.directory, &format!("mode=700,size={size}"))?;
+    let crowded = |small: Small<'_>, why: &str, templates: usize| -> Result<()> {
         let mut task =
             Piped::new(ctx, &api, OURS, &["sh", "-c", SLOW], |spec| annotate(spec, "warm", "log:^ready$"))?;
         task.container.start()?;
-        logged(ctx, &task.id, why).with_context(|| format!("with {size}"))?;
-        logged(ctx, &task.id, "No space left on device").with_context(|| format!("with {size}"))?;
+        logged(ctx, &task.id, why)?;
+        logged(ctx, &task.id, "No space left on device")?;
         task.stdin.write(b"well\n")?;
         let said = task.stdout.read_until("well a\n", A_WHILE)?;
-        ensure!(said == b"ready\nwell a\n", "with {size} it said {:?}", String::from_utf8_lossy(&said));
+        ensure!(said == b"ready\nwell a\n", "it said {:?}", String::from_utf8_lossy(&said));
         task.container.kill(9)?;
         let code = task.container.wait(A_WHILE)?;
         task.end(code)?;
         let left = fs::read_dir(&store.directory)?.flatten().map(|entry| entry.file_name());
         let left: Vec<_> = left.map(|name| name.to_string_lossy().into_owned()).collect();
         drop(small);
-        ctx.note(format!("{size}: {left:?}"));
-        let whole = left.iter().filter(|name| !name.contains('.')).count();
-        let expected = usize::from(size == "140m");
-        ensure!(
-            whole == expected && !left.iter().any(|name| name.contains(".new")),
-            "with {size} there is {left:?}"
-        );
+        let whole = left.iter().filter(|name| !name.contains('.') && *name != "lost+found").count();
+        ensure!(whole == templates && !left.iter().any(|name| name.contains(".new")), "there is {left:?}");
+        Ok(())
+    };
+    // For the first pages of a template, and for a part of it.
+    for size in ["4k", "32m"] {
+        let small = Small::mount(&store.directory, &format!("mode=700,size={size}"))?;
+        crowded(small, "its machine boots", 0).with_context(|| format!("with {size}"))?;
     }
+    // For one, but for little beside it.
+    let small = Small::disk(ctx, &store.directory, "400M")?;
+    let other = Piped::new(ctx, &api, OURS, &["true"], |_| {})?;
+    other.container.start()?;
+    let code = other.container.wait(A_WHILE)?;
+    other.end(code)?;
+    small.fill(4 << 20)?;
+    crowded(small, "nobody starts from it", 1).context("with a template and little beside it")?;
     Ok(Outcome::Passed)
 }
 
