@@ -7,11 +7,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 
 use vm_memory::bitmap::WithBitmapSlice;
-use vm_memory::mmap::{FromRangesError, MmapRegionBuilder};
-use vm_memory::{FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
 /// RAM of one guest: disjoint regions of host memory at guest-physical addresses.
 pub type GuestRam = GuestMemoryMmap<RamBitmap>;
@@ -77,32 +76,20 @@ pub fn anonymous(regions: &[(u64, u64)]) -> Result<GuestRam, Error> {
     GuestRam::from_ranges(&ranges).map_err(|source| Error::Map { bytes, source })
 }
 
-/// Maps the memory of a snapshot, privately: it reads as the file does, and what is written to it stays here. All
-/// who do so share the pages that they do not write to.
-pub fn restored(file: &File, regions: &[Region]) -> Result<GuestRam, Error> {
-    let file = file.try_clone().map(Arc::new);
-    let map = |region: &Region| {
-        let failed = |why: String| Error::Restore { addr: region.addr, len: region.len, why };
-        let file = file.as_ref().map_err(|error: &io::Error| failed(error.to_string()))?;
-        let len = usize::try_from(region.len).map_err(|error| failed(error.to_string()))?;
-        let mapping = MmapRegionBuilder::<RamBitmap>::new(len)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-            .with_file_offset(FileOffset::from_arc(Arc::clone(file), region.offset))
-            .build()
-            .map_err(|error| failed(error.to_string()))?;
-        GuestRegionMmap::new(mapping, GuestAddress(region.addr))
-            .ok_or_else(|| failed("it wraps around".into()))
-    };
-    let mapped: Vec<_> = regions.iter().map(map).collect::<Result<_, _>>()?;
-    GuestRam::from_regions(mapped).map_err(|error| Error::Restore {
-        addr: regions.first().map_or(0, |region| region.addr),
-        len: regions.iter().map(|region| region.len).sum(),
-        why: error.to_string(),
-    })
+/// Has the host spend no huge pages on `ram`, of whose pages few will be touched.
+pub fn in_small_pages(ram: &GuestRam) {
+    #[cfg(target_os = "linux")]
+    for region in ram.iter() {
+        // SAFETY: it is the mapping of a region of guest RAM, which stays mapped while `ram` lives; what it holds does not
+        // change. Where the kernel has no huge pages the call fails, and there are none.
+        unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_NOHUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = ram;
 }
 
-/// Maps a part of another file over a part of `ram`, privately as well. Nobody uses that part yet.
+/// Maps a part of a file over a part of `ram`, privately: it reads as the file does, and what is written to it stays here. All
+/// who do so share the pages that they do not write to. Nobody uses that part yet.
 pub fn map_over(ram: &GuestRam, addr: u64, len: u64, file: &File, offset: u64) -> Result<(), Error> {
     let failed = |why: String| Error::Restore { addr, len, why };
     let size = usize::try_from(len).map_err(|error| failed(error.to_string()))?;

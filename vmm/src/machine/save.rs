@@ -68,6 +68,7 @@ impl Machine {
         let machine = MachineState {
             shape: self.shape,
             ram: written.regions,
+            parts: written.parts,
             over,
             vcpus: native.vcpus,
             power,

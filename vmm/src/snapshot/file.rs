@@ -198,12 +198,14 @@ impl Snapshot {
         let memory = open_of(&directory.join(MEMORY_FILE), header.memory_len)?;
         memory::check(&state.ram, header.memory_len).map_err(|why| reading.damaged(why))?;
         let id = header.lowest();
+        layers::check(&state.parts, id.len).map_err(|why| reading.damaged(why))?;
+        let parts = state.parts.clone();
         let memory = match (&header.base, &state.over) {
-            (None, None) => Layers { base: memory, id, over: None },
+            (None, None) => Layers { base: memory, id, parts, over: None },
             (Some(base), Some(extents)) if base.len == header.memory_len => {
                 layers::check(extents, base.len).map_err(|why| reading.damaged(why))?;
                 let below = open_of(&directory.join(BASE_FILE), base.len)?;
-                Layers { base: below, id, over: Some((memory, extents.clone())) }
+                Layers { base: below, id, parts, over: Some((memory, extents.clone())) }
             }
             _ => return Err(reading.damaged("what its RAM lies over is not as long, or not there")),
         };
@@ -261,14 +263,16 @@ pub fn verify(directory: &Path, mut progress: impl FnMut(u64, u64)) -> Result<He
     let Snapshot { header, memory, .. } = Snapshot::open(directory)?;
     let own = Base { len: header.memory_len, data: header.memory_data, crc: header.memory_crc };
     let files = match &memory.over {
-        None => vec![(MEMORY_FILE, &memory.base, own)],
-        Some((over, _)) => vec![(BASE_FILE, &memory.base, memory.id), (MEMORY_FILE, over, own)],
+        None => vec![(MEMORY_FILE, &memory.base, &memory.parts, own)],
+        Some((over, parts)) => {
+            vec![(BASE_FILE, &memory.base, &memory.parts, memory.id), (MEMORY_FILE, over, parts, own)]
+        }
     };
     let all: u64 = files.iter().map(|(.., id)| id.len).sum();
     let mut behind = 0;
-    for (name, file, id) in files {
+    for (name, file, parts, id) in files {
         let path = directory.join(name);
-        let summed = memory::checksum(file, |done, _| progress(behind + done, all));
+        let summed = memory::checksum(file, parts, |done, _| progress(behind + done, all));
         let (data, crc) =
             summed.map_err(|source| Error::File { what: "read", path: path.clone(), source })?;
         if crc != id.crc {

@@ -16,7 +16,7 @@ pub(super) const REGIONS_MAX: usize = 16;
 /// Each is a mapping of its own in a machine that is restored, and takes microseconds there.
 pub(super) const EXTENTS_MAX: usize = 256;
 /// So that they can be cut where one region of RAM ends and another begins.
-const COLLECTED_MAX: usize = EXTENTS_MAX - REGIONS_MAX;
+pub(super) const COLLECTED_MAX: usize = EXTENTS_MAX - REGIONS_MAX;
 
 /// A part of the memory's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,8 @@ pub struct Layers {
     pub base: File,
     /// Which that is.
     pub id: Base,
+    /// What of it is mapped, ascending: all else is a hole.
+    pub parts: Vec<Extent>,
     /// What lies over it: ascending parts of another file.
     pub over: Option<(File, Vec<Extent>)>,
 }
@@ -77,7 +79,7 @@ impl Layers {
 }
 
 /// The pages of `count` from `offset` on that are in one of the extents.
-fn covered(extents: &[Extent], offset: u64, count: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn covered(extents: &[Extent], offset: u64, count: usize) -> impl Iterator<Item = Range<usize>> {
     let end = offset + count as u64 * PAGE;
     let first = extents.partition_point(|extent| extent.range().end <= offset);
     let those =
@@ -116,6 +118,7 @@ impl Collector {
     pub(super) fn page(&mut self, offset: u64) {
         let page = offset / PAGE;
         match self.ranges.last_mut() {
+            Some(last) if last.end > page => {}
             Some(last) if last.end == page => last.end += 1,
             _ => self.ranges.push(page..page + 1),
         }
@@ -156,7 +159,7 @@ impl Collector {
 /// Whether these can be parts of a file of that length, and if not, why.
 pub(super) fn check(extents: &[Extent], len: u64) -> Result<(), String> {
     if extents.len() > EXTENTS_MAX {
-        return Err(format!("{} parts of RAM are its own", extents.len()));
+        return Err(format!("its RAM is in {} parts", extents.len()));
     }
     check_order(extents, len)
 }
@@ -168,7 +171,7 @@ pub(super) fn check_order(extents: &[Extent], len: u64) -> Result<(), String> {
         let aligned = offset.is_multiple_of(PAGE) && size.is_multiple_of(PAGE) && *size > 0;
         match offset.checked_add(*size).filter(|end| aligned && *end <= len && *offset >= above) {
             Some(end) => above = end,
-            None => return Err(format!("{size:#x} bytes of RAM at {offset:#x} cannot be its own")),
+            None => return Err(format!("{size:#x} bytes of RAM at {offset:#x} cannot be a part of it")),
         }
     }
     Ok(())

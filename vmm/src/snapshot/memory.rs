@@ -11,7 +11,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryRegion, Me
 
 use super::layers::{self, Base, Collector, Extent, Layers, REGIONS_MAX};
 use super::pack::Packer;
-use super::presence::Presence;
+use super::presence::{self, Presence};
 use crate::memory::{self, GuestRam, Region};
 
 /// What is looked at for zeroes: the smallest page that a host has.
@@ -30,6 +30,8 @@ pub struct Written {
     pub data: u64,
     /// As [`Header::memory_crc`](super::Header::memory_crc) has it.
     pub crc: u32,
+    /// In which parts of the file, or of what it lies over, something is.
+    pub parts: Vec<Extent>,
     /// What it lies over, and which parts of it do.
     pub over: Option<(Base, Vec<Extent>)>,
 }
@@ -61,11 +63,12 @@ impl Sink<'_> {
     }
 }
 
-/// Counts and sums pages that are not zero.
+/// Counts, sums and collects pages that are not zero.
 #[derive(Default)]
 struct Sum {
     data: u64,
     crc: crc32fast::Hasher,
+    parts: Collector,
 }
 
 impl Sum {
@@ -73,6 +76,7 @@ impl Sum {
         self.data += page.len() as u64;
         self.crc.update(&offset.to_le_bytes());
         self.crc.update(page);
+        self.parts.page(offset);
     }
 }
 
@@ -140,7 +144,11 @@ pub fn write(ram: &GuestRam, under: Option<&Layers>, out: &File, form: Form) -> 
     if let Sink::Packed(packer) = sink {
         packer.finish()?;
     }
-    Ok(Written { regions, len: end, data: sum.data, crc: sum.crc.finalize(), over: None })
+    let parts: Vec<_> = in_regions(&regions, sum.parts.finish()).map(|(_, part)| part).collect();
+    if form == Form::Sparse {
+        presence::fill(out, &parts)?;
+    }
+    Ok(Written { regions, len: end, data: sum.data, crc: sum.crc.finalize(), parts, over: None })
 }
 
 /// Tells of each page, by its place in a file, that is not as it was when the machine was restored, or, with what is `under`
@@ -182,8 +190,9 @@ fn write_over(ram: &GuestRam, under: &Layers, out: &File) -> io::Result<Written>
         }
         extents.push(extent);
     }
-    let (data, crc) = (sum.data, sum.crc.finalize());
-    Ok(Written { regions, len: end, data, crc, over: Some((under.id, extents)) })
+    presence::fill(out, &extents)?;
+    let (data, crc, parts) = (sum.data, sum.crc.finalize(), under.parts.clone());
+    Ok(Written { regions, len: end, data, crc, parts, over: Some((under.id, extents)) })
 }
 
 /// The extents cut at the borders of regions, with their guest-physical addresses. What lies between two regions is gone.
@@ -203,8 +212,11 @@ pub(super) fn in_regions(
 
 /// Maps `ram`, that of a snapshot with these regions, from what is under it.
 pub fn restored(under: &Layers, regions: &[Region]) -> Result<GuestRam, memory::Error> {
-    let ram = memory::restored(&under.base, regions)?;
-    if let Some((file, extents)) = &under.over {
+    let places: Vec<_> = regions.iter().map(|region| (region.addr, region.len)).collect();
+    let ram = memory::anonymous(&places)?;
+    memory::in_small_pages(&ram);
+    let over = under.over.iter().map(|(file, extents)| (file, extents));
+    for (file, extents) in std::iter::once((&under.base, &under.parts)).chain(over) {
         for (addr, Extent { offset, len }) in in_regions(regions, extents.iter().copied()) {
             memory::map_over(&ram, addr, len, file, offset)?;
         }
@@ -295,8 +307,12 @@ pub(super) fn extent(file: &File, from: u64) -> io::Result<Option<std::ops::Rang
     Ok(seek(start, Whence::SeekHole)?.map(|end| start..end))
 }
 
-/// The bytes that are not zero pages, and their checksum.
-pub(super) fn checksum(file: &File, mut progress: impl FnMut(u64, u64)) -> io::Result<(u64, u32)> {
+/// The bytes that are not zero pages, and their checksum. All of them must be in these `parts`.
+pub(super) fn checksum(
+    file: &File,
+    parts: &[Extent],
+    mut progress: impl FnMut(u64, u64),
+) -> io::Result<(u64, u32)> {
     let len = file.metadata()?.len();
     let (mut sum, mut buffer, mut from) = (Sum::default(), vec![0; CHUNK], 0);
     while let Some(data) = extent(file, from)? {
@@ -308,6 +324,10 @@ pub(super) fn checksum(file: &File, mut progress: impl FnMut(u64, u64)) -> io::R
             file.read_exact_at(chunk, at)?;
             for (page, offset) in chunk.chunks(PAGE).zip((at..).step_by(PAGE)) {
                 if !is_zero(page) {
+                    if layers::covered(parts, offset, 1).next().is_none() {
+                        let why = format!("there is something at {offset:#x}, which is in none of its parts");
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+                    }
                     sum.page(offset, page);
                 }
             }
@@ -328,6 +348,7 @@ mod tests {
     use super::*;
 
     const HIGH: u64 = 1 << 32;
+    const ALL: &[Extent] = &[Extent { offset: 0, len: 1 << 40 }];
 
     fn file() -> File {
         tempfile()
@@ -345,7 +366,7 @@ mod tests {
 
     fn under(file: &File, written: &Written) -> Layers {
         let id = Base { len: written.len, data: written.data, crc: written.crc };
-        Layers { base: file.try_clone().unwrap(), id, over: None }
+        Layers { base: file.try_clone().unwrap(), id, parts: written.parts.clone(), over: None }
     }
 
     #[test]
@@ -377,7 +398,7 @@ mod tests {
         let first = file();
         let written = write(&ram, None, &first, Form::Sparse).unwrap();
         assert_eq!((written.len, written.data), (12 << 20, 2 * PAGE as u64));
-        assert_eq!(checksum(&first, |_, _| ()).unwrap(), (written.data, written.crc));
+        assert_eq!(checksum(&first, ALL, |_, _| ()).unwrap(), (written.data, written.crc));
 
         let layers = under(&first, &written);
         let again = restored(&layers, &written.regions).unwrap();
@@ -396,7 +417,42 @@ mod tests {
             assert_eq!(third.read_obj::<u8>(GuestAddress(addr)).unwrap(), value, "{addr:#x}");
         }
         // The first one is as it was.
-        assert_eq!(checksum(&first, |_, _| ()).unwrap(), (written.data, written.crc));
+        assert_eq!(checksum(&first, ALL, |_, _| ()).unwrap(), (written.data, written.crc));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_file_in_memory_grows_by_nothing_that_a_machine_does() {
+        use std::os::unix::fs::MetadataExt;
+
+        const LEN: u64 = 16 << 20;
+        let ram = memory::anonymous(&[(0, LEN)]).unwrap();
+        // Some by themselves, and more than there can be parts.
+        let scattered = (0..2 * layers::EXTENTS_MAX as u64).map(|page| 0x10_0000 + 2 * page * PAGE as u64);
+        for addr in scattered.chain([0, 0xa0_0000]) {
+            ram.write_obj(7u8, GuestAddress(addr)).unwrap();
+        }
+        let made = nix::sys::memfd::memfd_create(c"ram", nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let file = File::from(made);
+        let taken = || file.metadata().unwrap().blocks() * 512;
+        let written = write(&ram, None, &file, Form::Sparse).unwrap();
+        let parts: u64 = written.parts.iter().map(|part| part.len).sum();
+        assert!(parts > written.data && parts < 8 << 20, "{parts} of {}", written.data);
+        assert_eq!(taken(), parts);
+        assert_eq!(checksum(&file, &written.parts, |_, _| ()).unwrap(), (written.data, written.crc));
+        let again = restored(&under(&file, &written), &written.regions).unwrap();
+        for addr in (0..LEN).step_by(PAGE) {
+            let _: u8 = again.read_obj(GuestAddress(addr)).unwrap();
+            again.write_obj(9u8, GuestAddress(addr)).unwrap();
+        }
+        assert_eq!(taken(), parts);
+
+        let packed = tempfile();
+        assert_eq!(write(&ram, None, &packed, Form::Packed).unwrap(), written);
+        let made = nix::sys::memfd::memfd_create(c"ram", nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let file = File::from(made);
+        super::super::unpack(&packed, &file, |_, _| ()).unwrap();
+        assert_eq!(file.metadata().unwrap().blocks() * 512, parts);
     }
 
     /// RAM with a value here and there, saved, and what is under who is restored from it.
@@ -419,7 +475,7 @@ mod tests {
         let over = file();
         let written = write(&second, Some(&layers), &over, Form::Over).unwrap();
         assert_eq!(written.data, PAGE as u64, "a page of zeroes is a hole");
-        assert_eq!(checksum(&over, |_, _| ()).unwrap(), (written.data, written.crc));
+        assert_eq!(checksum(&over, ALL, |_, _| ()).unwrap(), (written.data, written.crc));
         let (base, extents) = written.over.unwrap();
         let page = |offset| Extent { offset, len: PAGE as u64 };
         assert_eq!((base, &extents[..]), (layers.id, &[page(0x1000), page(0x60_0000)][..]));
@@ -448,7 +504,8 @@ mod tests {
     }
 
     fn under_of(layers: &Layers) -> Layers {
-        Layers { base: layers.base.try_clone().unwrap(), id: layers.id, over: None }
+        let (base, parts) = (layers.base.try_clone().unwrap(), layers.parts.clone());
+        Layers { base, id: layers.id, parts, over: None }
     }
 
     #[test]
@@ -463,8 +520,8 @@ mod tests {
         ram.write_obj(7u8, GuestAddress(0x1234)).unwrap();
         ram.write_obj(8u8, GuestAddress(HIGH + 0x3f_ffff)).unwrap();
         let saved = file();
-        let regions = write(&ram, None, &saved, Form::Sparse).unwrap().regions;
-        let again = memory::restored(&saved, &regions).unwrap();
+        let written = write(&ram, None, &saved, Form::Sparse).unwrap();
+        let again = restored(&under(&saved, &written), &written.regions).unwrap();
         let values = || {
             [0x1234, 0x20_0000, HIGH, HIGH + 0x3f_ffff]
                 .map(|addr| again.read_obj::<u8>(GuestAddress(addr)).unwrap())
@@ -494,12 +551,12 @@ mod tests {
             }
             let out = file();
             let written = write(&ram, None, &out, Form::Sparse).unwrap();
-            prop_assert_eq!(checksum(&out, |_, _| ()).unwrap(), (written.data, written.crc));
+            prop_assert_eq!(checksum(&out, ALL, |_, _| ()).unwrap(), (written.data, written.crc));
             let packed = file();
             prop_assert_eq!(&write(&ram, None, &packed, Form::Packed).unwrap(), &written);
             let unpacked = file();
             super::super::unpack(&packed, &unpacked, |_, _| ()).unwrap();
-            prop_assert_eq!(checksum(&unpacked, |_, _| ()).unwrap(), (written.data, written.crc));
+            prop_assert_eq!(checksum(&unpacked, ALL, |_, _| ()).unwrap(), (written.data, written.crc));
             prop_assert_eq!(unpacked.metadata().unwrap().len(), written.len);
             let layers = under(&unpacked, &written);
             let again = restored(&layers, &written.regions).unwrap();
@@ -511,7 +568,7 @@ mod tests {
                 let _ = again.write_obj(*value, place(*at));
             }
             let over_written = write(&again, Some(&layers), &over, Form::Over).unwrap();
-            prop_assert_eq!(checksum(&over, |_, _| ()).unwrap(), (over_written.data, over_written.crc));
+            prop_assert_eq!(checksum(&over, ALL, |_, _| ()).unwrap(), (over_written.data, over_written.crc));
             above.over = Some((over, over_written.over.unwrap().1));
             let again = restored(&above, &written.regions).unwrap();
             for page in (0..0x60_0000).step_by(PAGE) {

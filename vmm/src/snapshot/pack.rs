@@ -12,6 +12,9 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 
+use super::layers::{Collector, PAGE};
+use super::presence;
+
 const MAGIC: [u8; 8] = *b"SUPRPACK";
 /// The largest run.
 const RUN_MAX: usize = 2 << 20;
@@ -75,7 +78,7 @@ pub fn unpack(from: &File, to: &File, mut progress: impl FnMut(u64, u64)) -> io:
         return Err(damaged("it does not begin like it"));
     }
     to.set_len(len)?;
-    let (mut buffer, mut behind) = (vec![0; RUN_MAX], 0);
+    let (mut buffer, mut behind, mut parts) = (vec![0; RUN_MAX], 0, Collector::default());
     loop {
         let mut head = [0; 16];
         from.read_exact(&mut head)?;
@@ -87,6 +90,7 @@ pub fn unpack(from: &File, to: &File, mut progress: impl FnMut(u64, u64)) -> io:
             return Err(damaged(format!("the checksum of a run at {offset:#x} does not fit")));
         }
         if offset == END {
+            presence::fill(to, &parts.finish())?;
             progress(len, len);
             return match (size, from.read(&mut [0])?) {
                 (0, 0) => Ok(()),
@@ -96,6 +100,7 @@ pub fn unpack(from: &File, to: &File, mut progress: impl FnMut(u64, u64)) -> io:
         let end = offset.checked_add(size as u64).filter(|end| *end <= len && offset >= behind);
         behind = end.ok_or_else(|| damaged(format!("a run of {size} bytes at {offset:#x} of {len:#x}")))?;
         to.write_all_at(bytes, offset)?;
+        (offset / PAGE..behind.div_ceil(PAGE)).for_each(|page| parts.page(page * PAGE));
         progress(behind, len);
     }
 }

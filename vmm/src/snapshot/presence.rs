@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::layers::{Layers, PAGE};
+use super::layers::{Extent, Layers, PAGE};
 use crate::memory;
 
 /// Linux's list of the pages of a process, eight bytes for each. Nobody needs a right to see of their own which
@@ -15,6 +15,22 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 /// Of a file, or shared: in a private mapping, a page that was not written to.
 const OF_FILE: u64 = 1 << 61;
+
+/// Leaves no holes in these parts of a file that is to be mapped, where reading from one takes space: on a tmpfs, whose end of
+/// space would be that of every machine.
+pub(super) fn fill(file: &File, parts: &[Extent]) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    if nix::sys::statfs::fstatfs(file)?.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC {
+        for part in parts {
+            let [offset, len] =
+                [part.offset, part.len].map(|value| i64::try_from(value).map_err(io::Error::other));
+            nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::empty(), offset?, len?)?;
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, parts);
+    Ok(())
+}
 
 /// Who knows.
 pub(super) struct Presence {

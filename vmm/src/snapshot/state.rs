@@ -18,6 +18,9 @@ pub struct MachineState {
     /// Where its RAM is in the memory's file.
     #[serde(deserialize_with = "at_most::<REGIONS_MAX, _, _>")]
     pub ram: Vec<Region>,
+    /// In which parts of that file, or of the base that it lies over, something is. All else is mapped from no file.
+    #[serde(deserialize_with = "at_most::<EXTENTS_MAX, _, _>")]
+    pub parts: Vec<Extent>,
     /// Which parts of that file are its own, where it lies over a base.
     #[serde(deserialize_with = "few")]
     pub over: Option<Vec<Extent>>,

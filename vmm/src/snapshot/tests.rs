@@ -54,6 +54,7 @@ fn state(regions: Vec<Region>) -> MachineState {
     MachineState {
         shape,
         ram: regions,
+        parts: vec![Extent { offset: 0x1000, len: 0x1000 }],
         over: None,
         vcpus: vec![vec![1; 100]],
         power: None,
@@ -77,7 +78,7 @@ fn write(directory: &Path) {
 /// The state's file of a small snapshot.
 fn bytes() -> Vec<u8> {
     let regions = vec![Region { addr: 0, len: 4 << 20, offset: 0 }];
-    let written = Written { regions, len: 4 << 20, data: 4096, crc: 1, over: None };
+    let written = Written { regions, len: 4 << 20, data: 4096, crc: 1, parts: vec![], over: None };
     let mut bytes = Vec::new();
     write_state(&mut bytes, &header(&written), &state(written.regions.clone())).unwrap();
     bytes
@@ -138,7 +139,7 @@ fn what_it_is_instead_is_said() {
     for (bytes, words) in [
         (b"#!/bin/sh\nexec true # and on, and on, and on".to_vec(), vec!["no snapshot"]),
         (vec![], vec!["no snapshot"]),
-        (renumbered(&good, 0, EPOCH + 1), vec!["format 4", "reads 3"]),
+        (renumbered(&good, 0, EPOCH + 1), vec!["format 5", "reads 4"]),
         (renumbered(&good, 1, u32::MAX), vec!["damaged", "by its own account"]),
         (renumbered(&good, 2, u32::MAX), vec!["damaged", "by its own account"]),
         (renumbered(&good, 3, 0), vec!["checksum of its header"]),
@@ -218,6 +219,12 @@ fn one_over_another_is_whole_without_its_directory() {
     for name in [BASE_FILE, MEMORY_FILE] {
         let path = place("c").join(name);
         let good = fs::read(&path).unwrap();
+        let mut more = good.clone();
+        more[2 << 20] = 1;
+        fs::write(&path, more).unwrap();
+        let error = verify(&place("c"), |_, _| ()).unwrap_err();
+        let why = format!("{error} {:?}", std::error::Error::source(&error).map(ToString::to_string));
+        assert!(why.contains(name) && why.contains("none of its parts"), "{why}");
         let mut bad = good.clone();
         *bad.iter_mut().find(|byte| **byte != 0).unwrap() ^= 1;
         fs::write(&path, bad).unwrap();
@@ -232,11 +239,14 @@ fn what_lies_over_something_else_is_refused() {
     let room = Room::new("under");
     let place = |name: &str| room.0.join(name);
     write(&place("a"));
-    let changes: [(&Change, &str); 4] = [
+    let changes: [(&Change, &str); 7] = [
         (&|_, state| state.over = None, "lies over"),
-        (&|_, state| state.over.as_mut().unwrap().reverse(), "its own"),
-        (&|_, state| state.over.as_mut().unwrap()[0].len = 1 << 30, "its own"),
-        (&|_, state| state.over = Some(vec![Extent { offset: 0, len: 0 }]), "its own"),
+        (&|_, state| state.over.as_mut().unwrap().reverse(), "a part of it"),
+        (&|_, state| state.over.as_mut().unwrap()[0].len = 1 << 30, "a part of it"),
+        (&|_, state| state.over = Some(vec![Extent { offset: 0, len: 0 }]), "a part of it"),
+        (&|_, state| state.parts[0].offset = 1, "a part of it"),
+        (&|_, state| state.parts[0].len = 1 << 30, "a part of it"),
+        (&|_, state| state.parts.push(state.parts[0]), "a part of it"),
     ];
     for (change, word) in changes {
         // A single part has no order.

@@ -99,7 +99,7 @@ mod tests {
         let base = File::options().create_new(true).read(true).write(true).open(room.join("memory")).unwrap();
         let written = write_memory(&booted, None, &base, Form::Sparse).unwrap();
         let id = Base { len: written.len, data: written.data, crc: written.crc };
-        let layers = Layers { base, id, over: None };
+        let layers = Layers { base, id, parts: written.parts.clone(), over: None };
 
         let first = restore_memory(&layers, &written.regions).unwrap();
         assert_eq!(own(&first), [0u64; 0]);

@@ -1,7 +1,6 @@
 //! What cannot be done: the client is told why, and nothing is left of the attempt.
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +13,6 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
 
-use super::disks::with_loops;
 use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::{Inside, RUNC};
 
@@ -131,17 +129,6 @@ impl<'a> Small<'a> {
         fs::create_dir_all(at)?;
         mount(Some("small"), at, Some("tmpfs"), MsFlags::empty(), Some(data))
             .with_context(|| format!("mounting a small tmpfs at {}", at.display()))?;
-        Ok(Self(at))
-    }
-
-    /// A disk of its own, of `size`, where only what is written takes space.
-    pub(super) fn disk(ctx: &Ctx<'_, Inside>, at: &'a Path, size: &str) -> Result<Self> {
-        with_loops(ctx)?;
-        let image = at.with_extension("ext4");
-        ctx.cmd("mke2fs").args(["-q", "-F", "-t", "ext4", "-m", "0"]).arg(&image).arg(size).ok()?;
-        fs::create_dir_all(at)?;
-        ctx.cmd("mount").args(["-t", "ext4", "-o", "loop"]).arg(&image).arg(at).ok()?;
-        fs::set_permissions(at, Permissions::from_mode(0o700))?;
         Ok(Self(at))
     }
 

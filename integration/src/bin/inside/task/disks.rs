@@ -91,7 +91,7 @@ impl Drop for Loop {
 }
 
 /// The host's module for loop devices, which stays.
-pub(super) fn with_loops(ctx: &Ctx<'_, Inside>) -> Result<()> {
+fn with_loops(ctx: &Ctx<'_, Inside>) -> Result<()> {
     ctx.cmd("modprobe").arg("loop").ok().map(drop).map_err(Into::into)
 }
 
