@@ -136,7 +136,7 @@ impl Client {
     }
 
     /// Has the machine, which is paused, written into two empty files, the second in that form. Says how many bytes the
-    /// RAM has, and how many of them are no hole.
+    /// RAM has, and how many are in pages that are not all zeroes.
     pub fn snapshot(
         &mut self,
         state: BorrowedFd<'_>,

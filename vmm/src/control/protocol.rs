@@ -145,7 +145,7 @@ pub enum Reply {
     Snapshot {
         /// Length of the RAM's file.
         memory: u64,
-        /// Bytes of it that are no hole.
+        /// Bytes of its pages that are not all zeroes.
         data: u64,
     },
     /// What the console shows; bytes that are no UTF-8 are replaced.

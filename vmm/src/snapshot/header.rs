@@ -32,9 +32,9 @@ pub struct Header {
     pub fingerprint: Vec<u8>,
     /// Length of the memory's file.
     pub memory_len: u64,
-    /// Bytes of it that are no hole.
+    /// Bytes of its pages that are not all zeroes.
     pub memory_data: u64,
-    /// CRC-32 of what is no hole, page by page, each with its place before it.
+    /// CRC-32 of those, page by page, each with its place before it.
     pub memory_crc: u32,
     /// What the memory lies over: parts of it only are its own.
     pub base: Option<Base>,

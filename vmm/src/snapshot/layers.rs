@@ -7,8 +7,6 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::memory::extent;
-
 /// What is looked at, and lies over something else, at once: the smallest page that a host has.
 pub(super) const PAGE: u64 = 4096;
 /// More regions of RAM than any machine has.
@@ -16,7 +14,7 @@ pub(super) const REGIONS_MAX: usize = 16;
 /// Each is a mapping of its own in a machine that is restored, and takes microseconds there.
 pub(super) const EXTENTS_MAX: usize = 256;
 /// So that they can be cut where one region of RAM ends and another begins.
-pub(super) const COLLECTED_MAX: usize = EXTENTS_MAX - REGIONS_MAX;
+const COLLECTED_MAX: usize = EXTENTS_MAX - REGIONS_MAX;
 
 /// A part of the memory's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +36,7 @@ impl Extent {
 pub struct Base {
     /// Its length.
     pub len: u64,
-    /// Bytes of it that are no hole.
+    /// Bytes of its pages that are not all zeroes.
     pub data: u64,
     /// As [`Header::memory_crc`](super::Header::memory_crc) has it.
     pub crc: u32,
@@ -58,15 +56,12 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Marks the pages from `offset` on in which there is data.
-    pub(super) fn mark_data(&self, offset: u64, marks: &mut [bool]) -> io::Result<()> {
-        mark_data(&self.base, offset, marks)?;
-        let Some((file, extents)) = &self.over else { return Ok(()) };
-        for pages in covered(extents, offset, marks.len()) {
-            marks[pages.clone()].fill(false);
-            mark_data(file, offset + pages.start as u64 * PAGE, &mut marks[pages])?;
+    /// Marks the pages from `offset` on that are mapped from a file.
+    pub(super) fn mark(&self, offset: u64, marks: &mut [bool]) {
+        for pages in covered(&self.parts, offset, marks.len()) {
+            marks[pages].fill(true);
         }
-        Ok(())
+        self.mark_over(offset, marks);
     }
 
     /// Marks the pages from `offset` on that are not the base's.
@@ -90,17 +85,23 @@ pub(super) fn covered(extents: &[Extent], offset: u64, count: usize) -> impl Ite
     })
 }
 
-/// Marks the pages of a file, from `offset` on, in which there is data.
-fn mark_data(file: &File, offset: u64, marks: &mut [bool]) -> io::Result<()> {
-    let end = offset + marks.len() as u64 * PAGE;
-    let mut from = offset;
-    while from < end {
-        let Some(data) = extent(file, from)?.filter(|data| data.start < end) else { return Ok(()) };
-        let first = ((data.start.max(offset) - offset) / PAGE) as usize;
-        let last = ((data.end.min(end) - offset).div_ceil(PAGE)) as usize;
-        marks[first..last].fill(true);
-        from = data.end;
+/// Leaves no holes in these parts of a file that is to be mapped, where reading from one takes space: on a tmpfs, whose end of
+/// space would be that of every machine. Where that would more than double what the file takes, they stay.
+pub(super) fn fill(file: &File, parts: &[Extent]) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    if nix::sys::statfs::fstatfs(file)?.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC {
+        let taken = std::os::unix::fs::MetadataExt::blocks(&file.metadata()?) * 512;
+        if parts.iter().map(|part| part.len).sum::<u64>() > 2 * taken {
+            return Ok(());
+        }
+        for part in parts {
+            let [offset, len] =
+                [part.offset, part.len].map(|value| i64::try_from(value).map_err(io::Error::other));
+            nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE, offset?, len?)?;
+        }
     }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, parts);
     Ok(())
 }
 
@@ -125,6 +126,12 @@ impl Collector {
         if self.ranges.len() > Self::KEPT {
             self.join(Self::KEPT / 2);
         }
+    }
+
+    /// All of the host's page that has this one: nothing less is mapped by itself.
+    pub(super) fn page_of(&mut self, offset: u64, host: u64) {
+        let first = offset / host * host;
+        (first..first + host).step_by(PAGE as usize).for_each(|page| self.page(page));
     }
 
     /// Joins those that are closest to each other until `most` are left.
@@ -201,6 +208,15 @@ mod tests {
             let found = covered(&extents, first * PAGE, count).map(|range| (range.start, range.end));
             assert_eq!(found.collect::<Vec<_>>(), expected, "{count} from {first}");
         }
+    }
+
+    #[test]
+    fn pages_are_collected_as_the_host_has_them() {
+        let mut collector = Collector::default();
+        for page in [5, 7, 8, 22, 23] {
+            collector.page_of(page * PAGE, 4 * PAGE);
+        }
+        assert_eq!(collector.finish(), [extent(4, 8), extent(20, 4)]);
     }
 
     #[test]

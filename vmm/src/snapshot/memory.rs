@@ -11,7 +11,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryRegion, Me
 
 use super::layers::{self, Base, Collector, Extent, Layers, REGIONS_MAX};
 use super::pack::Packer;
-use super::presence::{self, Presence};
+use super::presence::Presence;
 use crate::memory::{self, GuestRam, Region};
 
 /// What is looked at for zeroes: the smallest page that a host has.
@@ -26,7 +26,7 @@ pub struct Written {
     pub regions: Vec<Region>,
     /// Length of the file.
     pub len: u64,
-    /// Bytes of it that are no hole.
+    /// Bytes of its pages that are not all zeroes.
     pub data: u64,
     /// As [`Header::memory_crc`](super::Header::memory_crc) has it.
     pub crc: u32,
@@ -64,19 +64,24 @@ impl Sink<'_> {
 }
 
 /// Counts, sums and collects pages that are not zero.
-#[derive(Default)]
 struct Sum {
     data: u64,
     crc: crc32fast::Hasher,
     parts: Collector,
+    host_page: u64,
 }
 
 impl Sum {
+    fn new() -> Self {
+        let crc = crc32fast::Hasher::new();
+        Self { data: 0, crc, parts: Collector::default(), host_page: memory::page_size() }
+    }
+
     fn page(&mut self, offset: u64, page: &[u8]) {
         self.data += page.len() as u64;
         self.crc.update(&offset.to_le_bytes());
         self.crc.update(page);
-        self.parts.page(offset);
+        self.parts.page_of(offset, self.host_page);
     }
 }
 
@@ -108,7 +113,7 @@ pub fn write(ram: &GuestRam, under: Option<&Layers>, out: &File, form: Form) -> 
     }
     let mut presence = Presence::of_this_process();
     let mut buffer = vec![0; CHUNK];
-    let mut sum = Sum::default();
+    let mut sum = Sum::new();
     let (regions, end) = places(ram);
     let mut sink = match form {
         Form::Sparse | Form::Over => {
@@ -123,7 +128,7 @@ pub fn write(ram: &GuestRam, under: Option<&Layers>, out: &File, form: Form) -> 
         for start in (0..region.len()).step_by(CHUNK) {
             let len = (region.len() - start).min(CHUNK as u64) as usize;
             let under = under.map(|layers| (layers, at.offset + start));
-            let pages = presence.pages(host + start, len.div_ceil(PAGE), under)?;
+            let pages = presence.pages(host + start, len.div_ceil(PAGE), under);
             if !pages.iter().any(|present| *present) {
                 continue;
             }
@@ -146,7 +151,7 @@ pub fn write(ram: &GuestRam, under: Option<&Layers>, out: &File, form: Form) -> 
     }
     let parts: Vec<_> = in_regions(&regions, sum.parts.finish()).map(|(_, part)| part).collect();
     if form == Form::Sparse {
-        presence::fill(out, &parts)?;
+        layers::fill(out, &parts)?;
     }
     Ok(Written { regions, len: end, data: sum.data, crc: sum.crc.finalize(), parts, over: None })
 }
@@ -180,7 +185,7 @@ fn write_over(ram: &GuestRam, under: &Layers, out: &File) -> io::Result<Written>
     let mut collector = Collector::default();
     own_pages(ram, Some(under), |offset| collector.page(offset))?;
     out.set_len(end)?;
-    let (mut sum, mut sink, mut buffer) = (Sum::default(), Sink::Sparse(out), vec![0; CHUNK]);
+    let (mut sum, mut sink, mut buffer) = (Sum::new(), Sink::Sparse(out), vec![0; CHUNK]);
     let mut extents = Vec::new();
     for (addr, extent) in in_regions(&regions, collector.finish()) {
         for start in (0..extent.len).step_by(CHUNK) {
@@ -190,7 +195,7 @@ fn write_over(ram: &GuestRam, under: &Layers, out: &File) -> io::Result<Written>
         }
         extents.push(extent);
     }
-    presence::fill(out, &extents)?;
+    layers::fill(out, &extents)?;
     let (data, crc, parts) = (sum.data, sum.crc.finalize(), under.parts.clone());
     Ok(Written { regions, len: end, data, crc, parts, over: Some((under.id, extents)) })
 }
@@ -314,7 +319,7 @@ pub(super) fn checksum(
     mut progress: impl FnMut(u64, u64),
 ) -> io::Result<(u64, u32)> {
     let len = file.metadata()?.len();
-    let (mut sum, mut buffer, mut from) = (Sum::default(), vec![0; CHUNK], 0);
+    let (mut sum, mut buffer, mut from) = (Sum::new(), vec![0; CHUNK], 0);
     while let Some(data) = extent(file, from)? {
         // Pages begin at multiples of their size, wherever the file system's blocks do.
         let mut at = data.start / PAGE as u64 * PAGE as u64;
@@ -420,39 +425,46 @@ mod tests {
         assert_eq!(checksum(&first, ALL, |_, _| ()).unwrap(), (written.data, written.crc));
     }
 
+    #[cfg(target_os = "linux")]
+    fn in_memory() -> File {
+        nix::sys::memfd::memfd_create(c"ram", nix::sys::memfd::MFdFlags::empty()).unwrap().into()
+    }
+
     #[test]
     #[cfg(target_os = "linux")]
     fn a_file_in_memory_grows_by_nothing_that_a_machine_does() {
         use std::os::unix::fs::MetadataExt;
 
-        const LEN: u64 = 16 << 20;
-        let ram = memory::anonymous(&[(0, LEN)]).unwrap();
-        // Some by themselves, and more than there can be parts.
-        let scattered = (0..2 * layers::EXTENTS_MAX as u64).map(|page| 0x10_0000 + 2 * page * PAGE as u64);
-        for addr in scattered.chain([0, 0xa0_0000]) {
-            ram.write_obj(7u8, GuestAddress(addr)).unwrap();
-        }
-        let made = nix::sys::memfd::memfd_create(c"ram", nix::sys::memfd::MFdFlags::empty()).unwrap();
-        let file = File::from(made);
-        let taken = || file.metadata().unwrap().blocks() * 512;
-        let written = write(&ram, None, &file, Form::Sparse).unwrap();
-        let parts: u64 = written.parts.iter().map(|part| part.len).sum();
-        assert!(parts > written.data && parts < 8 << 20, "{parts} of {}", written.data);
-        assert_eq!(taken(), parts);
-        assert_eq!(checksum(&file, &written.parts, |_, _| ()).unwrap(), (written.data, written.crc));
-        let again = restored(&under(&file, &written), &written.regions).unwrap();
-        for addr in (0..LEN).step_by(PAGE) {
-            let _: u8 = again.read_obj(GuestAddress(addr)).unwrap();
-            again.write_obj(9u8, GuestAddress(addr)).unwrap();
-        }
-        assert_eq!(taken(), parts);
+        const LEN: u64 = 64 << 20;
+        let taken = |file: &File| file.metadata().unwrap().blocks() * 512;
+        // More than there can be parts, close to each other, and far apart.
+        for (step, filled) in [(2, true), (16, false)] {
+            let ram = memory::anonymous(&[(0, LEN)]).unwrap();
+            let pages = (0..2 * layers::EXTENTS_MAX).map(|page| 0x10_0000 + (step * page * PAGE) as u64);
+            for addr in pages.chain([0, LEN - 1]) {
+                ram.write_obj(7u8, GuestAddress(addr)).unwrap();
+            }
+            let saved = in_memory();
+            let written = write(&ram, None, &saved, Form::Sparse).unwrap();
+            let parts: u64 = written.parts.iter().map(|part| part.len).sum();
+            assert!(parts > written.data, "{parts} of {}", written.data);
+            let takes = if filled { parts } else { written.data };
+            assert_eq!(taken(&saved), takes);
+            assert_eq!(checksum(&saved, &written.parts, |_, _| ()).unwrap(), (written.data, written.crc));
 
-        let packed = tempfile();
-        assert_eq!(write(&ram, None, &packed, Form::Packed).unwrap(), written);
-        let made = nix::sys::memfd::memfd_create(c"ram", nix::sys::memfd::MFdFlags::empty()).unwrap();
-        let file = File::from(made);
-        super::super::unpack(&packed, &file, |_, _| ()).unwrap();
-        assert_eq!(file.metadata().unwrap().blocks() * 512, parts);
+            let packed = tempfile();
+            assert_eq!(write(&ram, None, &packed, Form::Packed).unwrap(), written);
+            let unpacked = in_memory();
+            super::super::unpack(&packed, &unpacked, |_, _| ()).unwrap();
+            assert_eq!((taken(&unpacked), unpacked.metadata().unwrap().len()), (takes, written.len));
+
+            let again = restored(&under(&saved, &written), &written.regions).unwrap();
+            for addr in (0..LEN).step_by(PAGE) {
+                let _: u8 = again.read_obj(GuestAddress(addr)).unwrap();
+                again.write_obj(9u8, GuestAddress(addr)).unwrap();
+            }
+            assert_eq!(taken(&saved), parts);
+        }
     }
 
     /// RAM with a value here and there, saved, and what is under who is restored from it.

@@ -12,8 +12,8 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 
-use super::layers::{Collector, PAGE};
-use super::presence;
+use super::layers::{self, Collector, PAGE};
+use crate::memory::page_size;
 
 const MAGIC: [u8; 8] = *b"SUPRPACK";
 /// The largest run.
@@ -78,7 +78,8 @@ pub fn unpack(from: &File, to: &File, mut progress: impl FnMut(u64, u64)) -> io:
         return Err(damaged("it does not begin like it"));
     }
     to.set_len(len)?;
-    let (mut buffer, mut behind, mut parts) = (vec![0; RUN_MAX], 0, Collector::default());
+    let (mut buffer, mut behind) = (vec![0; RUN_MAX], 0);
+    let (mut parts, host_page) = (Collector::default(), page_size());
     loop {
         let mut head = [0; 16];
         from.read_exact(&mut head)?;
@@ -90,7 +91,7 @@ pub fn unpack(from: &File, to: &File, mut progress: impl FnMut(u64, u64)) -> io:
             return Err(damaged(format!("the checksum of a run at {offset:#x} does not fit")));
         }
         if offset == END {
-            presence::fill(to, &parts.finish())?;
+            layers::fill(to, &parts.finish())?;
             progress(len, len);
             return match (size, from.read(&mut [0])?) {
                 (0, 0) => Ok(()),
@@ -100,7 +101,8 @@ pub fn unpack(from: &File, to: &File, mut progress: impl FnMut(u64, u64)) -> io:
         let end = offset.checked_add(size as u64).filter(|end| *end <= len && offset >= behind);
         behind = end.ok_or_else(|| damaged(format!("a run of {size} bytes at {offset:#x} of {len:#x}")))?;
         to.write_all_at(bytes, offset)?;
-        (offset / PAGE..behind.div_ceil(PAGE)).for_each(|page| parts.page(page * PAGE));
+        let pages = offset / PAGE..behind.div_ceil(PAGE);
+        pages.for_each(|page| parts.page_of(page * PAGE, host_page));
         progress(behind, len);
     }
 }
@@ -145,6 +147,12 @@ mod tests {
     fn runs_come_back_where_they_were() {
         assert_eq!(unpacked(&packed(6, &[(1, b"ab"), (3, b"c")])).unwrap(), b"\0abc\0\0");
         assert_eq!(unpacked(&packed(3, &[])).unwrap(), [0; 3]);
+        // Two in each of many pages.
+        let runs: Vec<_> = (0..600)
+            .flat_map(|page| [(2 * page * PAGE + 1, &b"a"[..]), (2 * page * PAGE + 5, b"b")])
+            .collect();
+        let all = unpacked(&packed(1200 * PAGE, &runs)).unwrap();
+        assert_eq!(all.iter().filter(|byte| **byte != 0).count(), 1200);
     }
 
     #[test]

@@ -2,10 +2,9 @@
 //! a restored one has changed a small part of what it maps.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::layers::{Extent, Layers, PAGE};
+use super::layers::{Layers, PAGE};
 use crate::memory;
 
 /// Linux's list of the pages of a process, eight bytes for each. Nobody needs a right to see of their own which
@@ -15,22 +14,6 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 /// Of a file, or shared: in a private mapping, a page that was not written to.
 const OF_FILE: u64 = 1 << 61;
-
-/// Leaves no holes in these parts of a file that is to be mapped, where reading from one takes space: on a tmpfs, whose end of
-/// space would be that of every machine.
-pub(super) fn fill(file: &File, parts: &[Extent]) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    if nix::sys::statfs::fstatfs(file)?.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC {
-        for part in parts {
-            let [offset, len] =
-                [part.offset, part.len].map(|value| i64::try_from(value).map_err(io::Error::other));
-            nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::empty(), offset?, len?)?;
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (file, parts);
-    Ok(())
-}
 
 /// Who knows.
 pub(super) struct Presence {
@@ -50,20 +33,12 @@ impl Presence {
 
     /// Of `count` pieces of 4 KiB from `host` on, whether each can hold something else than zeroes. `under` is what is
     /// mapped there, if something is, and where in it.
-    pub(super) fn pages(
-        &mut self,
-        host: u64,
-        count: usize,
-        under: Option<(&Layers, u64)>,
-    ) -> io::Result<Vec<bool>> {
-        let (mut pages, mut below) = (self.own(host, count), vec![false; count]);
+    pub(super) fn pages(&mut self, host: u64, count: usize, under: Option<(&Layers, u64)>) -> Vec<bool> {
+        let mut pages = self.own(host, count);
         if let Some((layers, offset)) = under {
-            layers.mark_data(offset, &mut below)?;
+            layers.mark(offset, &mut pages);
         }
-        for (page, below) in pages.iter_mut().zip(below) {
-            *page |= below;
-        }
-        Ok(pages)
+        pages
     }
 
     /// Of `count` pieces of 4 KiB from `host` on, whether each can hold something else than what is mapped there.

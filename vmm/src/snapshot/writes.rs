@@ -106,6 +106,8 @@ mod tests {
         for addr in [0x1234, 0x60_0000] {
             first.write_obj(9u8, GuestAddress(addr)).unwrap();
         }
+        let page = memory::page_size();
+        assert_eq!(own(&first).len() as u64, 2 * page / layers::PAGE, "no more than was written to");
         let hint = room.join(WRITES_FILE);
         assert!(record(&first, File::create(&hint).unwrap()).unwrap());
         let extents = read(&room, id.len).unwrap();
