@@ -106,6 +106,9 @@ fn a_machine_is_driven_from_first_to_last() {
     assert_eq!(watcher.event(SOON).unwrap(), Some(Event::Marker(5)));
     for _ in 0..20 {
         call(&mut client, Request::Pause { within_ms: 10_000 }).unwrap();
+        let Reply::Look(look) = call(&mut client, Request::Look).unwrap() else { panic!() };
+        assert_eq!((look.processors.len(), look.devices.len()), (2, 0), "{look}");
+        assert!(look.processors.iter().all(|registers| registers.contains("=0x")), "{look}");
         let before = stats(&mut client);
         std::thread::sleep(Duration::from_millis(2));
         let after = stats(&mut client);
@@ -114,6 +117,7 @@ fn a_machine_is_driven_from_first_to_last() {
         assert_eq!(watcher.event(SOON).unwrap(), Some(Event::Status(Status::Paused)));
         assert_eq!(watcher.event(SOON).unwrap(), Some(Event::Status(Status::Running)));
     }
+    assert_eq!(call(&mut client, Request::Look).unwrap_err().kind, RefusalKind::State, "it runs");
     let stats = stats(&mut client);
     assert_eq!(stats.vcpus.len(), 2);
     assert!(stats.console.bytes > 3);

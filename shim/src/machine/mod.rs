@@ -128,7 +128,10 @@ impl Machine {
             let _agent = recipe.timeline.phase("agent");
             greet(&monitor, deadlines::DIAL).await
         };
-        let guest = monitor.while_alive("booting a machine", deadlines::BOOT, guest).await?;
+        let guest = match monitor.while_alive("booting a machine", deadlines::BOOT, guest).await {
+            Ok(guest) => guest,
+            Err(error) => return Err(monitor.stuck(error).await),
+        };
         info!("machine of monitor {} booted in {:?}", monitor.process().pid, begun.elapsed());
         let (paths, heard) = (paths.clone(), AtomicU64::new(0));
         Ok(Self { guest, journal, heard, paths, monitor, change: Change::default(), template: None })
@@ -167,6 +170,7 @@ impl Machine {
                 Ok(Self { guest, journal, heard, paths, monitor, change, template: Some(template) })
             }
             Err(error) => {
+                let error = monitor.stuck(error).await;
                 let killed = monitor.has_ended().is_some_and(|ended| ended.killed);
                 monitor.kill().await;
                 let _ = fs::remove_file(note);

@@ -22,7 +22,8 @@ use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use vmm::control::Client as Control;
+use ttrpc::Code;
+use vmm::control::{Client as Control, Look, Reply, Request};
 
 use crate::error::{Attempt, Error, Result};
 use crate::process::Process;
@@ -254,6 +255,26 @@ impl Monitor {
         Error { code: error.code, text }
     }
 
+    /// An error, with where a guest stands that should have gone on by now, if that is what it is.
+    pub async fn stuck(&self, error: Error) -> Error {
+        if error.code != Code::DEADLINE_EXCEEDED || self.has_ended().is_some() {
+            return error;
+        }
+        let look = |control: &mut Control| {
+            control.pause(deadlines::STANDSTILL)?;
+            control.call(Request::Look, &[], deadlines::MONITOR_CALL)
+        };
+        match self.ask("looking at a machine that does not go on", look).await {
+            Ok(Reply::Look(look)) => {
+                warn!("a machine that does not go on, monitor {}:\n{look}", self.process.pid);
+                let text = format!("{}; its guest stands at {}", error.text, brief(&look));
+                Error { code: error.code, text }
+            }
+            Ok(other) => Error { text: format!("{}; the monitor answered {other:?}", error.text), ..error },
+            Err(why) => Error { text: format!("{}; {}", error.text, why.text), ..error },
+        }
+    }
+
     /// Ends it where it is.
     pub async fn kill(&self) {
         let process = self.process;
@@ -380,9 +401,34 @@ fn block_argument(block: &Block) -> Result<OsString> {
     Ok(argument)
 }
 
+/// On one line: of each processor its first two registers, and the devices.
+fn brief(look: &Look) -> String {
+    let first = |registers: &String| registers.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    let processors = look.processors.iter().enumerate().map(|(id, all)| format!("vcpu {id} {}", first(all)));
+    processors.chain(look.devices.iter().map(ToString::to_string)).collect::<Vec<_>>().join("; ")
+}
+
 #[cfg(test)]
 mod tests {
+    use vmm::control::{QueueSight, Sight};
+
     use super::*;
+
+    #[test]
+    fn where_a_machine_stands_fits_an_error() {
+        let queue = |index, offered| QueueSight { index, offered, taken: 3, given: 2 };
+        let vsock = Sight {
+            id: "vsock".into(),
+            status: 15,
+            unheard: 1,
+            queues: vec![queue(0, Some(4)), queue(2, None)],
+        };
+        let processors = ["pc=0x1 pstate=0x2 x0=0x3", "pc=0x4"].map(String::from).to_vec();
+        assert_eq!(
+            brief(&Look { processors, devices: vec![vsock] }),
+            "vcpu 0 pc=0x1 pstate=0x2; vcpu 1 pc=0x4; vsock status 0xf, unheard 0x1, queue 0 4/3/2, queue 2 ?/3/2"
+        );
+    }
 
     #[test]
     fn disks_whatever_their_paths() {

@@ -80,7 +80,11 @@ async fn save(
         greeting.heard().await?;
         ready.accept().await.attempt("waiting for the agent of the machine").map(drop)
     };
-    monitor.while_alive("booting a machine for a template", deadlines::BOOT, booting).await?;
+    if let Err(error) =
+        monitor.while_alive("booting a machine for a template", deadlines::BOOT, booting).await
+    {
+        return Err(monitor.stuck(error).await);
+    }
     let booted = begun.elapsed();
     step(Step::Settle);
     // Nothing else is asked of it: what it were to draw from its pool for an answer, all that come from it would have.

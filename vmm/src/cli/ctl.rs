@@ -56,6 +56,7 @@ fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
         "stop" => Command::Call(Request::Stop),
         "kill" => Command::Call(Request::Kill),
         "log" => Command::Call(Request::ConsoleLog),
+        "look" => Command::Call(Request::Look),
         "resize" => {
             let (mut memory, mut vcpus) = (None, None);
             while let Some(arg) = args.next()? {
@@ -128,6 +129,7 @@ fn call(client: &mut Client, request: Request) -> anyhow::Result<()> {
         Reply::Done => {}
         Reply::State { status, outcome } => writeln!(out, "{}", describe(status, outcome.as_ref()))?,
         Reply::Stats(stats) => writeln!(out, "{}", serde_json::to_string_pretty(&stats)?)?,
+        Reply::Look(look) => write!(out, "{look}")?,
         Reply::Snapshot { memory, data } => writeln!(out, "{data} of {memory} bytes of RAM")?,
         Reply::Log { text, .. } => out.write_all(text.as_bytes())?,
     }

@@ -72,6 +72,8 @@ Commands of ctl:
   state | stats      what the machine does; what it has done, in JSON
   pause [MS] | resume
                      let the guest stand still, if that can be had in that time (5000); let it go on
+  look               where a paused machine stands: registers; of each device its status, what its driver has
+                     not heard of, and of its queues what was offered, taken and given back
   button | stop | kill
                      press the power button; end the guest; end the monitor
   resize [--memory SIZE] [--cpus N]

@@ -25,8 +25,8 @@ mod work;
 pub use client::{Client, Error as ClientError};
 pub use frame::{Error as FrameError, FDS_MAX, FRAME_MAX, Received, Receiver, frame, send};
 pub use protocol::{
-    Answer, Call, Console, Crash, Device, Event, Exits, Hello, Memory, Message, Outcome, Ram, Refusal,
-    RefusalKind, Reply, Request, Stats, Status, VERSIONS, Welcome,
+    Answer, Call, Console, Crash, Device, Event, Exits, Hello, Look, Memory, Message, Outcome, QueueSight,
+    Ram, Refusal, RefusalKind, Reply, Request, Sight, Stats, Status, VERSIONS, Welcome,
 };
 #[cfg(not(loom))]
 pub use server::{Error as ServerError, OnTap, Options, Server};

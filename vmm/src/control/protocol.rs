@@ -1,6 +1,8 @@
 //! What the two sides say. Fields are only ever added, with a default; what changes the meaning of
 //! anything is a new version.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// The versions that this build speaks, the newest last.
@@ -90,6 +92,8 @@ pub enum Request {
     Reset,
     /// Writes down into the descriptor with this frame, an empty file, where the machine has written since it was restored.
     RecordWrites,
+    /// Where the machine, which must be paused, stands: for people. Answered by [`Reply::Look`]. It stays paused.
+    Look,
     /// The console's back-log. Answered by [`Reply::Log`].
     ConsoleLog,
     /// Joins the socket, the descriptor with this frame, to the console, in both directions. Whoever
@@ -141,6 +145,8 @@ pub enum Reply {
     },
     /// What has happened so far.
     Stats(Box<Stats>),
+    /// Where the machine stands.
+    Look(Look),
     /// A snapshot was written.
     Snapshot {
         /// Length of the RAM's file.
@@ -364,5 +370,67 @@ mod tests {
         );
         let newer: Refusal = serde_json::from_str(r#"{"kind":"moon_phase","why":"x"}"#).unwrap();
         assert_eq!(newer.kind, RefusalKind::Unknown);
+    }
+}
+
+/// Where a machine stands that is paused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
+    /// The registers of each processor, in words.
+    pub processors: Vec<String>,
+    /// Each virtio device.
+    pub devices: Vec<Sight>,
+}
+
+/// How far a virtio device and its driver have come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sight {
+    /// Its name.
+    pub id: String,
+    /// Its status register.
+    pub status: u32,
+    /// What the driver was interrupted for and has not acknowledged.
+    pub unheard: u32,
+    /// The queues that the driver uses.
+    pub queues: Vec<QueueSight>,
+}
+
+/// How far a queue is, in counts that run on around 65,536.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueSight {
+    /// Which one.
+    pub index: usize,
+    /// Requests that the driver has offered, where that can be read.
+    #[serde(default)]
+    pub offered: Option<u16>,
+    /// Of them, those that the device has taken.
+    pub taken: u16,
+    /// Of them, those that it has given back.
+    pub given: u16,
+}
+
+impl fmt::Display for Sight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} status {:#x}, unheard {:#x}", self.id, self.status, self.unheard)?;
+        for QueueSight { index, offered, taken, given } in &self.queues {
+            match offered {
+                Some(offered) => write!(f, ", queue {index} {offered}/{taken}/{given}")?,
+                None => write!(f, ", queue {index} ?/{taken}/{given}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A line for each processor and device; of queues what was offered, taken and given back.
+impl fmt::Display for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (id, registers) in self.processors.iter().enumerate() {
+            writeln!(f, "vcpu {id} {registers}")?;
+        }
+        for device in &self.devices {
+            writeln!(f, "{device}")?;
+        }
+        Ok(())
     }
 }

@@ -15,8 +15,8 @@ use vm_memory::{GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::server::OnTap;
 use super::{
-    Console, Crash, Device, Event, Exits, Memory, Outcome, Ram, Refusal, RefusalKind, Reply, Request, Stats,
-    Status, stats,
+    Console, Crash, Device, Event, Exits, Look, Memory, Outcome, QueueSight, Ram, Refusal, RefusalKind,
+    Reply, Request, Sight, Stats, Status, stats,
 };
 use crate::console::feed;
 use crate::machine::{self, Machine, Notice};
@@ -90,6 +90,7 @@ impl Worker {
                     Err(Refusal::new(RefusalKind::State, "the machine has written to too much of its memory"))
                 }
             }
+            Request::Look => Ok(Reply::Look(look(machine.look()?))),
             Request::Stats => Ok(Reply::Stats(Box::new(self.stats(&machine)))),
             Request::AttachTap { .. } if job.fds.is_empty() => Err(Refusal::new(
                 RefusalKind::Invalid,
@@ -213,6 +214,24 @@ impl Drop for Attached {
         // The other side may have been faster.
         let _ = self.0.shutdown(Shutdown::Both);
     }
+}
+
+fn look(look: machine::Look) -> Look {
+    let devices = look.devices.into_iter().map(|(id, sight)| {
+        let queues = sight.queues.into_iter().map(|queue| QueueSight {
+            index: queue.index,
+            offered: queue.offered,
+            taken: queue.taken,
+            given: queue.given,
+        });
+        Sight {
+            id: id.as_str().into(),
+            status: sight.status,
+            unheard: sight.unheard,
+            queues: queues.collect(),
+        }
+    });
+    Look { processors: look.processors.iter().map(ToString::to_string).collect(), devices: devices.collect() }
 }
 
 /// Writes the machine into two files that somebody has opened.

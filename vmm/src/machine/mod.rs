@@ -5,6 +5,7 @@ mod build;
 mod config;
 mod generation;
 mod life;
+mod look;
 mod ram;
 mod reset;
 mod save;
@@ -13,6 +14,7 @@ mod shell;
 pub use board::BoardState;
 pub use config::{Config, Restore, VCPUS_MAX};
 pub use life::{DeviceCounts, Machine, Notice, Observer, Outcome, Phases, Status};
+pub use look::Look;
 pub use ram::MemoryStatus;
 
 use std::time::Duration;

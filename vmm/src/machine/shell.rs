@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::life::{Notice, Shared};
 use super::{Error, OnSystemEvent};
-use crate::arch::native::Entry;
+use crate::arch::native::{Entry, Registers};
 use crate::console::OnMarker;
 use crate::hypervisor::{self, Hypervisor, Kick, Vcpu, Vm, VmPlan};
 use crate::snapshot::Snapshot;
@@ -151,6 +151,9 @@ pub(super) trait Native: Send + Sync {
     /// The machine stands still.
     fn save(&self) -> Result<Encoded, Error>;
 
+    /// The processors' registers. The machine stands still.
+    fn registers(&self) -> Result<Vec<Registers>, Error>;
+
     /// Reads processors and interrupt controller from a snapshot of the same shape, without touching the machine.
     fn read(&self, snapshot: &Snapshot) -> Result<Rewind<'_>, Error>;
 }
@@ -170,6 +173,10 @@ impl<V: Vm> Native for Source<V> {
         let states = self.answers(self.desks.iter().map(|desk| desk.ask()).collect())?;
         let vcpus = states.iter().map(encode).collect::<Result<_, _>>()?;
         Ok(Encoded { vcpus, vm: encode(&self.vm.save()?)? })
+    }
+
+    fn registers(&self) -> Result<Vec<Registers>, Error> {
+        self.answers(self.desks.iter().map(|desk| desk.look()).collect())
     }
 
     fn read(&self, snapshot: &Snapshot) -> Result<Rewind<'_>, Error> {

@@ -7,12 +7,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Go, Member};
+use crate::arch::native::Registers;
 use crate::hypervisor::{Error, Vcpu};
 
 #[derive(Debug)]
 enum Order<S> {
     Save(Sender<Result<S, Error>>),
     Restore(Box<S>, Sender<Result<(), Error>>),
+    Look(Sender<Result<Registers, Error>>),
 }
 
 /// Where orders for one processor are left.
@@ -47,6 +49,13 @@ impl<S> Desk<S> {
         answers
     }
 
+    /// Asks for the processor's registers, for people. The same holds as for [`Desk::ask`].
+    pub fn look(&self) -> Receiver<Result<Registers, Error>> {
+        let (answer, answers) = channel();
+        *self.order() = Some(Order::Look(answer));
+        answers
+    }
+
     /// Whether there is an order.
     pub(super) fn is_waiting(&self) -> bool {
         self.order().is_some()
@@ -71,6 +80,7 @@ pub(super) fn wait<V: Vcpu>(
                 // Nobody may be waiting for the answer any more.
                 Some(Order::Save(answer)) => drop(answer.send(vcpu.save())),
                 Some(Order::Restore(state, answer)) => drop(answer.send(vcpu.restore(&state))),
+                Some(Order::Look(answer)) => drop(answer.send(vcpu.registers())),
                 None => return Go::Away,
             },
         }

@@ -84,7 +84,7 @@ fn start_services() -> Result<()> {
     if !status.success() {
         bail!("{SERVICES} ended with {status}:\n{}", std::fs::read_to_string(SERVICES_LOG)?);
     }
-    Ok(())
+    prepare::keep_a_machine()
 }
 
 fn answer(stream: &Stream, services: &Services) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The MMIO transport, section 4.2, without the legacy interface.
 
+mod look;
 mod state;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use crate::event::Event;
 use crate::memory::GuestRam;
 use crate::standstill::Standstill;
 
+pub use look::{QueueSight, Sight};
 pub use state::{QueueState, State};
 
 const MAGIC_VALUE: u64 = 0x000;

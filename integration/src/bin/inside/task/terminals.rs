@@ -77,7 +77,8 @@ impl Line for Fifos<'_> {
 
 /// Speaks with the script, to its last words.
 fn speak(line: &mut dyn Line) -> Result<Vec<u8>> {
-    let mut shown = line.read_until("up", A_WHILE)?;
+    // The whole line: what comes while a size is tried in vain is not kept.
+    let mut shown = line.read_until("\n", A_WHILE)?;
     shown.extend(sized(line)?);
     if !contains(&shown, b"ready") {
         shown.extend(line.read_until("ready", A_WHILE)?);

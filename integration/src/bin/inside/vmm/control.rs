@@ -111,6 +111,19 @@ fn stands_still(ctx: &Ctx<'_, Inside>, guest: &Guest) -> Result<()> {
     let first = numbers(guest)?;
     guest.ctl(["pause"])?;
     ensure!(guest.ctl(["state"])? == "paused\n", "a machine that was paused says otherwise");
+    let look = guest.ctl(["look"])?;
+    let program_counter = if cfg!(target_arch = "x86_64") { "rip=0x" } else { "pc=0x" };
+    for start in ["vcpu 0 ", "vcpu 1 "].map(|vcpu| format!("{vcpu}{program_counter}")) {
+        ensure!(look.lines().any(|line| line.starts_with(&start)), "no {start} in {look:?}");
+    }
+    // It has spoken to us, and what it offers is taken and given back one by one.
+    let vsock = look.lines().find(|line| line.starts_with("vsock status 0xf, unheard "));
+    let sent =
+        vsock.and_then(|line| line.split_once("queue 1 ")?.1.split_once(',')).map(|(counts, _)| counts);
+    let counts: Vec<_> =
+        sent.into_iter().flat_map(|counts| counts.split('/')).map(str::parse::<u16>).collect();
+    let right = matches!(counts[..], [Ok(offered), Ok(taken), Ok(given)] if offered >= taken && taken == given && given > 0);
+    ensure!(right, "of the vsock device is to be seen {look:?}");
     let still = during(LONG)?;
     ensure!(still == 0, "a paused guest took {still} ticks, a busy one {busy}");
     let mut stream = UnixStream::connect(guest.sockets().join("vsock"))?;
@@ -120,6 +133,7 @@ fn stands_still(ctx: &Ctx<'_, Inside>, guest: &Guest) -> Result<()> {
     drop(stream);
     guest.ctl(["resume"])?;
     ensure!(guest.ctl(["state"])? == "running\n", "a machine that goes on says otherwise");
+    ensure!(guest.ctl(["look"]).is_err(), "a machine that runs is looked at");
     let second = until("the guest to go on", A_MOMENT, || match numbers(guest) {
         Ok(second) if second > first => Attempt::Done(second),
         other => Attempt::Pending(format!("{other:?} after {first}")),
