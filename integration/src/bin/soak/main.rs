@@ -59,6 +59,8 @@ struct Options {
 /// What everything is soaked on.
 const ARCHS: [&str; 2] = ["x86_64", "aarch64"];
 const CONTAINERDS: [&str; 2] = ["1.7", "2.1"];
+/// What begins like this is the same with every containerd, and is soaked with the first.
+const WITHOUT_CONTAINERD: [&str; 3] = ["kvm.", "vmm.", "agent."];
 
 impl Options {
     fn choose(&self, part: &Part) -> bool {
@@ -204,7 +206,11 @@ fn parts() -> Result<Vec<Part>> {
         parts.extend(outside.iter().map(|test| part(&Suite::Outside, test)));
         for version in CONTAINERDS {
             let suite = Suite::Inside { containerd: version.to_owned(), boots: false };
-            parts.extend(inside.iter().map(|test| part(&suite, test)));
+            let again = version != CONTAINERDS[0];
+            let knows_none = |test: &str| WITHOUT_CONTAINERD.iter().any(|place| test.starts_with(place));
+            parts.extend(
+                inside.iter().filter(|test| !(again && knows_none(test))).map(|test| part(&suite, test)),
+            );
         }
         // Only containers' machines are restored where they could boot.
         let suite = Suite::Inside { containerd: CONTAINERDS[0].to_owned(), boots: true };
