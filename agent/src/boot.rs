@@ -46,6 +46,8 @@ const ALL: MsFlags = NOSUID_NODEV.union(MsFlags::MS_NOEXEC);
 pub struct Booted {
     /// The modules that are not loaded yet.
     pub modules: Modules,
+    /// Network devices that are nobody's yet.
+    pub parked: Option<network::Parked>,
 }
 
 /// Makes the system. There is one thread.
@@ -78,7 +80,8 @@ pub fn boot() -> Result<Booted> {
         fs::create_dir_all(directory).with_context(|| format!("creating {directory}"))?;
     }
     network::loopback_up().context("bringing up loopback")?;
-    Ok(Booted { modules })
+    let parked = network::park().context("parking the network devices")?;
+    Ok(Booted { modules, parked })
 }
 
 /// How long the kernel has been there.

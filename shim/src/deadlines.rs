@@ -67,3 +67,5 @@ pub const WARM: Duration = Duration::from_secs(300);
 pub const MONITOR_CALL: Duration = Duration::from_secs(10);
 /// Memory that is plugged into a machine, until all of it is there.
 pub const PLUG: Duration = Duration::from_secs(60);
+/// Between two attempts to give a guest what its network has become.
+pub const NETWORK_AGAIN: Duration = Duration::from_secs(5);

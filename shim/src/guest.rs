@@ -7,8 +7,8 @@ use std::time::Duration;
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, Empty, Event, EventsRequest, ExecRequest,
     Exit, HelloRequest, HelloResponse, HoldRequest, Input, Output, PidsResponse, ProcessRequest,
-    ResizePtyRequest, SetHostnameRequest, SetOnlineCpusRequest, SignalRequest, StatsResponse, Stdio,
-    UpdateRequest,
+    ResizePtyRequest, SetHostnameRequest, SetNetworkRequest, SetOnlineCpusRequest, SignalRequest,
+    StatsResponse, Stdio, UpdateRequest,
 };
 use agent_api::stdio::{Answer, Header, Stream, attach};
 use agent_api::{AgentClient, RPC_PORT, STDIO_PORT, VERSION, dial};
@@ -89,6 +89,11 @@ impl Guest {
     /// Sets what is the machine's.
     pub async fn configure(&self, request: &ConfigureRequest) -> Result<()> {
         Ok(self.client.configure(within(deadlines::AGENT_CALL), request).await.map(drop)?)
+    }
+
+    /// Makes the network what is asked for.
+    pub async fn set_network(&self, request: &SetNetworkRequest) -> Result<()> {
+        Ok(self.client.set_network(within(deadlines::AGENT_CALL), request).await.map(drop)?)
     }
 
     /// How many processors run.

@@ -33,6 +33,7 @@ pub mod ledger;
 pub mod logger;
 pub mod loops;
 pub mod machine;
+pub mod net;
 pub mod paths;
 pub mod process;
 pub mod publisher;

@@ -30,7 +30,7 @@ pub mod agent_ttrpc {
 pub use agent_ttrpc::{Agent, AgentClient, create_agent};
 
 /// The version of the protocol. It grows with what the other side has to know of.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The guest's port of [`Agent`].
 pub const RPC_PORT: u32 = 1;

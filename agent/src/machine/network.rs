@@ -1,309 +1,236 @@
-//! The machine's network, by netlink: interfaces are found by their hardware addresses, and get what the
-//! shim found in the pod's namespace on the host.
+//! The machine's network, by netlink: what the shim has found in the pod's namespace on the host.
+//!
+//! The machine's network devices are there from the start, though nobody has a use for them yet. Until then they are in
+//! a namespace of their own, so that containers see no more than they were given.
 
-use std::net::IpAddr;
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
 
-use agent_api::agent::{Interface, Neighbour, Route};
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_route::RouteNetlinkMessage as Message;
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
-};
-use netlink_packet_route::{AddressFamily, route::RouteAddress};
-use netlink_sys::Socket;
-use netlink_sys::protocols::NETLINK_ROUTE;
+use agent_api::agent::{Interface, Neighbour, Route, SetNetworkRequest};
+use anyhow::{Context, Error, Result, ensure};
+use rtnl::{Mac, Netlink, Network, Prefix};
 
-/// Larger than any part of an answer.
-const BUFFER: usize = 64 * 1024;
 /// More than any pod has.
 const MOST: usize = 256;
+/// The number of `lo` in every namespace.
+const LOOPBACK: u32 = 1;
+/// RTNH_F_ONLINK.
 const ONLINK: u32 = 4;
 
 /// Brings up `lo`.
 pub fn loopback_up() -> Result<()> {
-    let mut netlink = Netlink::open()?;
-    let mut link = LinkMessage::default();
-    link.header.index = 1;
-    link.header.change_mask = LinkFlags::Up;
-    link.header.flags = LinkFlags::Up;
-    netlink.ask(Message::SetLink(link), 0)
+    Ok(Netlink::open()?.set_up(LOOPBACK, true)?)
 }
 
-/// Sets up interfaces, then routes and neighbours.
-pub fn configure(interfaces: &[Interface], routes: &[Route], neighbours: &[Neighbour]) -> Result<()> {
+/// Where the network devices are that nobody uses.
+pub struct Parked(OwnedFd);
+
+/// Parks all network devices, if there are any.
+pub fn park() -> Result<Option<Parked>> {
+    let mut netlink = Netlink::open()?;
+    let devices = Network::look(&mut netlink).context("listing the network devices")?.interfaces;
+    if devices.is_empty() {
+        return Ok(None);
+    }
+    let parked = Parked(rtnl::create_namespace().context("making a network namespace")?);
+    for device in &devices {
+        parked.take(&mut netlink, device)?;
+    }
+    Ok(Some(parked))
+}
+
+impl Parked {
+    fn take(&self, netlink: &mut Netlink, device: &rtnl::Interface) -> Result<()> {
+        if device.is_up {
+            netlink.set_up(device.index, false)?;
+        }
+        // A name that nobody is given: numbers are not used twice.
+        let name = format!("parked{}", device.index);
+        netlink.move_to(device.index, &self.0, &name).with_context(|| format!("parking {}", device.name))
+    }
+
+    /// Gives the devices with these hardware addresses back, if they are here.
+    fn give(&self, macs: &HashSet<Mac>) -> Result<()> {
+        let here = rtnl::current_namespace()?;
+        let moving = || {
+            let mut netlink = Netlink::open()?;
+            for device in Network::look(&mut netlink)?.interfaces {
+                if device.permanent.is_some_and(|mac| macs.contains(&mac)) {
+                    netlink.move_to(device.index, &here, &device.name)?;
+                }
+            }
+            Ok(())
+        };
+        rtnl::within(&self.0, moving).context("taking network devices out of where they are parked")
+    }
+}
+
+/// An interface as it is to be.
+struct Wanted {
+    permanent: Mac,
+    name: String,
+    mac: Mac,
+    mtu: u32,
+    addresses: Vec<Prefix>,
+}
+
+impl Wanted {
+    fn parse(interface: &Interface) -> Result<Self> {
+        let permanent = interface.mac.parse().map_err(Error::msg)?;
+        let mac = match interface.new_mac.as_str() {
+            "" => permanent,
+            text => text.parse().map_err(Error::msg)?,
+        };
+        ensure!(!interface.name.is_empty(), "the interface {permanent} has no name");
+        let addresses = interface.addresses.iter().map(|text| text.parse().map_err(Error::msg));
+        Ok(Self {
+            permanent,
+            name: interface.name.clone(),
+            mac,
+            mtu: interface.mtu,
+            addresses: addresses.collect::<Result<_>>()?,
+        })
+    }
+
+    fn find<'a>(&self, network: &'a Network) -> Result<&'a rtnl::Interface> {
+        let found = network.interfaces.iter().find(|device| device.permanent == Some(self.permanent));
+        found.with_context(|| format!("no network device has come with the address {}", self.permanent))
+    }
+}
+
+/// Makes the network what is asked for: what is not named goes.
+pub fn set(parked: Option<&Parked>, request: &SetNetworkRequest) -> Result<()> {
+    let SetNetworkRequest { interfaces, routes, neighbours, .. } = request;
     for count in [interfaces.len(), routes.len(), neighbours.len()] {
         ensure!(count <= MOST, "{count} are more than {MOST} of a kind");
     }
-    let mut netlink = Netlink::open()?;
-    for interface in interfaces {
-        netlink.set_up(interface).with_context(|| format!("setting up the interface {}", interface.name))?;
+    let wanted: Vec<_> = interfaces.iter().map(Wanted::parse).collect::<Result<_>>()?;
+    let mut netlink = Netlink::open().context("opening netlink")?;
+    choose(&mut netlink, parked, &wanted)?;
+    name(&mut netlink, &wanted)?;
+    for interface in &wanted {
+        address(&mut netlink, interface)
+            .with_context(|| format!("setting up the interface {}", interface.name))?;
     }
-    for route in routes {
+    let network = Network::look(&mut netlink)?;
+    let index_of = |name: &str| {
+        let found = network.interfaces.iter().find(|device| device.name == name);
+        found.map(|device| device.index).with_context(|| format!("there is no interface {name:?}"))
+    };
+    let routes: Vec<_> = routes.iter().map(|route| parse_route(route, index_of)).collect::<Result<_>>()?;
+    for route in network.routes.iter().filter(|route| !routes.contains(route)) {
         netlink
-            .add_route(route)
-            .with_context(|| format!("adding a route to {:?} by {:?}", route.destination, route.gateway))?;
+            .remove_route(route)
+            .with_context(|| format!("removing the route to {}", route.destination))?;
     }
-    for neighbour in neighbours {
-        netlink
-            .add_neighbour(neighbour)
-            .with_context(|| format!("adding the neighbour {}", neighbour.address))?;
+    for route in routes.iter().filter(|route| !network.routes.contains(route)) {
+        netlink.add_route(route).with_context(|| format!("adding a route to {}", route.destination))?;
+    }
+    let neighbours: Vec<_> =
+        neighbours.iter().map(|neighbour| parse_neighbour(neighbour, index_of)).collect::<Result<_>>()?;
+    for neighbour in network.neighbours.iter().filter(|known| !neighbours.contains(known)) {
+        let removed = netlink.remove_neighbour(neighbour);
+        removed.with_context(|| format!("forgetting the neighbour {}", neighbour.address))?;
+    }
+    for neighbour in neighbours.iter().filter(|wanted| !network.neighbours.contains(wanted)) {
+        let added = netlink.add_neighbour(neighbour);
+        added.with_context(|| format!("adding the neighbour {}", neighbour.address))?;
     }
     Ok(())
 }
 
-struct Netlink {
-    socket: Socket,
+/// Those that are wanted are here, and no others.
+fn choose(netlink: &mut Netlink, parked: Option<&Parked>, wanted: &[Wanted]) -> Result<()> {
+    let Some(parked) = parked else { return Ok(()) };
+    let wanted: HashSet<_> = wanted.iter().map(|interface| interface.permanent).collect();
+    for device in Network::look(netlink)?.interfaces {
+        if !device.permanent.is_some_and(|mac| wanted.contains(&mac)) {
+            parked.take(netlink, &device)?;
+        }
+    }
+    parked.give(&wanted)
 }
 
-impl Netlink {
-    fn open() -> Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE).context("opening netlink")?;
-        socket.bind_auto().context("binding netlink")?;
-        Ok(Self { socket })
-    }
-
-    /// Asks for a change.
-    fn ask(&mut self, message: Message, flags: u16) -> Result<()> {
-        self.exchange(message, NLM_F_REQUEST | NLM_F_ACK | flags, |_| {})
-    }
-
-    /// Asks what there is.
-    fn dump(&mut self, message: Message, each: impl FnMut(Message)) -> Result<()> {
-        self.exchange(message, NLM_F_REQUEST | NLM_F_DUMP, each)
-    }
-
-    fn exchange(&mut self, message: Message, flags: u16, mut each: impl FnMut(Message)) -> Result<()> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = flags;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).context("asking the kernel")?;
-        let mut buffer = Vec::with_capacity(BUFFER);
-        loop {
-            buffer.clear();
-            self.socket.recv(&mut buffer, 0).context("waiting for the kernel")?;
-            let mut rest = buffer.as_slice();
-            while !rest.is_empty() {
-                let answer = NetlinkMessage::<Message>::deserialize(rest)
-                    .map_err(|error| anyhow!("the kernel's answer: {error}"))?;
-                let length = (answer.header.length as usize).next_multiple_of(4);
-                match answer.payload {
-                    NetlinkPayload::Error(error) => {
-                        return match error.code {
-                            None => Ok(()),
-                            Some(code) => Err(std::io::Error::from_raw_os_error(-code.get()).into()),
-                        };
-                    }
-                    NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::InnerMessage(message) => each(message),
-                    _ => {}
-                }
-                rest = rest.get(length..).unwrap_or_default();
-            }
+/// Names and hardware addresses, which can be changed of an interface that is down.
+fn name(netlink: &mut Netlink, wanted: &[Wanted]) -> Result<()> {
+    let network = Network::look(netlink)?;
+    let mut changed = Vec::new();
+    for interface in wanted {
+        let device = interface.find(&network)?;
+        if device.name != interface.name || device.mac != interface.mac {
+            changed.push((interface, device));
         }
     }
-
-    fn links(&mut self) -> Result<Vec<LinkMessage>> {
-        let mut links = Vec::new();
-        self.dump(Message::GetLink(LinkMessage::default()), |message| {
-            if let Message::NewLink(link) = message {
-                links.push(link);
-            }
-        })?;
-        Ok(links)
+    // Two of them may change names with each other.
+    for (interface, device) in &changed {
+        let about = || format!("freeing the name of {}", device.name);
+        if device.is_up {
+            netlink.set_up(device.index, false).with_context(about)?;
+        }
+        if device.name != interface.name {
+            netlink.set_name(device.index, &format!("moving{}", device.index)).with_context(about)?;
+        }
     }
-
-    fn index_of(&mut self, name: &str) -> Result<u32> {
-        let is = |link: &LinkMessage| {
-            link.attributes.iter().any(|a| matches!(a, LinkAttribute::IfName(known) if known == name))
-        };
-        let found = self.links()?.into_iter().find(is);
-        found.map(|link| link.header.index).with_context(|| format!("there is no interface {name:?}"))
+    for (interface, device) in &changed {
+        let about = || format!("naming the interface {}", interface.name);
+        if device.mac != interface.mac {
+            netlink.set_mac(device.index, interface.mac).with_context(about)?;
+        }
+        if device.name != interface.name {
+            netlink.set_name(device.index, &interface.name).with_context(about)?;
+        }
     }
-
-    fn set_up(&mut self, interface: &Interface) -> Result<()> {
-        let mac = hardware_address(&interface.mac)?;
-        let has = |link: &LinkMessage| {
-            link.attributes.iter().any(|a| matches!(a, LinkAttribute::Address(known) if *known == mac))
-        };
-        let link = self.links()?.into_iter().find(has);
-        let index = link
-            .map(|link| link.header.index)
-            .with_context(|| format!("no interface has the address {}", interface.mac))?;
-        // A name and a hardware address can be changed while it is down, which also clears its routes.
-        let mut down = LinkMessage::default();
-        down.header.index = index;
-        down.header.change_mask = LinkFlags::Up;
-        self.ask(Message::SetLink(down), 0).context("taking it down")?;
-        self.remove_addresses(index).context("removing addresses")?;
-        let mut change = LinkMessage::default();
-        change.header.index = index;
-        if !interface.name.is_empty() {
-            change.attributes.push(LinkAttribute::IfName(interface.name.clone()));
-        }
-        if interface.mtu != 0 {
-            change.attributes.push(LinkAttribute::Mtu(interface.mtu));
-        }
-        if !interface.new_mac.is_empty() {
-            change.attributes.push(LinkAttribute::Address(hardware_address(&interface.new_mac)?));
-        }
-        self.ask(Message::SetLink(change), 0).context("naming it")?;
-        let mut up = LinkMessage::default();
-        up.header.index = index;
-        up.header.change_mask = LinkFlags::Up;
-        up.header.flags = LinkFlags::Up;
-        self.ask(Message::SetLink(up), 0).context("bringing it up")?;
-        for text in &interface.addresses {
-            let (address, length) = prefix(text)?;
-            let mut message = AddressMessage::default();
-            message.header.family = family(address);
-            message.header.prefix_len = length;
-            message.header.index = index;
-            // The host has made sure that it is nobody else's.
-            message.header.flags = AddressHeaderFlags::Nodad;
-            message.attributes.push(AddressAttribute::Local(address));
-            message.attributes.push(AddressAttribute::Address(address));
-            if let IpAddr::V4(v4) = address
-                && length < 31
-            {
-                let hosts = u32::MAX.checked_shr(u32::from(length)).unwrap_or(0);
-                message.attributes.push(AddressAttribute::Broadcast((u32::from(v4) | hosts).into()));
-            }
-            self.ask(Message::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
-                .with_context(|| format!("adding the address {text}"))?;
-        }
-        Ok(())
-    }
-
-    fn remove_addresses(&mut self, index: u32) -> Result<()> {
-        let mut there = Vec::new();
-        self.dump(Message::GetAddress(AddressMessage::default()), |message| {
-            if let Message::NewAddress(address) = message
-                && address.header.index == index
-            {
-                there.push(address);
-            }
-        })?;
-        for address in there {
-            self.ask(Message::DelAddress(address), 0)?;
-        }
-        Ok(())
-    }
-
-    fn add_route(&mut self, route: &Route) -> Result<()> {
-        let gateway = address_or_none(&route.gateway)?;
-        let source = address_or_none(&route.source)?;
-        let destination = if route.destination.is_empty() { None } else { Some(prefix(&route.destination)?) };
-        let known = destination.map(|(address, _)| address).or(gateway).or(source);
-        let mut message = RouteMessage::default();
-        message.header.address_family = known.map_or(AddressFamily::Inet, family);
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = RouteProtocol::Boot;
-        message.header.kind = RouteType::Unicast;
-        message.header.scope = match u8::try_from(route.scope)? {
-            0 if gateway.is_none() && known.is_some_and(|address| address.is_ipv4()) => RouteScope::Link,
-            scope => RouteScope::from(scope),
-        };
-        if route.flags & ONLINK != 0 {
-            message.header.flags = RouteFlags::Onlink;
-        }
-        if let Some((address, length)) = destination {
-            message.header.destination_prefix_length = length;
-            message.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
-        }
-        if let Some(gateway) = gateway {
-            message.attributes.push(RouteAttribute::Gateway(gateway.into()));
-        }
-        if let Some(source) = source {
-            message.attributes.push(RouteAttribute::PrefSource(source.into()));
-        }
-        if !route.interface.is_empty() {
-            message.attributes.push(RouteAttribute::Oif(self.index_of(&route.interface)?));
-        }
-        if route.metric != 0 {
-            message.attributes.push(RouteAttribute::Priority(route.metric));
-        }
-        if route.mtu != 0 {
-            message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));
-        }
-        self.ask(Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
-    }
-
-    fn add_neighbour(&mut self, neighbour: &Neighbour) -> Result<()> {
-        let address: IpAddr = neighbour.address.parse().context("its address")?;
-        let mut message = NeighbourMessage::default();
-        message.header.family = family(address);
-        message.header.ifindex = self.index_of(&neighbour.interface)?;
-        message.header.state = NeighbourState::Permanent;
-        message.attributes.push(NeighbourAttribute::Destination(address.into()));
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(hardware_address(&neighbour.mac)?));
-        self.ask(Message::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
-    }
+    Ok(())
 }
 
-fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
-}
-
-fn address_or_none(text: &str) -> Result<Option<IpAddr>> {
-    if text.is_empty() {
-        return Ok(None);
+/// What an interface has when it has its name.
+fn address(netlink: &mut Netlink, wanted: &Wanted) -> Result<()> {
+    let network = Network::look(netlink)?;
+    let device = wanted.find(&network)?;
+    if wanted.mtu != 0 && device.mtu != wanted.mtu {
+        netlink.set_mtu(device.index, wanted.mtu).with_context(|| format!("its MTU of {}", wanted.mtu))?;
     }
-    text.parse().map(Some).with_context(|| format!("{text:?} is no address"))
+    if !device.is_up {
+        netlink.set_up(device.index, true).context("bringing it up")?;
+    }
+    for prefix in device.addresses.iter().filter(|prefix| !wanted.addresses.contains(prefix)) {
+        let removed = netlink.remove_address(device.index, *prefix);
+        removed.with_context(|| format!("removing the address {prefix}"))?;
+    }
+    // With an address go others of the same network.
+    let network = Network::look(netlink)?;
+    let device = wanted.find(&network)?;
+    for prefix in wanted.addresses.iter().filter(|prefix| !device.addresses.contains(prefix)) {
+        let added = netlink.add_address(device.index, *prefix);
+        added.with_context(|| format!("adding the address {prefix}"))?;
+    }
+    Ok(())
 }
 
-/// `10.4.0.7/24`, or an address alone.
-fn prefix(text: &str) -> Result<(IpAddr, u8)> {
-    let (address, length) = match text.split_once('/') {
-        Some((address, length)) => (address, Some(length)),
-        None => (text, None),
+fn parse_route(route: &Route, index_of: impl Fn(&str) -> Result<u32>) -> Result<rtnl::Route> {
+    let address = |text: &str| match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).with_context(|| format!("{text:?} is no address")),
     };
-    let address: IpAddr = address.parse().with_context(|| format!("{text:?} has no address"))?;
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    let length = match length {
-        None => most,
-        Some(length) => length.parse().with_context(|| format!("{text:?} has no length"))?,
-    };
-    ensure!(length <= most, "{text:?} has a length over {most}");
-    Ok((address, length))
+    Ok(rtnl::Route {
+        destination: route.destination.parse().map_err(Error::msg)?,
+        gateway: address(&route.gateway)?,
+        interface: index_of(&route.interface)?,
+        source: address(&route.source)?,
+        scope: u8::try_from(route.scope)?,
+        metric: route.metric,
+        mtu: route.mtu,
+        is_onlink: route.flags & ONLINK != 0,
+    })
 }
 
-fn hardware_address(text: &str) -> Result<Vec<u8>> {
-    let bytes: Option<Vec<u8>> = text.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
-    match bytes {
-        Some(bytes) if bytes.len() == 6 => Ok(bytes),
-        _ => bail!("{text:?} is no hardware address"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses() {
-        for (text, expected) in [
-            ("10.4.0.7/24", Some(("10.4.0.7", 24))),
-            ("10.4.0.7", Some(("10.4.0.7", 32))),
-            ("fd00::7/64", Some(("fd00::7", 64))),
-            ("fd00::7/129", None),
-            ("10.4.0.7/33", None),
-            ("10.4.0/24", None),
-            ("10.4.0.7/", None),
-        ] {
-            let expected = expected.map(|(address, length)| (address.parse().unwrap(), length));
-            assert_eq!(prefix(text).ok(), expected, "{text}");
-        }
-        assert_eq!(hardware_address("02:00:00:00:00:fF").unwrap(), [2, 0, 0, 0, 0, 255]);
-        for text in ["", "02:00:00:00:00", "02:00:00:00:00:00:00", "02:00:00:00:00:0g"] {
-            assert!(hardware_address(text).is_err(), "{text}");
-        }
-    }
+fn parse_neighbour(neighbour: &Neighbour, index_of: impl Fn(&str) -> Result<u32>) -> Result<rtnl::Neighbour> {
+    Ok(rtnl::Neighbour {
+        interface: index_of(&neighbour.interface)?,
+        address: neighbour
+            .address
+            .parse()
+            .with_context(|| format!("{:?} is no address", neighbour.address))?,
+        mac: neighbour.mac.parse().map_err(Error::msg)?,
+    })
 }

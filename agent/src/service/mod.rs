@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agent_api::agent::{Exit, Stdio};
+use agent_api::agent::{Exit, SetNetworkRequest, Stdio};
 use agent_api::{READY_LINE, READY_PORT, RPC_PORT, STDIO_PORT, STREAMS_DEADLINE, create_agent, is_id};
 use anyhow::{Context, Error, Result};
 use runtime_spec::plan::Guest;
@@ -26,6 +26,7 @@ use crate::container::Container;
 use crate::events::Events;
 use crate::helper::{Request, client};
 use crate::machine::modules::Modules;
+use crate::machine::network::{self, Parked};
 use crate::oom::Watcher;
 use crate::process::{Life, Process};
 use crate::reaper::Reaper;
@@ -67,6 +68,8 @@ pub struct Agent {
     /// Who uses which shared memory.
     shm: Mutex<HashMap<PathBuf, Vec<String>>>,
     provided: tokio::sync::Mutex<Provided>,
+    /// Network devices that are nobody's yet. Held while the network is set up.
+    parked: Arc<Mutex<Option<Parked>>>,
     events: Arc<Events>,
     reaper: Reaper,
     watcher: Watcher,
@@ -95,6 +98,7 @@ async fn run(booted: Booted) -> Result<std::convert::Infallible> {
         announced: Mutex::default(),
         shm: Mutex::default(),
         provided: tokio::sync::Mutex::new(Provided { modules: booted.modules, share: false }),
+        parked: Arc::new(Mutex::new(booted.parked)),
         events: Arc::default(),
         reaper: Reaper::start()?,
         watcher: Watcher::start()?,
@@ -120,6 +124,15 @@ fn listen(port: u32) -> Result<VsockListener> {
 }
 
 impl Agent {
+    async fn set_network(&self, request: SetNetworkRequest) -> Result<()> {
+        let parked = Arc::clone(&self.parked);
+        let setting = move || {
+            let parked = parked.lock().unwrap_or_else(PoisonError::into_inner);
+            network::set(parked.as_ref(), &request)
+        };
+        tokio::task::spawn_blocking(setting).await?
+    }
+
     async fn create(&self, id: &str, guest: &[u8], stdio: Stdio) -> Outcome<u32> {
         check_id(id)?;
         let guest: Box<Guest> = serde_json::from_slice(guest).map_err(|error| invalid("guest", &error))?;

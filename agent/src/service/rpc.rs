@@ -9,8 +9,8 @@ use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty,
     EventsRequest, EventsResponse, ExecRequest, Exit, HelloRequest, HelloResponse, HoldRequest, HoldResponse,
     ListeningResponse, Pid, PidsResponse, ProcessRequest, ResizePtyRequest, SetHostnameRequest,
-    SetOnlineCpusRequest, SetOnlineCpusResponse, SignalRequest, StartResponse, StateResponse, StatsResponse,
-    Status, UpdateRequest,
+    SetNetworkRequest, SetOnlineCpusRequest, SetOnlineCpusResponse, SignalRequest, StartResponse,
+    StateResponse, StatsResponse, Status, UpdateRequest,
 };
 use agent_api::{VERSION, agent_ttrpc};
 use anyhow::Context;
@@ -20,7 +20,7 @@ use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::{Code, get_status};
 
 use super::{Agent, Failure, Outcome, names, ports};
-use crate::machine::{self, network, settings};
+use crate::machine::{self, settings};
 use crate::process::Life;
 use crate::stats;
 
@@ -56,6 +56,12 @@ impl agent_ttrpc::Agent for Rpc {
             self.seeded.store(true, Ordering::Relaxed);
         }
         empty(configured)
+    }
+
+    async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> ttrpc::Result<Empty> {
+        let agent = Arc::clone(&self.agent);
+        // One after the other, also when whoever asked is gone.
+        empty(finish(async move { Ok(agent.set_network(request).await?) }).await)
     }
 
     async fn settle(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
@@ -277,5 +283,5 @@ fn configure(request: &ConfigureRequest) -> anyhow::Result<()> {
     for (name, value) in &request.sysctls {
         settings::set_sysctl(name, value)?;
     }
-    network::configure(&request.interfaces, &request.routes, &request.neighbours)
+    Ok(())
 }

@@ -23,6 +23,7 @@ use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::guest::Guest;
 use crate::journal::{Journal, Made};
+use crate::net::{Ends, Network, Watch};
 use crate::paths::Paths;
 use crate::process::Process;
 use crate::template::Template;
@@ -50,12 +51,21 @@ pub struct Recipe<'a> {
     pub blocks: &'a [Block],
     /// The network namespace that it is in.
     pub network: &'a OwnedFd,
+    /// Where that can be found again, if it is not the machine's own.
+    pub network_path: Option<&'a Path>,
     /// The cgroup that it is in.
     pub cgroup: Option<&'a Path>,
     /// How gladly the kernel kills it.
     pub oom_score_adj: Option<i32>,
     /// Where the phases of its making are written.
     pub timeline: &'a Timeline,
+}
+
+impl Recipe<'_> {
+    fn network(&self) -> Result<Network> {
+        let namespace = self.network.try_clone().attempt("duplicating a descriptor")?;
+        Ok(Network::new(namespace, self.network_path.map(Path::to_owned)))
+    }
 }
 
 /// A machine whose agent serves.
@@ -68,6 +78,7 @@ pub struct Machine {
     pub heard: AtomicU64,
     paths: Paths,
     monitor: Monitor,
+    network: Network,
     /// What it has to become yet.
     change: Change,
     /// What it runs on, which is not pruned as long.
@@ -134,7 +145,8 @@ impl Machine {
         };
         info!("machine of monitor {} booted in {:?}", monitor.process().pid, begun.elapsed());
         let (paths, heard) = (paths.clone(), AtomicU64::new(0));
-        Ok(Self { guest, journal, heard, paths, monitor, change: Change::default(), template: None })
+        let network = recipe.network()?;
+        Ok(Self { guest, journal, heard, paths, monitor, network, change: Change::default(), template: None })
     }
 
     /// Restores one, which is then to change. What it takes is written into `journal` first.
@@ -162,12 +174,13 @@ impl Machine {
             let _restore = recipe.timeline.phase("restore");
             greet(&monitor, deadlines::RESTORE).await
         };
+        let network = recipe.network().map_err(other)?;
         match monitor.while_alive("restoring a machine", deadlines::RESTORE, guest).await {
             Ok(guest) => {
                 template.worked();
                 info!("machine of monitor {} restored in {:?}", monitor.process().pid, begun.elapsed());
                 let (paths, heard) = (paths.clone(), AtomicU64::new(0));
-                Ok(Self { guest, journal, heard, paths, monitor, change, template: Some(template) })
+                Ok(Self { guest, journal, heard, paths, monitor, network, change, template: Some(template) })
             }
             Err(error) => {
                 let error = monitor.stuck(error).await;
@@ -177,6 +190,26 @@ impl Machine {
                 Err(if killed { NotRestored::Other(error) } else { NotRestored::Template(template, error) })
             }
         }
+    }
+
+    /// Gives its guest what is in its network namespace by now, and takes from it what is not there any more. With
+    /// `in_any_case` also if it has been told so, as one that comes from elsewhere may have other things.
+    pub async fn bring_network(&self, in_any_case: bool) -> Result<()> {
+        self.network.bring(self.ends(), in_any_case).await.map_err(|error| self.explain(error))
+    }
+
+    /// From now on nothing is brought.
+    pub async fn leave_network(&self) {
+        self.network.leave().await;
+    }
+
+    /// Hears of changes of its network namespace.
+    pub async fn watch_network(&self) -> Result<Watch> {
+        self.network.watch().await
+    }
+
+    fn ends(&self) -> Ends<'_> {
+        Ends { journal: &self.journal, monitor: &self.monitor, guest: &self.guest }
     }
 
     /// Makes a restored machine as large as it is planned. Its containers may be made meanwhile, but not started.

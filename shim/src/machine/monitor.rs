@@ -28,7 +28,7 @@ use vmm::control::{Client as Control, Look, Reply, Request};
 use crate::error::{Attempt, Error, Result};
 use crate::process::Process;
 use crate::template::key::SHARES;
-use crate::{deadlines, host};
+use crate::{deadlines, host, net};
 
 /// Lines of the monitor's that are kept for an error.
 const LINES: usize = 20;
@@ -362,6 +362,9 @@ fn arguments(start: &Start<'_>) -> Result<Vec<OsString>> {
     }
     for (tag, cache) in SHARES {
         option("--share", place(&format!("{tag}="), places::TREE, &format!(":cache={cache}")));
+    }
+    for slot in 0..net::SLOTS {
+        option("--tap", format!("none,mac={}", net::slot_mac(slot)).into());
     }
     option("--vsock", place("", places::VSOCK, ""));
     option("--console", place("file:", places::CONSOLE, ""));

@@ -357,6 +357,8 @@ impl Shim {
             parts.from_warm = false;
             info!("container {}: where a warm one was after {:?}", plan.id, begun.elapsed());
             run_hooks(plan, parts, pid, timeline).await?;
+            let _network = timeline.phase("network");
+            machine.bring_network(true).await?;
             return Ok(pid);
         }
         // Hooks look at the network namespace; the machine boots meanwhile.
@@ -367,6 +369,10 @@ impl Shim {
         hooked?;
         let machine = parts.machine.clone().ok_or_else(|| Error::unknown("there is no machine"))?;
         let guest = &machine.guest;
+        if plan.machine.is_some() {
+            let _network = timeline.phase("network");
+            machine.bring_network(resumed.is_some()).await?;
+        }
         let booted = begun.elapsed();
         let _container = timeline.phase("container");
         if resumed.is_some() {
@@ -467,6 +473,10 @@ impl Shim {
             machine,
             blocks: &plan.blocks,
             network: &network,
+            network_path: match &plan.network {
+                Network::Namespace(path) => Some(path),
+                _ => None,
+            },
             cgroup: parts.cgroup.as_deref(),
             oom_score_adj: plan.monitor.oom_score_adj,
             timeline,

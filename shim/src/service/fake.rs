@@ -9,8 +9,8 @@ use agent_api::agent::event::What;
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, Event,
     EventsRequest, EventsResponse, ExecRequest, Exit, HelloRequest, HelloResponse, Oom, Pid, PidsResponse,
-    ProcessRequest, ResizePtyRequest, SetOnlineCpusRequest, SetOnlineCpusResponse, SignalRequest,
-    StartResponse, StateResponse, StatsResponse, UpdateRequest,
+    ProcessRequest, ResizePtyRequest, SetNetworkRequest, SetOnlineCpusRequest, SetOnlineCpusResponse,
+    SignalRequest, StartResponse, StateResponse, StatsResponse, UpdateRequest,
 };
 use agent_api::stdio::{Answer, Header, Stream};
 use agent_api::{Agent, RPC_PORT, create_agent};
@@ -132,6 +132,10 @@ impl Agent for FakeAgent {
     }
 
     async fn configure(&self, _: &TtrpcContext, _: ConfigureRequest) -> ttrpc::Result<Empty> {
+        Ok(Empty::default())
+    }
+
+    async fn set_network(&self, _: &TtrpcContext, _: SetNetworkRequest) -> ttrpc::Result<Empty> {
         Ok(Empty::default())
     }
 

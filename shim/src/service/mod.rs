@@ -185,6 +185,13 @@ impl Shim {
                 container.guest.resume(id).await?;
                 0
             } else {
+                // Some clients attach networks between Create and Start.
+                if exec.is_empty()
+                    && let Some(machine) = self.machine()
+                {
+                    let _network = timeline.phase("network");
+                    machine.bring_network(false).await?;
+                }
                 container.guest.start(id, exec).await?
             };
             Ok::<_, Error>((container, pid))
@@ -400,7 +407,7 @@ fn details(exec_id: String) -> Result<MessageField<Any>> {
 }
 
 /// Runs what blocks.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     what: &'static str,
     run: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

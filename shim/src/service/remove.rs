@@ -50,6 +50,7 @@ impl Shim {
         let mut machine_journal = None;
         if last && let Some(machine) = self.machine() {
             machine.stop().await;
+            machine.leave_network().await;
             machine_journal = Some(machine.journal.clone());
         }
         let holder = lock(&container.holder).take();

@@ -10,7 +10,7 @@ use log::{debug, info, warn};
 use tokio::time::{sleep, timeout};
 
 use super::Shim;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::ledger::Exit;
 use crate::machine::Machine;
@@ -22,6 +22,12 @@ const KILLED: u32 = 128 + 9;
 impl Shim {
     /// Hears from a machine, until it is over.
     pub(super) fn watch(self: &Arc<Self>, machine: Arc<Machine>) {
+        let (shim, followed) = (self.clone(), machine.clone());
+        tokio::spawn(async move {
+            if let Err(error) = shim.follow_network(&followed).await {
+                warn!("changes of the machine's network are not followed: {}", error.text);
+            }
+        });
         let shim = self.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -36,6 +42,34 @@ impl Shim {
             }
             shim.over().await;
         });
+    }
+
+    /// Gives the guest of a machine what comes into its network namespace, and takes what goes, until it has ended. What
+    /// could not be done is tried again.
+    async fn follow_network(&self, machine: &Machine) -> Result<()> {
+        let watch = machine.watch_network().await?;
+        let mut failed = None;
+        loop {
+            let changed = async {
+                match failed {
+                    None => watch.next().await,
+                    Some(_) => timeout(deadlines::NETWORK_AGAIN, watch.next()).await.unwrap_or(Ok(())),
+                }
+            };
+            tokio::select! {
+                changed = changed => changed?,
+                _ = machine.ended() => return Ok(()),
+            }
+            // A guest that is being written down answers nobody.
+            let _changing = self.changes.read().await;
+            let error = machine.bring_network(false).await.err().map(|error| error.text);
+            if let Some(error) = &error
+                && failed.as_ref() != Some(error)
+            {
+                warn!("the network of the machine has changed, and the guest has it as it was: {error}");
+            }
+            failed = error;
+        }
     }
 
     /// Hears from an agent, until the connection is lost. No event is when a call fails: the next asks for those after

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::digest::Digests;
 use crate::error::{Error, Result};
 use crate::machine::{self, monitor_path};
-use crate::{deadlines, paths};
+use crate::{deadlines, net, paths};
 
 /// The length of a key's text: short enough for a path, long enough to be the only one.
 const LENGTH: usize = 32;
@@ -162,6 +162,7 @@ impl Parts {
             memory,
             memory_max,
             devices: std::iter::once("vsock".to_owned())
+                .chain((0..net::SLOTS).map(|slot| format!("net {}", net::slot_mac(slot))))
                 .chain(SHARES.iter().map(|(tag, cache)| format!("fs {tag} {cache}")))
                 .collect(),
             append: append(online),

@@ -59,7 +59,7 @@ Options of run:
                      a disk with this raw image or block device, again for more disks; the guest sees
                      its serial number, without one its name. A FILE whose own name ends like that is
                      given with both behind it
-  --tap NAME[:N][,rx=SIZE][,tx=SIZE]
+  --tap NAME[:N][,rx=SIZE][,tx=SIZE][,mac=ADDRESS]
                      a network device on this tap, with N queues (1), again for more; rx and tx limit
                      the bytes a second to and from the guest. Instead of a name: fd:N+N... for the
                      descriptors of an open tap, none[:N] for one that comes later by ctl tap

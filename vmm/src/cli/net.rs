@@ -16,6 +16,8 @@ pub(super) struct Port {
     tap: Tap,
     /// Bytes a second to the guest and from it.
     rate: [Option<u64>; 2],
+    /// Its hardware address, where that is not to be drawn.
+    mac: Option<[u8; 6]>,
 }
 
 /// Where its tap comes from.
@@ -32,16 +34,20 @@ enum Tap {
 impl Port {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let (tap, rates) = text.split_once(',').map_or((text, None), |(tap, rates)| (tap, Some(rates)));
-        let mut rate = [None; 2];
+        let (mut rate, mut mac) = ([None; 2], None);
         for part in rates.into_iter().flat_map(|rates| rates.split(',')) {
-            let (index, size) = match part.split_once('=') {
-                Some(("rx", size)) => (0, size),
-                Some(("tx", size)) => (1, size),
-                _ => return Err(format!("{part} is no limit of a tap: give rx=SIZE or tx=SIZE, a second")),
-            };
-            rate[index] = Some(super::options::size(size)?);
+            match part.split_once('=') {
+                Some(("rx", size)) => rate[0] = Some(super::options::size(size)?),
+                Some(("tx", size)) => rate[1] = Some(super::options::size(size)?),
+                Some(("mac", address)) => mac = Some(hardware_address(address)?),
+                _ => {
+                    return Err(format!(
+                        "{part} says nothing of a tap: give rx=SIZE or tx=SIZE, a second, or mac=ADDRESS"
+                    ));
+                }
+            }
         }
-        Ok(Self { tap: Tap::parse(tap)?, rate })
+        Ok(Self { tap: Tap::parse(tap)?, rate, mac })
     }
 
     /// Descriptors that were handed in for it.
@@ -57,6 +63,15 @@ impl Port {
     pub(super) fn waits(&self) -> bool {
         matches!(self.tap, Tap::Later(_))
     }
+}
+
+/// Six bytes like 02:00:00:00:00:01.
+fn hardware_address(text: &str) -> Result<[u8; 6], String> {
+    let byte = |part: &str| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2);
+    let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+    bytes
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| format!("{text} is no hardware address: give one like 02:00:00:00:00:01"))
 }
 
 impl Tap {
@@ -143,12 +158,17 @@ mod linux {
             }
             Tap::Later(queues) => (*queues, Vec::new(), None),
         };
-        let mut mac = [0; 6];
-        vmm::entropy::fill(&mut mac).map_err(|error| anyhow!("no randomness for an address: {error}"))?;
-        // One machine's, and given by nobody.
-        mac[0] = mac[0] & !1 | 2;
+        let mac = port.mac.map_or_else(drawn, Ok)?;
         let [rx, tx] = port.rate.map(limits);
         Ok(Net::new(Config { pairs, taps, mac, mtu, rx, tx })?)
+    }
+
+    /// A hardware address of one machine's, given by nobody.
+    fn drawn() -> anyhow::Result<[u8; 6]> {
+        let mut mac = [0; 6];
+        vmm::entropy::fill(&mut mac).map_err(|error| anyhow!("no randomness for an address: {error}"))?;
+        mac[0] = mac[0] & !1 | 2;
+        Ok(mac)
     }
 
     /// A second's worth may come at once.
@@ -174,6 +194,9 @@ mod tests {
             ("fd:3+7", Some(Tap::Open(vec![3, 7])), [None; 2]),
             ("none", Some(Tap::Later(1)), [None; 2]),
             ("none:2,rx=1", Some(Tap::Later(2)), [Some(1), None]),
+            ("none,mac=02:00:00:00:00", None, [None; 2]),
+            ("none,mac=02:00:00:00:00:0g", None, [None; 2]),
+            ("none,mac=02:00:00:00:00:001", None, [None; 2]),
             ("fd:", None, [None; 2]),
             ("fd:2", None, [None; 2]),
             ("fd:3+x", None, [None; 2]),
@@ -184,7 +207,9 @@ mod tests {
             (":2", None, [None; 2]),
             ("", None, [None; 2]),
         ] {
-            assert_eq!(Port::parse(text).ok(), tap.map(|tap| Port { tap, rate }), "{text:?}");
+            assert_eq!(Port::parse(text).ok(), tap.map(|tap| Port { tap, rate, mac: None }), "{text:?}");
         }
+        let port = Port { tap: Tap::Later(1), rate: [None, Some(9)], mac: Some([2, 0, 0, 0, 1, 0xff]) };
+        assert_eq!(Port::parse("none,mac=02:00:00:00:01:fF,tx=9").unwrap(), port);
     }
 }

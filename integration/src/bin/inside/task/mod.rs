@@ -13,6 +13,7 @@ mod files;
 mod hooks;
 mod limits;
 mod midway;
+mod network;
 mod operator;
 mod outlived;
 mod pod;
@@ -91,6 +92,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         broken::tests(),
         operator::tests(),
         pod::tests(),
+        network::tests(),
         disks::tests(),
         template::tests(),
         checkpoint::tests(),

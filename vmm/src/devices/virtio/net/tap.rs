@@ -97,14 +97,28 @@ fn call(fd: BorrowedFd<'_>, call: libc::Ioctl, request: &mut libc::ifreq) -> Res
 
 /// Opens `queues` queues of an existing tap by its name. Whoever made it decides who may.
 pub fn open(name: &str, queues: usize) -> Result<Vec<OwnedFd>, Error> {
-    let multi = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi;
     // TUNSETIFF makes what is not there, for a privileged caller; nobody would have set that up.
-    if let Err(Error::Call { source, .. }) = mtu(name)
-        && source.raw_os_error() == Some(libc::ENODEV)
-    {
+    if is_missing(name) {
         return Err(Error::Missing(name.into()));
     }
+    queues_of(name, queues)
+}
+
+/// Makes a tap in the network namespace of this thread, which is down, and goes with the last of its `queues`.
+pub fn make(name: &str, queues: usize) -> Result<Vec<OwnedFd>, Error> {
+    if !is_missing(name) {
+        return Err(Error::Busy(name.into()));
+    }
+    queues_of(name, queues)
+}
+
+fn is_missing(name: &str) -> bool {
+    matches!(mtu(name), Err(Error::Call { source, .. }) if source.raw_os_error() == Some(libc::ENODEV))
+}
+
+fn queues_of(name: &str, queues: usize) -> Result<Vec<OwnedFd>, Error> {
+    let multi = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi;
     let mut fds = Vec::new();
     for _ in 0..queues {
         let file = OpenOptions::new()

@@ -1,0 +1,196 @@
+//! The network configuration of Linux, by netlink: a question, and the kernel's answer.
+//!
+//! The shim reads with it what a network namespace has, and joins taps to that; the agent gives it to the guest.
+//! Messages are those of `netlink-packet-route`, which this crate shows again: two of its versions in one house would be
+//! two of every type.
+#![cfg(target_os = "linux")]
+
+mod addresses;
+mod change;
+mod namespace;
+mod state;
+mod watch;
+
+use std::io;
+use std::time::Duration;
+
+pub use addresses::{Mac, Prefix};
+pub use namespace::{create as create_namespace, current as current_namespace, within};
+pub use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+pub use netlink_packet_route as route;
+pub use state::{Interface, Neighbour, Network, Route};
+pub use watch::Changes;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+
+/// Larger than any part of an answer.
+const BUFFER: usize = 64 * 1024;
+/// The kernel answers at once, but for a lock that others hold while they change interfaces.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A list that changes while it is read is read again, so often.
+const ATTEMPTS: u32 = 10;
+
+/// A conversation with the kernel about one network namespace: that of the thread that opened it.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// About the namespace of this thread.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Asks for a change. `flags` are of those that this crate shows.
+    pub fn ask(&mut self, message: Message, flags: u16) -> io::Result<()> {
+        self.exchange(message, NLM_F_REQUEST | NLM_F_ACK | flags).map(drop)
+    }
+
+    /// Asks what there is.
+    pub fn dump(&mut self, message: &Message) -> io::Result<Vec<Message>> {
+        for _ in 0..ATTEMPTS {
+            if let Some(list) = self.exchange(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)? {
+                return Ok(list);
+            }
+        }
+        Err(io::Error::other("what is there changes faster than it can be read"))
+    }
+
+    /// The messages of the answer, unless something has changed between them.
+    fn exchange(&mut self, message: Message, flags: u16) -> io::Result<Option<Vec<Message>>> {
+        let mut request = NetlinkMessage::from(message);
+        self.sequence = self.sequence.wrapping_add(1);
+        request.header.flags = flags;
+        request.header.sequence_number = self.sequence;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        let (mut buffer, mut list, mut steady) = (Vec::with_capacity(BUFFER), Vec::new(), true);
+        loop {
+            buffer.clear();
+            self.socket.recv(&mut buffer, 0).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("the kernel did not answer within {PATIENCE:?}"),
+                ),
+                _ => error,
+            })?;
+            let mut rest = buffer.as_slice();
+            while !rest.is_empty() {
+                let answer = NetlinkMessage::<Message>::deserialize(rest)
+                    .map_err(|error| io::Error::other(format!("the kernel's answer: {error}")))?;
+                rest = rest.get((answer.header.length as usize).next_multiple_of(4)..).unwrap_or_default();
+                // Of a question that was given up.
+                if answer.header.sequence_number != self.sequence {
+                    continue;
+                }
+                steady &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+                match answer.payload {
+                    NetlinkPayload::Error(error) => {
+                        return match error.code {
+                            None => Ok(Some(list)),
+                            Some(code) => Err(io::Error::from_raw_os_error(-code.get())),
+                        };
+                    }
+                    NetlinkPayload::Done(_) => return Ok(steady.then_some(list)),
+                    NetlinkPayload::InnerMessage(message) => list.push(message),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// All interfaces.
+    pub fn links(&mut self) -> io::Result<Vec<LinkMessage>> {
+        let links = self.dump(&Message::GetLink(LinkMessage::default()))?;
+        Ok(links
+            .into_iter()
+            .filter_map(|message| if let Message::NewLink(link) = message { Some(link) } else { None })
+            .collect())
+    }
+}
+
+/// The name of an interface.
+pub fn name(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    /// An empty namespace, where this process may make one.
+    fn empty() -> Option<OwnedFd> {
+        match create_namespace() {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                eprintln!("skipped: no right to make a network namespace");
+                None
+            }
+            other => Some(other.unwrap()),
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_looked_at_from_outside() {
+        let Some(namespace) = empty() else { return };
+        let own = Netlink::open().unwrap().links().unwrap().len();
+        let mut there = within(&namespace, Netlink::open).unwrap();
+        // Asked from here.
+        let names: Vec<_> = there.links().unwrap().iter().filter_map(name).map(str::to_owned).collect();
+        // Some systems put tunnels into each.
+        assert!(names.contains(&"lo".to_owned()), "{names:?}");
+        assert_eq!(Network::look(&mut there).unwrap(), Network::default(), "loopback is no interface");
+        assert_eq!(Netlink::open().unwrap().links().unwrap().len(), own);
+    }
+
+    #[test]
+    fn changes_are_heard_of_where_they_are() {
+        let Some(namespace) = empty() else { return };
+        let there = within(&namespace, Changes::open).unwrap();
+        assert!(!there.take().unwrap());
+        within(&namespace, || Netlink::open()?.set_up(1, true)).unwrap();
+        assert!(there.take().unwrap());
+        assert!(!there.take().unwrap(), "it is told once");
+    }
+
+    #[test]
+    fn what_is_refused_is_told_with_its_reason() {
+        let Some(namespace) = empty() else { return };
+        let refused = within(&namespace, || Netlink::open()?.set_up(4711, true)).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(19), "there is no such device");
+        // It goes on after that.
+        let mut netlink = within(&namespace, Netlink::open).unwrap();
+        let default: Prefix = "0.0.0.0/0".parse().unwrap();
+        let route = Route {
+            destination: default,
+            gateway: "10.0.0.1".parse().ok(),
+            interface: 1,
+            source: None,
+            scope: 0,
+            metric: 0,
+            mtu: 0,
+            is_onlink: false,
+        };
+        assert!(netlink.add_route(&route).is_err());
+        assert!(netlink.links().is_ok());
+    }
+}

@@ -1,0 +1,195 @@
+//! The network of a machine: what is in its namespace on the host is in the guest.
+//!
+//! Each interface of the namespace gets a tap beside it, and what comes in on the one goes out on the other
+//! (`redirect`); the tap is the cable of one of the machine's network devices, which are there from the start, with no
+//! cable in. The agent is told what is to be seen of the interface in the guest (`told`).
+
+mod redirect;
+mod told;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_api::agent::SetNetworkRequest;
+use log::info;
+use rtnl::{Changes, Interface, Mac, Netlink};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Mutex;
+use tokio::time::sleep;
+use vmm::control::Request;
+
+use crate::deadlines;
+use crate::error::{Attempt, Error, Result};
+use crate::guest::Guest;
+use crate::journal::{Journal, Made};
+use crate::machine::monitor::Monitor;
+use crate::service::blocking;
+
+pub use redirect::undo;
+
+/// Network devices of a machine.
+pub const SLOTS: usize = 5;
+/// Changes come in groups: an interface, its addresses, its routes.
+const TOGETHER: Duration = Duration::from_millis(50);
+
+/// What the monitor calls a device.
+fn slot_name(slot: usize) -> String {
+    format!("net.{slot}")
+}
+
+/// The hardware address that a device comes with, by which the agent knows it.
+pub fn slot_mac(slot: usize) -> Mac {
+    Mac([0x02, b's', b'm', 0, 0, slot as u8 + 1])
+}
+
+/// The network namespace of a machine, and what of it the machine has.
+#[derive(Debug)]
+pub struct Network {
+    namespace: OwnedFd,
+    /// Where it can be found again by whoever tidies up, if it outlives the machine.
+    path: Option<PathBuf>,
+    plugged: Mutex<Plugged>,
+}
+
+#[derive(Debug, Default)]
+struct Plugged {
+    /// For each device, the number of the interface that it stands for.
+    slots: [Option<u32>; SLOTS],
+    /// What the guest was told.
+    told: SetNetworkRequest,
+    /// It is about to be tidied up.
+    is_left: bool,
+}
+
+/// Those of a machine that take part.
+#[derive(Clone, Copy)]
+pub struct Ends<'a> {
+    /// What was made.
+    pub journal: &'a Arc<Journal>,
+    /// Who has the devices.
+    pub monitor: &'a Monitor,
+    /// Who sets them up.
+    pub guest: &'a Guest,
+}
+
+impl Network {
+    /// Of a machine that is in `namespace`, and has nothing of it.
+    pub fn new(namespace: OwnedFd, path: Option<PathBuf>) -> Self {
+        Self { namespace, path, plugged: Mutex::default() }
+    }
+
+    /// Gives the guest what is in the namespace now, unless it was told so already; a guest that may have something from
+    /// elsewhere is told in any case.
+    pub async fn bring(&self, ends: Ends<'_>, in_any_case: bool) -> Result<()> {
+        let mut plugged = self.plugged.lock().await;
+        if plugged.is_left {
+            return Ok(());
+        }
+        let looking = || rtnl::Network::look(&mut Netlink::open()?);
+        let mut seen = self.within("looking at the network namespace", looking).await?;
+        // A port of a bridge, or of a bond, is its master's.
+        seen.interfaces.retain(|interface| !interface.is_port && !redirect::is_ours(&interface.name));
+        for slot in &mut plugged.slots {
+            if slot.is_some_and(|index| !seen.interfaces.iter().any(|interface| interface.index == index)) {
+                *slot = None;
+            }
+        }
+        for interface in &seen.interfaces {
+            if plugged.slots.contains(&Some(interface.index)) {
+                continue;
+            }
+            let free = plugged.slots.iter().position(Option::is_none);
+            let slot = free.ok_or_else(|| {
+                Error::precondition(format!(
+                    "the network namespace has more interfaces than the {SLOTS} that a machine can have, {} among them; \
+                     take some out of it",
+                    interface.name
+                ))
+            })?;
+            self.plug(slot, interface, ends).await?;
+            plugged.slots[slot] = Some(interface.index);
+        }
+        let slot_of = |index| {
+            let slot = plugged.slots.iter().position(|known| *known == Some(index))?;
+            Some(slot_mac(slot))
+        };
+        let request = told::of(&seen, slot_of);
+        if plugged.told == request && !in_any_case {
+            return Ok(());
+        }
+        let set = ends.guest.set_network(&request).await;
+        set.map_err(|error| error.context("setting up the network of the guest"))?;
+        let names: Vec<_> = request.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+        info!("the guest has the interfaces {names:?}");
+        plugged.told = request;
+        Ok(())
+    }
+
+    /// Returns when nothing is hung into the namespace any more that is not in the journal yet.
+    pub async fn leave(&self) {
+        self.plugged.lock().await.is_left = true;
+    }
+
+    /// Hears of changes of the namespace from now on.
+    pub async fn watch(&self) -> Result<Watch> {
+        let changes = self.within("watching the network namespace", Changes::open).await?;
+        // SAFETY: what is owned here has one socket, which it opened and keeps until it is dropped.
+        let changes = unsafe { AsyncFd::register_with_interest(changes, Interest::READABLE) };
+        Ok(Watch(changes.attempt("watching the network namespace")?))
+    }
+
+    /// Does something on a thread that is in the namespace.
+    async fn within<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let namespace = self.namespace.try_clone().attempt("duplicating a descriptor")?;
+        blocking(what, move || rtnl::within(namespace, work).attempt(what)).await
+    }
+
+    async fn plug(&self, slot: usize, interface: &Interface, ends: Ends<'_>) -> Result<()> {
+        let (wanted, journal, path) = (interface.clone(), ends.journal.clone(), self.path.clone());
+        let joining = move || {
+            let note = |whole| match path {
+                // A namespace of the machine's own goes with all that is in it.
+                None => Ok(()),
+                Some(namespace) => {
+                    journal.note(Made::Redirected { namespace, interface: wanted.name.clone(), whole })
+                }
+            };
+            redirect::join(&wanted, note)
+        };
+        let joined = self.within("joining a tap to it", joining).await;
+        let taps = joined.map_err(|error| error.context(format_args!("the interface {}", interface.name)))?;
+        let request = Request::AttachTap { slot: slot_name(slot) };
+        let attach = move |control: &mut vmm::control::Client| {
+            let fds: Vec<_> = taps.iter().map(AsFd::as_fd).collect();
+            control.call(request, &fds, deadlines::MONITOR_CALL).map(drop)
+        };
+        ends.monitor.ask("plugging in a network device", attach).await
+    }
+}
+
+/// Hears of changes of a namespace.
+pub struct Watch(AsyncFd<Changes>);
+
+impl Watch {
+    /// Waits for the next, and for those that come with it.
+    pub async fn next(&self) -> Result<()> {
+        let what = "watching the network namespace";
+        loop {
+            let mut ready = self.0.readable().await.attempt(what)?;
+            let any = self.0.get_ref().take().attempt(what)?;
+            ready.clear_ready();
+            if any {
+                sleep(TOGETHER).await;
+                self.0.get_ref().take().attempt(what)?;
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What the agent is told of a namespace.
+
+use agent_api::agent::{Interface, Neighbour, Route, SetNetworkRequest};
+use rtnl::{Mac, Network};
+
+/// RTNH_F_ONLINK.
+const ONLINK: u32 = 4;
+
+/// All that is in it of the interfaces that have devices, by the addresses that these came with.
+pub fn of(seen: &Network, device: impl Fn(u32) -> Option<Mac>) -> SetNetworkRequest {
+    let interfaces = seen.interfaces.iter().filter_map(|interface| {
+        Some(Interface {
+            mac: device(interface.index)?.to_string(),
+            name: interface.name.clone(),
+            addresses: interface.addresses.iter().map(ToString::to_string).collect(),
+            mtu: interface.mtu,
+            new_mac: interface.mac.to_string(),
+            ..Interface::default()
+        })
+    });
+    let name = |index: u32| {
+        let found = seen.interfaces.iter().find(|interface| interface.index == index);
+        found.filter(|_| device(index).is_some()).map(|interface| interface.name.clone())
+    };
+    let text =
+        |address: Option<std::net::IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
+    let routes = seen.routes.iter().filter_map(|route| {
+        Some(Route {
+            destination: route.destination.to_string(),
+            gateway: text(route.gateway),
+            interface: name(route.interface)?,
+            source: text(route.source),
+            scope: route.scope.into(),
+            metric: route.metric,
+            mtu: route.mtu,
+            flags: if route.is_onlink { ONLINK } else { 0 },
+            ..Route::default()
+        })
+    });
+    let neighbours = seen.neighbours.iter().filter_map(|neighbour| {
+        Some(Neighbour {
+            address: neighbour.address.to_string(),
+            mac: neighbour.mac.to_string(),
+            interface: name(neighbour.interface)?,
+            ..Neighbour::default()
+        })
+    });
+    SetNetworkRequest {
+        interfaces: interfaces.collect(),
+        routes: routes.collect(),
+        neighbours: neighbours.collect(),
+        ..SetNetworkRequest::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnl::{self, Prefix};
+
+    use super::*;
+
+    #[test]
+    fn only_what_has_a_device_is_told() {
+        let interface = |index, name: &str| rtnl::Interface {
+            index,
+            name: name.to_owned(),
+            mac: Mac([2, 0, 0, 0, 0, 9]),
+            permanent: None,
+            mtu: 1400,
+            is_up: true,
+            is_port: false,
+            addresses: vec!["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
+        };
+        let route = |interface, destination: &str, gateway: Option<&str>| rtnl::Route {
+            destination: destination.parse::<Prefix>().unwrap(),
+            gateway: gateway.map(|text| text.parse().unwrap()),
+            interface,
+            source: None,
+            scope: 0,
+            metric: 3,
+            mtu: 0,
+            is_onlink: gateway.is_some(),
+        };
+        let neighbour = |interface| rtnl::Neighbour {
+            interface,
+            address: "10.0.0.1".parse().unwrap(),
+            mac: Mac([2, 0, 0, 0, 0, 7]),
+        };
+        let seen = Network {
+            interfaces: vec![interface(4, "eth0"), interface(5, "eth1")],
+            routes: vec![
+                route(4, "::/0", Some("fe80::1")),
+                route(5, "10.9.0.0/16", None),
+                route(6, "10.8.0.0/16", None),
+            ],
+            neighbours: vec![neighbour(4), neighbour(5)],
+        };
+        let told = of(&seen, |index| (index == 4).then_some(Mac([2, 0, 0, 0, 0, 1])));
+        let [interface] = &*told.interfaces else { panic!("{told:?}") };
+        assert_eq!(
+            (interface.mac.as_str(), interface.new_mac.as_str()),
+            ("02:00:00:00:00:01", "02:00:00:00:00:09")
+        );
+        assert_eq!((interface.name.as_str(), interface.mtu), ("eth0", 1400));
+        assert_eq!(interface.addresses, ["10.0.0.2/24", "fd00::2/64"]);
+        let [route] = &*told.routes else { panic!("{told:?}") };
+        let words = [&route.destination, &route.gateway, &route.interface, &route.source].map(String::as_str);
+        assert_eq!((words, route.metric, route.flags), (["::/0", "fe80::1", "eth0", ""], 3, ONLINK));
+        let [neighbour] = &*told.neighbours else { panic!("{told:?}") };
+        let words = [&neighbour.address, &neighbour.mac, &neighbour.interface].map(String::as_str);
+        assert_eq!(words, ["10.0.0.1", "02:00:00:00:00:07", "eth0"]);
+        assert_eq!(of(&seen, |_| None), SetNetworkRequest::default());
+    }
+}
