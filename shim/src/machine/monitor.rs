@@ -463,7 +463,10 @@ mod tests {
             cpus: 3,
         };
         let devices = "run --control fd:3 --jail /m/jail --share containers=/m/tree:cache=auto \
-                       --share binds=/m/tree:cache=fresh --vsock /m/vsock --console file:/m/console";
+                       --share binds=/m/tree:cache=fresh --tap none,mac=02:73:6d:00:00:01 \
+                       --tap none,mac=02:73:6d:00:00:02 --tap none,mac=02:73:6d:00:00:03 \
+                       --tap none,mac=02:73:6d:00:00:04 --tap none,mac=02:73:6d:00:00:05 \
+                       --vsock /m/vsock --console file:/m/console";
         let booted = "--kernel /k --initrd /i --append quiet --memory 5 --memory-max 7 --cpus 3";
         assert_eq!(line(Origin::Boot(boot)), format!("{devices} {booted}"));
         assert_eq!(line(Origin::Snapshot("/t".into())), format!("{devices} --restore /t"));
