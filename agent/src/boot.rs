@@ -46,8 +46,8 @@ const ALL: MsFlags = NOSUID_NODEV.union(MsFlags::MS_NOEXEC);
 pub struct Booted {
     /// The modules that are not loaded yet.
     pub modules: Modules,
-    /// Network devices that are nobody's yet.
-    pub parked: Option<network::Parked>,
+    /// The machine's network devices.
+    pub devices: network::Devices,
 }
 
 /// Makes the system. There is one thread.
@@ -80,8 +80,8 @@ pub fn boot() -> Result<Booted> {
         fs::create_dir_all(directory).with_context(|| format!("creating {directory}"))?;
     }
     network::loopback_up().context("bringing up loopback")?;
-    let parked = network::park().context("parking the network devices")?;
-    Ok(Booted { modules, parked })
+    let devices = network::devices().context("parking the network devices")?;
+    Ok(Booted { modules, devices })
 }
 
 /// How long the kernel has been there.

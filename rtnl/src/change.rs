@@ -8,7 +8,9 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
@@ -40,6 +42,17 @@ impl Netlink {
     /// Says how large the packets of an interface can be.
     pub fn set_mtu(&mut self, index: u32, mtu: u32) -> io::Result<()> {
         self.set(index, [LinkAttribute::Mtu(mtu)])
+    }
+
+    /// Has the kernel say nothing of its own on an interface: without an address of its link it speaks no IPv6.
+    pub fn set_silent(&mut self, index: u32) -> io::Result<()> {
+        let silent = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let set = self.set(index, [LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![silent])])]);
+        match set {
+            // There is no IPv6.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => Ok(()),
+            other => other,
+        }
     }
 
     /// Has another namespace have an interface, under that name.

@@ -1,13 +1,12 @@
 //! The network configuration of Linux, by netlink: a question, and the kernel's answer.
 //!
 //! The shim reads with it what a network namespace has, and joins taps to that; the agent gives it to the guest.
-//! Messages are those of `netlink-packet-route`, which this crate shows again: two of its versions in one house would be
-//! two of every type.
 #![cfg(target_os = "linux")]
 
 mod addresses;
 mod change;
 mod namespace;
+mod redirect;
 mod state;
 mod watch;
 
@@ -16,8 +15,6 @@ use std::time::Duration;
 
 pub use addresses::{Mac, Prefix};
 pub use namespace::{create as create_namespace, current as current_namespace, within};
-pub use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-pub use netlink_packet_route as route;
 pub use state::{Interface, Neighbour, Network, Route};
 pub use watch::Changes;
 
@@ -54,13 +51,13 @@ impl Netlink {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Asks for a change. `flags` are of those that this crate shows.
-    pub fn ask(&mut self, message: Message, flags: u16) -> io::Result<()> {
+    /// Asks for a change.
+    fn ask(&mut self, message: Message, flags: u16) -> io::Result<()> {
         self.exchange(message, NLM_F_REQUEST | NLM_F_ACK | flags).map(drop)
     }
 
     /// Asks what there is.
-    pub fn dump(&mut self, message: &Message) -> io::Result<Vec<Message>> {
+    fn dump(&mut self, message: &Message) -> io::Result<Vec<Message>> {
         for _ in 0..ATTEMPTS {
             if let Some(list) = self.exchange(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)? {
                 return Ok(list);
@@ -114,18 +111,24 @@ impl Netlink {
         }
     }
 
-    /// All interfaces.
-    pub fn links(&mut self) -> io::Result<Vec<LinkMessage>> {
+    fn links(&mut self) -> io::Result<Vec<LinkMessage>> {
         let links = self.dump(&Message::GetLink(LinkMessage::default()))?;
-        Ok(links
-            .into_iter()
-            .filter_map(|message| if let Message::NewLink(link) = message { Some(link) } else { None })
-            .collect())
+        let links = links.into_iter().filter_map(|message| match message {
+            Message::NewLink(link) => Some(link),
+            _ => None,
+        });
+        Ok(links.collect())
+    }
+
+    /// The number of the interface of that name, if there is one.
+    pub fn index_of(&mut self, wanted: &str) -> io::Result<Option<u32>> {
+        let links = self.links()?;
+        let found = links.iter().find(|link| name(link) == Some(wanted));
+        Ok(found.map(|link| link.header.index))
     }
 }
 
-/// The name of an interface.
-pub fn name(link: &LinkMessage) -> Option<&str> {
+fn name(link: &LinkMessage) -> Option<&str> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,

@@ -10,6 +10,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
 
 /// Hears of changes of the namespace of the thread that opened it. Not what: that is to be looked at.
+#[derive(Debug)]
 pub struct Changes(Socket);
 
 impl Changes {

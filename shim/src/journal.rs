@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::deadlines;
 use crate::hooks::Run;
-use crate::net;
+use crate::machine::net::{self, Redirected};
 use crate::process::Process;
 use crate::template::store;
 use crate::warm::upper;
@@ -53,15 +53,8 @@ pub enum Made {
     },
     /// One that was filled stays so: what is in it is its container's by now.
     Kept(PathBuf),
-    /// An interface of a namespace that is not ours, into which filters were hung.
-    Redirected {
-        /// The namespace.
-        namespace: PathBuf,
-        /// The interface's name.
-        interface: String,
-        /// Whether there was no place for filters before.
-        whole: bool,
-    },
+    /// Something in a network namespace that outlives the machine.
+    Redirected(Redirected),
     /// A container for which hooks run when it is gone.
     Poststop(Run),
 }
@@ -164,7 +157,7 @@ fn undo(made: &Made) -> io::Result<()> {
         Made::Making(path) => store::abandoned(path),
         Made::Filled { path, mode, owner } => fine_if_missing(empty(path, *mode, *owner)),
         Made::Kept(_) => Ok(()),
-        Made::Redirected { namespace, interface, whole } => net::undo(namespace, interface, *whole),
+        Made::Redirected(redirected) => net::undo(redirected),
         Made::Poststop(run) => {
             run.all_despite_errors();
             Ok(())

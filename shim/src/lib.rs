@@ -12,6 +12,7 @@
 //! ([`inventory`]).
 
 pub mod args;
+pub mod blocking;
 pub mod bootstrap;
 pub mod cgroup;
 pub mod checkpoint;
@@ -33,7 +34,6 @@ pub mod ledger;
 pub mod logger;
 pub mod loops;
 pub mod machine;
-pub mod net;
 pub mod paths;
 pub mod process;
 pub mod publisher;

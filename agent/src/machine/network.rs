@@ -14,43 +14,143 @@ use rtnl::{Mac, Netlink, Network, Prefix};
 const MOST: usize = 256;
 /// The number of `lo` in every namespace.
 const LOOPBACK: u32 = 1;
-/// RTNH_F_ONLINK.
-const ONLINK: u32 = 4;
 
 /// Brings up `lo`.
 pub fn loopback_up() -> Result<()> {
     Ok(Netlink::open()?.set_up(LOOPBACK, true)?)
 }
 
-/// Where the network devices are that nobody uses.
-pub struct Parked(OwnedFd);
-
-/// Parks all network devices, if there are any.
-pub fn park() -> Result<Option<Parked>> {
-    let mut netlink = Netlink::open()?;
-    let devices = Network::look(&mut netlink).context("listing the network devices")?.interfaces;
-    if devices.is_empty() {
-        return Ok(None);
-    }
-    let parked = Parked(rtnl::create_namespace().context("making a network namespace")?);
-    for device in &devices {
-        parked.take(&mut netlink, device)?;
-    }
-    Ok(Some(parked))
+/// The machine's network devices.
+pub struct Devices {
+    /// Where those are that nobody uses.
+    park: OwnedFd,
+    /// The hardware addresses that they came with. Others are the containers' own.
+    all: HashSet<Mac>,
+    given: Given,
 }
 
-impl Parked {
-    fn take(&self, netlink: &mut Netlink, device: &rtnl::Interface) -> Result<()> {
+/// What the shim had the network given, and can have taken away again: the rest is the containers' own.
+#[derive(Default, Clone)]
+struct Given {
+    addresses: HashSet<(Mac, Prefix)>,
+    routes: HashSet<rtnl::Route>,
+    neighbours: HashSet<rtnl::Neighbour>,
+}
+
+/// Finds the network devices, and parks all of them.
+pub fn devices() -> Result<Devices> {
+    let mut netlink = Netlink::open()?;
+    let found = Network::look(&mut netlink).context("listing the network devices")?.interfaces;
+    let devices = Devices {
+        park: rtnl::create_namespace().context("making a network namespace")?,
+        all: found.iter().filter_map(|device| device.permanent).collect(),
+        given: Given::default(),
+    };
+    for device in &found {
+        devices.put_away(&mut netlink, device)?;
+    }
+    Ok(devices)
+}
+
+impl Devices {
+    /// Makes the network what is asked for.
+    pub fn set(&mut self, request: &SetNetworkRequest) -> Result<()> {
+        let SetNetworkRequest { interfaces, routes, neighbours, .. } = request;
+        for count in [interfaces.len(), routes.len(), neighbours.len()] {
+            ensure!(count <= MOST, "{count} are more than {MOST} of a kind");
+        }
+        let wanted: Vec<_> = interfaces.iter().map(Wanted::parse).collect::<Result<_>>()?;
+        let mut netlink = Netlink::open().context("opening netlink")?;
+        self.choose(&mut netlink, &wanted)?;
+        name(&mut netlink, &wanted)?;
+
+        let network = Network::look(&mut netlink)?;
+        let index_of = |name: &str| {
+            let found = network.interfaces.iter().find(|device| device.name == name);
+            found.map(|device| device.index).with_context(|| format!("there is no interface {name:?}"))
+        };
+        let routes: Vec<_> =
+            routes.iter().map(|route| parse_route(route, index_of)).collect::<Result<_>>()?;
+        let neighbours: Vec<_> =
+            neighbours.iter().map(|neighbour| parse_neighbour(neighbour, index_of)).collect::<Result<_>>()?;
+        let addresses = wanted
+            .iter()
+            .flat_map(|interface| interface.addresses.iter().map(|prefix| (interface.permanent, *prefix)));
+        let now = Given {
+            addresses: addresses.collect(),
+            routes: routes.iter().copied().collect(),
+            neighbours: neighbours.iter().copied().collect(),
+        };
+        // If it fails on the way, any of both may be there.
+        let before = self.given.clone();
+        self.given.addresses.extend(&now.addresses);
+        self.given.routes.extend(&now.routes);
+        self.given.neighbours.extend(&now.neighbours);
+
+        for route in network.routes.iter().filter(|route| before.routes.contains(route)) {
+            if !now.routes.contains(route) {
+                let removed = netlink.remove_route(route);
+                removed.with_context(|| format!("removing the route to {}", route.destination))?;
+            }
+        }
+        for neighbour in network.neighbours.iter().filter(|known| before.neighbours.contains(known)) {
+            if !now.neighbours.contains(neighbour) {
+                let removed = netlink.remove_neighbour(neighbour);
+                removed.with_context(|| format!("forgetting the neighbour {}", neighbour.address))?;
+            }
+        }
+        for interface in &wanted {
+            let device = interface.find(&network)?;
+            let prefixes = device.addresses.iter().map(|prefix| (interface.permanent, *prefix));
+            let gone = prefixes
+                .filter(|address| before.addresses.contains(address) && !now.addresses.contains(address));
+            let gone: Vec<_> = gone.map(|(_, prefix)| prefix).collect();
+            bring_up(&mut netlink, interface, device, &gone)
+                .with_context(|| format!("setting up the interface {}", interface.name))?;
+        }
+        // With an address go others of its network, and routes.
+        let network = Network::look(&mut netlink)?;
+        for interface in &wanted {
+            let device = interface.find(&network)?;
+            for prefix in interface.addresses.iter().filter(|prefix| !device.addresses.contains(prefix)) {
+                let added = netlink.add_address(device.index, *prefix);
+                added.with_context(|| format!("adding the address {prefix} to {}", interface.name))?;
+            }
+        }
+        for route in routes.iter().filter(|route| !network.routes.contains(route)) {
+            netlink.add_route(route).with_context(|| format!("adding a route to {}", route.destination))?;
+        }
+        for neighbour in neighbours.iter().filter(|wanted| !network.neighbours.contains(wanted)) {
+            let added = netlink.add_neighbour(neighbour);
+            added.with_context(|| format!("adding the neighbour {}", neighbour.address))?;
+        }
+        self.given = now;
+        Ok(())
+    }
+
+    /// Of the devices, those that are wanted are here, and no others.
+    fn choose(&self, netlink: &mut Netlink, wanted: &[Wanted]) -> Result<()> {
+        let mut missing: HashSet<_> = wanted.iter().map(|interface| interface.permanent).collect();
+        for device in Network::look(netlink)?.interfaces {
+            let Some(mac) = device.permanent.filter(|mac| self.all.contains(mac)) else { continue };
+            if !missing.remove(&mac) {
+                self.put_away(netlink, &device)?;
+            }
+        }
+        if missing.is_empty() { Ok(()) } else { self.fetch(&missing) }
+    }
+
+    fn put_away(&self, netlink: &mut Netlink, device: &rtnl::Interface) -> Result<()> {
         if device.is_up {
             netlink.set_up(device.index, false)?;
         }
         // A name that nobody is given: numbers are not used twice.
         let name = format!("parked{}", device.index);
-        netlink.move_to(device.index, &self.0, &name).with_context(|| format!("parking {}", device.name))
+        netlink.move_to(device.index, &self.park, &name).with_context(|| format!("parking {}", device.name))
     }
 
-    /// Gives the devices with these hardware addresses back, if they are here.
-    fn give(&self, macs: &HashSet<Mac>) -> Result<()> {
+    /// Brings those with these hardware addresses here.
+    fn fetch(&self, macs: &HashSet<Mac>) -> Result<()> {
         let here = rtnl::current_namespace()?;
         let moving = || {
             let mut netlink = Netlink::open()?;
@@ -61,7 +161,7 @@ impl Parked {
             }
             Ok(())
         };
-        rtnl::within(&self.0, moving).context("taking network devices out of where they are parked")
+        rtnl::within(&self.park, moving).context("fetching network devices from where they are parked")
     }
 }
 
@@ -98,59 +198,6 @@ impl Wanted {
     }
 }
 
-/// Makes the network what is asked for: what is not named goes.
-pub fn set(parked: Option<&Parked>, request: &SetNetworkRequest) -> Result<()> {
-    let SetNetworkRequest { interfaces, routes, neighbours, .. } = request;
-    for count in [interfaces.len(), routes.len(), neighbours.len()] {
-        ensure!(count <= MOST, "{count} are more than {MOST} of a kind");
-    }
-    let wanted: Vec<_> = interfaces.iter().map(Wanted::parse).collect::<Result<_>>()?;
-    let mut netlink = Netlink::open().context("opening netlink")?;
-    choose(&mut netlink, parked, &wanted)?;
-    name(&mut netlink, &wanted)?;
-    for interface in &wanted {
-        address(&mut netlink, interface)
-            .with_context(|| format!("setting up the interface {}", interface.name))?;
-    }
-    let network = Network::look(&mut netlink)?;
-    let index_of = |name: &str| {
-        let found = network.interfaces.iter().find(|device| device.name == name);
-        found.map(|device| device.index).with_context(|| format!("there is no interface {name:?}"))
-    };
-    let routes: Vec<_> = routes.iter().map(|route| parse_route(route, index_of)).collect::<Result<_>>()?;
-    for route in network.routes.iter().filter(|route| !routes.contains(route)) {
-        netlink
-            .remove_route(route)
-            .with_context(|| format!("removing the route to {}", route.destination))?;
-    }
-    for route in routes.iter().filter(|route| !network.routes.contains(route)) {
-        netlink.add_route(route).with_context(|| format!("adding a route to {}", route.destination))?;
-    }
-    let neighbours: Vec<_> =
-        neighbours.iter().map(|neighbour| parse_neighbour(neighbour, index_of)).collect::<Result<_>>()?;
-    for neighbour in network.neighbours.iter().filter(|known| !neighbours.contains(known)) {
-        let removed = netlink.remove_neighbour(neighbour);
-        removed.with_context(|| format!("forgetting the neighbour {}", neighbour.address))?;
-    }
-    for neighbour in neighbours.iter().filter(|wanted| !network.neighbours.contains(wanted)) {
-        let added = netlink.add_neighbour(neighbour);
-        added.with_context(|| format!("adding the neighbour {}", neighbour.address))?;
-    }
-    Ok(())
-}
-
-/// Those that are wanted are here, and no others.
-fn choose(netlink: &mut Netlink, parked: Option<&Parked>, wanted: &[Wanted]) -> Result<()> {
-    let Some(parked) = parked else { return Ok(()) };
-    let wanted: HashSet<_> = wanted.iter().map(|interface| interface.permanent).collect();
-    for device in Network::look(netlink)?.interfaces {
-        if !device.permanent.is_some_and(|mac| wanted.contains(&mac)) {
-            parked.take(netlink, &device)?;
-        }
-    }
-    parked.give(&wanted)
-}
-
 /// Names and hardware addresses, which can be changed of an interface that is down.
 fn name(netlink: &mut Netlink, wanted: &[Wanted]) -> Result<()> {
     let network = Network::look(netlink)?;
@@ -183,26 +230,17 @@ fn name(netlink: &mut Netlink, wanted: &[Wanted]) -> Result<()> {
     Ok(())
 }
 
-/// What an interface has when it has its name.
-fn address(netlink: &mut Netlink, wanted: &Wanted) -> Result<()> {
-    let network = Network::look(netlink)?;
-    let device = wanted.find(&network)?;
+/// What can be set of an interface that has its name, without addresses that are to go.
+fn bring_up(netlink: &mut Netlink, wanted: &Wanted, device: &rtnl::Interface, gone: &[Prefix]) -> Result<()> {
     if wanted.mtu != 0 && device.mtu != wanted.mtu {
         netlink.set_mtu(device.index, wanted.mtu).with_context(|| format!("its MTU of {}", wanted.mtu))?;
     }
     if !device.is_up {
         netlink.set_up(device.index, true).context("bringing it up")?;
     }
-    for prefix in device.addresses.iter().filter(|prefix| !wanted.addresses.contains(prefix)) {
+    for prefix in gone {
         let removed = netlink.remove_address(device.index, *prefix);
         removed.with_context(|| format!("removing the address {prefix}"))?;
-    }
-    // With an address go others of the same network.
-    let network = Network::look(netlink)?;
-    let device = wanted.find(&network)?;
-    for prefix in wanted.addresses.iter().filter(|prefix| !device.addresses.contains(prefix)) {
-        let added = netlink.add_address(device.index, *prefix);
-        added.with_context(|| format!("adding the address {prefix}"))?;
     }
     Ok(())
 }
@@ -220,7 +258,7 @@ fn parse_route(route: &Route, index_of: impl Fn(&str) -> Result<u32>) -> Result<
         scope: u8::try_from(route.scope)?,
         metric: route.metric,
         mtu: route.mtu,
-        is_onlink: route.flags & ONLINK != 0,
+        is_onlink: route.onlink,
     })
 }
 

@@ -26,7 +26,7 @@ use crate::container::Container;
 use crate::events::Events;
 use crate::helper::{Request, client};
 use crate::machine::modules::Modules;
-use crate::machine::network::{self, Parked};
+use crate::machine::network::Devices;
 use crate::oom::Watcher;
 use crate::process::{Life, Process};
 use crate::reaper::Reaper;
@@ -68,8 +68,8 @@ pub struct Agent {
     /// Who uses which shared memory.
     shm: Mutex<HashMap<PathBuf, Vec<String>>>,
     provided: tokio::sync::Mutex<Provided>,
-    /// Network devices that are nobody's yet. Held while the network is set up.
-    parked: Arc<Mutex<Option<Parked>>>,
+    /// Held while the network is set up.
+    devices: Arc<Mutex<Devices>>,
     events: Arc<Events>,
     reaper: Reaper,
     watcher: Watcher,
@@ -98,7 +98,7 @@ async fn run(booted: Booted) -> Result<std::convert::Infallible> {
         announced: Mutex::default(),
         shm: Mutex::default(),
         provided: tokio::sync::Mutex::new(Provided { modules: booted.modules, share: false }),
-        parked: Arc::new(Mutex::new(booted.parked)),
+        devices: Arc::new(Mutex::new(booted.devices)),
         events: Arc::default(),
         reaper: Reaper::start()?,
         watcher: Watcher::start()?,
@@ -125,11 +125,8 @@ fn listen(port: u32) -> Result<VsockListener> {
 
 impl Agent {
     async fn set_network(&self, request: SetNetworkRequest) -> Result<()> {
-        let parked = Arc::clone(&self.parked);
-        let setting = move || {
-            let parked = parked.lock().unwrap_or_else(PoisonError::into_inner);
-            network::set(parked.as_ref(), &request)
-        };
+        let devices = Arc::clone(&self.devices);
+        let setting = move || devices.lock().unwrap_or_else(PoisonError::into_inner).set(&request);
         tokio::task::spawn_blocking(setting).await?
     }
 

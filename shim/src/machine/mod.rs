@@ -1,6 +1,7 @@
 //! A machine: the way from nothing to an agent that serves, by a boot or from a template.
 
 pub mod monitor;
+pub mod net;
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,11 +20,11 @@ use vmm::control::{Reply, Request};
 use vmm::snapshot::Form;
 
 use self::monitor::{Boot, Monitor, Origin, Start};
+use self::net::{Ends, Network};
 use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::guest::Guest;
 use crate::journal::{Journal, Made};
-use crate::net::{Ends, Network, Watch};
 use crate::paths::Paths;
 use crate::process::Process;
 use crate::template::Template;
@@ -64,7 +65,7 @@ pub struct Recipe<'a> {
 impl Recipe<'_> {
     fn network(&self) -> Result<Network> {
         let namespace = self.network.try_clone().attempt("duplicating a descriptor")?;
-        Ok(Network::new(namespace, self.network_path.map(Path::to_owned)))
+        Network::new(namespace, self.network_path.map(Path::to_owned))
     }
 }
 
@@ -203,9 +204,9 @@ impl Machine {
         self.network.leave().await;
     }
 
-    /// Hears of changes of its network namespace.
-    pub async fn watch_network(&self) -> Result<Watch> {
-        self.network.watch().await
+    /// Returns when something has changed in its network namespace since it was brought.
+    pub async fn network_changes(&self) -> Result<()> {
+        self.network.changes().await
     }
 
     fn ends(&self) -> Ends<'_> {

@@ -25,10 +25,11 @@ use tokio::time::timeout;
 use ttrpc::Code;
 use vmm::control::{Client as Control, Look, Reply, Request};
 
+use super::net;
 use crate::error::{Attempt, Error, Result};
 use crate::process::Process;
 use crate::template::key::SHARES;
-use crate::{deadlines, host, net};
+use crate::{deadlines, host};
 
 /// Lines of the monitor's that are kept for an error.
 const LINES: usize = 20;

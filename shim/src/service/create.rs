@@ -17,7 +17,8 @@ use runtime_spec::{Kind, Request, RootfsMount, layout};
 
 use super::origin::{Past, Resumed, Source, again, rejoin, restored};
 use super::warm::{Beginning, Warming, beginning};
-use super::{Begins, Container, Shim, blocking, lock};
+use super::{Begins, Container, Shim, lock};
+use crate::blocking::blocking;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::Options;
 use crate::error::{Attempt, Error, Result};

@@ -26,7 +26,7 @@ use protobuf::{Message, MessageField};
 use tokio::sync::{RwLock, watch as channel};
 
 use crate::cgroup;
-use crate::error::{Attempt, Error, Result};
+use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::holder::Holder;
 use crate::hooks::Run;
@@ -404,14 +404,6 @@ fn details(exec_id: String) -> Result<MessageField<Any>> {
         value,
         ..Any::default()
     }))
-}
-
-/// Runs what blocks.
-pub(crate) async fn blocking<T: Send + 'static>(
-    what: &'static str,
-    run: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(run).await.map_err(std::io::Error::other).attempt(what)?
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use log::{info, warn};
 use runtime_spec::config::Boot;
 use runtime_spec::plan::Plan;
 
-use super::blocking;
+use crate::blocking::blocking;
 use crate::checkpoint::{About, Checkpoint};
 use crate::deadlines;
 use crate::error::{Attempt, Result};

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use containerd_shim_protos::api::DeleteResponse;
 use log::warn;
 
-use super::{Container, Shim, blocking, lock};
+use super::{Container, Shim, lock};
+use crate::blocking::blocking;
 use crate::error::{Attempt, Result};
 use crate::journal::Journal;
 use crate::time::timestamp;

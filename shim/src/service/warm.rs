@@ -10,7 +10,8 @@ use log::{debug, info, warn};
 use tokio::time::{sleep, timeout};
 use vmm::snapshot::{self, Base, Form};
 
-use super::{Container, Shim, blocking, lock};
+use super::{Container, Shim, lock};
+use crate::blocking::blocking;
 use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::journal::Made;

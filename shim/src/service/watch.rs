@@ -47,13 +47,15 @@ impl Shim {
     /// Gives the guest of a machine what comes into its network namespace, and takes what goes, until it has ended. What
     /// could not be done is tried again.
     async fn follow_network(&self, machine: &Machine) -> Result<()> {
-        let watch = machine.watch_network().await?;
         let mut failed = None;
         loop {
             let changed = async {
                 match failed {
-                    None => watch.next().await,
-                    Some(_) => timeout(deadlines::NETWORK_AGAIN, watch.next()).await.unwrap_or(Ok(())),
+                    None => machine.network_changes().await,
+                    // No change is needed for another attempt.
+                    Some(_) => {
+                        timeout(deadlines::NETWORK_AGAIN, machine.network_changes()).await.unwrap_or(Ok(()))
+                    }
                 }
             };
             tokio::select! {

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::digest::Digests;
 use crate::error::{Error, Result};
-use crate::machine::{self, monitor_path};
-use crate::{deadlines, net, paths};
+use crate::machine::{self, monitor_path, net};
+use crate::{deadlines, paths};
 
 /// The length of a key's text: short enough for a path, long enough to be the only one.
 const LENGTH: usize = 32;

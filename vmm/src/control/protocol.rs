@@ -337,42 +337,6 @@ pub struct Memory {
     pub monitor_private: u64,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_words_on_the_wire_are_these() {
-        let call = |text: &str| serde_json::from_str::<Call>(text).map(|call| call.request).ok();
-        for (text, request) in [
-            (r#"{"id":1,"request":"state"}"#, Some(Request::State)),
-            (r#"{"id":1,"request":{"pause":{"within_ms":5}}}"#, Some(Request::Pause { within_ms: 5 })),
-            (
-                r#"{"id":1,"request":{"resize":{"memory":5}}}"#,
-                Some(Request::Resize { memory: Some(5), vcpus: None }),
-            ),
-            (r#"{"id":1,"request":"power_button","new":"field"}"#, Some(Request::PowerButton)),
-            (r#"{"id":1,"request":"fly"}"#, None),
-            (r#"{"id":-1,"request":"state"}"#, None),
-            (r#"{"request":"state"}"#, None),
-            ("", None),
-            ("null", None),
-        ] {
-            assert_eq!(call(text), request, "{text}");
-        }
-        let reply = Message::Reply(Answer {
-            id: 7,
-            result: Err(Refusal { kind: RefusalKind::State, why: "no".into() }),
-        });
-        assert_eq!(
-            serde_json::to_string(&reply).unwrap(),
-            r#"{"reply":{"id":7,"result":{"Err":{"kind":"state","why":"no"}}}}"#
-        );
-        let newer: Refusal = serde_json::from_str(r#"{"kind":"moon_phase","why":"x"}"#).unwrap();
-        assert_eq!(newer.kind, RefusalKind::Unknown);
-    }
-}
-
 /// Where a machine stands that is paused.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
@@ -432,5 +396,41 @@ impl fmt::Display for Look {
             writeln!(f, "{device}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_on_the_wire_are_these() {
+        let call = |text: &str| serde_json::from_str::<Call>(text).map(|call| call.request).ok();
+        for (text, request) in [
+            (r#"{"id":1,"request":"state"}"#, Some(Request::State)),
+            (r#"{"id":1,"request":{"pause":{"within_ms":5}}}"#, Some(Request::Pause { within_ms: 5 })),
+            (
+                r#"{"id":1,"request":{"resize":{"memory":5}}}"#,
+                Some(Request::Resize { memory: Some(5), vcpus: None }),
+            ),
+            (r#"{"id":1,"request":"power_button","new":"field"}"#, Some(Request::PowerButton)),
+            (r#"{"id":1,"request":"fly"}"#, None),
+            (r#"{"id":-1,"request":"state"}"#, None),
+            (r#"{"request":"state"}"#, None),
+            ("", None),
+            ("null", None),
+        ] {
+            assert_eq!(call(text), request, "{text}");
+        }
+        let reply = Message::Reply(Answer {
+            id: 7,
+            result: Err(Refusal { kind: RefusalKind::State, why: "no".into() }),
+        });
+        assert_eq!(
+            serde_json::to_string(&reply).unwrap(),
+            r#"{"reply":{"id":7,"result":{"Err":{"kind":"state","why":"no"}}}}"#
+        );
+        let newer: Refusal = serde_json::from_str(r#"{"kind":"moon_phase","why":"x"}"#).unwrap();
+        assert_eq!(newer.kind, RefusalKind::Unknown);
     }
 }

@@ -109,11 +109,25 @@ impl<'a> Cabled<'a> {
     }
 }
 
+/// A cable that is in. It goes with this value: the kernel takes its time to take one out of a namespace that is gone.
+struct Plugged<'a> {
+    ctx: &'a Ctx<'a, Inside>,
+    outside: String,
+}
+
+impl Drop for Plugged<'_> {
+    fn drop(&mut self) {
+        // The kernel may have been faster.
+        let _ = ip(self.ctx, &format!("link del {}", self.outside));
+    }
+}
+
 /// Puts one end of a cable into the namespace at `path`, in the way of CNI's plugins.
-fn plug(ctx: &Ctx<'_, Inside>, path: &str, cable: &Cable) -> Result<()> {
+fn plug<'a>(ctx: &'a Ctx<'_, Inside>, path: &str, cable: &Cable) -> Result<Plugged<'a>> {
     let Cable { number, mac, mtu } = cable;
     let (out, name) = (format!("it-out{number}"), format!("eth{number}"));
     ip(ctx, &format!("link add {out} mtu {mtu} type veth peer name it-in{number} address {mac} mtu {mtu}"))?;
+    let plugged = Plugged { ctx, outside: out.clone() };
     let [v4, v6] = cable.outside();
     ip(ctx, &format!("address add {v4}/24 dev {out}"))?;
     ip(ctx, &format!("address add {v6}/64 dev {out} nodad"))?;
@@ -135,12 +149,11 @@ fn plug(ctx: &Ctx<'_, Inside>, path: &str, cable: &Cable) -> Result<()> {
         inside(&format!("route add 10.98.0.0/24 dev {name} scope link"))?;
         inside(&format!("-6 route add default via {v6} dev {name}"))?;
     }
-    Ok(())
+    Ok(plugged)
 }
 
 impl Drop for Cabled<'_> {
     fn drop(&mut self) {
-        // What is in it goes with it, and the other ends of cables with that.
         let _ = self.ctx.cmd("umount").arg(&self.path).run();
         let _ = std::fs::remove_file(&self.path);
     }
@@ -155,11 +168,11 @@ fn enter(spec: &mut Value, path: &str) {
     }
 }
 
-/// May `ping`.
-fn pinging(spec: &mut Value) {
+/// May `ping`, and set up interfaces.
+fn with_rights(spec: &mut Value) {
     for set in ["bounding", "effective", "permitted"] {
         if let Some(set) = spec["process"]["capabilities"][set].as_array_mut() {
-            set.push(json!("CAP_NET_RAW"));
+            set.extend([json!("CAP_NET_RAW"), json!("CAP_NET_ADMIN")]);
         }
     }
 }
@@ -178,7 +191,7 @@ fn in_a_namespace(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let mut said = Vec::new();
     for runtime in [RUNC, OURS] {
         let cabled = Cabled::new(ctx)?;
-        plug(ctx, &cabled.path, &FIRST)?;
+        let _cable = plug(ctx, &cabled.path, &FIRST)?;
         let before = hung(&cabled)?;
         let script =
             format!("{SEEN}; echo seen; nc -ll -p {PORT} -e cat & echo ready; read line; kill $!; exit 7");
@@ -213,7 +226,7 @@ fn killed(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let api = ctx.world.api()?;
     for who in ["monitor", "shim"] {
         let cabled = Cabled::new(ctx)?;
-        plug(ctx, &cabled.path, &FIRST)?;
+        let _cable = plug(ctx, &cabled.path, &FIRST)?;
         let (before, path) = (hung(&cabled)?, cabled.path.clone());
         let enter = |spec: &mut Value| enter(spec, &path);
         let mut task = Piped::new(ctx, &api, OURS, &["sh", "-c", "echo ready; exec sleep 1000"], enter)?;
@@ -311,11 +324,9 @@ fn late(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         let script = format!(
             "{SEEN}; ping -c 1 -W 20 10.77.0.1 >/dev/null && ping -c 1 -W 20 fd77:1::1 >/dev/null; exit $?"
         );
-        let mut task = Piped::new(ctx, &api, runtime, &["sh", "-c", &script], pinging)?;
+        let mut task = Piped::new(ctx, &api, runtime, &["sh", "-c", &script], with_rights)?;
         let path = format!("/proc/{}/ns/net", task.pid);
-        for cable in [&FIRST, &SECOND] {
-            plug(ctx, &path, cable)?;
-        }
+        let _cables = [plug(ctx, &path, &FIRST)?, plug(ctx, &path, &SECOND)?];
         task.container.start()?;
         let code = task.container.wait(A_WHILE)?;
         let seen = task.stdout.read_to_end(A_WHILE)?;
@@ -331,7 +342,7 @@ fn late(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 fn follows(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let api = ctx.world.api()?;
     for runtime in [RUNC, OURS] {
-        let mut task = Piped::new(ctx, &api, runtime, &["sh", "-c", "echo ready; read line"], pinging)?;
+        let mut task = Piped::new(ctx, &api, runtime, &["sh", "-c", "echo ready; read line"], with_rights)?;
         task.container.start()?;
         task.stdout.read_until("ready\n", A_WHILE)?;
         let path = format!("/proc/{}/ns/net", task.pid);
@@ -362,17 +373,20 @@ fn follows(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
             })
         };
         shows("test -e /sys/class/net/eth0", false)?;
-        plug(ctx, &path, &FIRST)?;
+        let first = plug(ctx, &path, &FIRST)?;
         shows("ping -c 1 -W 5 10.77.0.1 && ping -c 1 -W 5 fd77::1", true)?;
+        // What a container has added itself stays whatever changes.
+        shows("ip address add 10.80.0.9/32 dev eth0 && ip route add 10.81.0.0/16 dev eth0", true)?;
         inside("address add 10.78.0.9/24 dev eth0")?;
         inside("route add 10.79.0.0/16 via 10.78.0.1 dev eth0")?;
         shows("ip route get 10.79.0.1 | grep 10.78.0.1", true)?;
         inside("address del 10.78.0.9/24 dev eth0")?;
         shows("ip address show dev eth0 | grep 10.78.0.9", false)?;
         shows("ping -c 1 -W 5 10.77.0.1", true)?;
-        inside("link del eth0")?;
+        shows("ip address show dev eth0 | grep 10.80.0.9 && ip route | grep 10.81.0.0/16", true)?;
+        drop(first);
         shows("test -e /sys/class/net/eth0", false)?;
-        plug(ctx, &path, &SECOND)?;
+        let _second = plug(ctx, &path, &SECOND)?;
         shows("ping -c 1 -W 5 10.77.1.1", true)?;
         task.stdin.write(b"\n")?;
         let code = task.container.wait(A_WHILE)?;

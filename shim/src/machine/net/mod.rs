@@ -7,7 +7,9 @@
 mod redirect;
 mod told;
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,18 +19,19 @@ use log::info;
 use rtnl::{Changes, Interface, Mac, Netlink};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 use tokio::time::sleep;
 use vmm::control::Request;
 
+use crate::blocking::blocking;
 use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::guest::Guest;
 use crate::journal::{Journal, Made};
-use crate::machine::monitor::Monitor;
-use crate::service::blocking;
 
-pub use redirect::undo;
+use super::monitor::Monitor;
+
+pub use redirect::{Redirected, undo};
 
 /// Network devices of a machine.
 pub const SLOTS: usize = 5;
@@ -49,8 +52,11 @@ pub fn slot_mac(slot: usize) -> Mac {
 #[derive(Debug)]
 pub struct Network {
     namespace: OwnedFd,
+    inode: u64,
     /// Where it can be found again by whoever tidies up, if it outlives the machine.
     path: Option<PathBuf>,
+    /// Hears of changes since before the namespace was first looked at.
+    watch: OnceCell<AsyncFd<Changes>>,
     plugged: Mutex<Plugged>,
 }
 
@@ -77,8 +83,11 @@ pub struct Ends<'a> {
 
 impl Network {
     /// Of a machine that is in `namespace`, and has nothing of it.
-    pub fn new(namespace: OwnedFd, path: Option<PathBuf>) -> Self {
-        Self { namespace, path, plugged: Mutex::default() }
+    pub fn new(namespace: OwnedFd, path: Option<PathBuf>) -> Result<Self> {
+        let namespace = File::from(namespace);
+        let inode = namespace.metadata().attempt("looking at the network namespace")?.ino();
+        let (watch, plugged) = (OnceCell::new(), Mutex::default());
+        Ok(Self { namespace: namespace.into(), inode, path, watch, plugged })
     }
 
     /// Gives the guest what is in the namespace now, unless it was told so already; a guest that may have something from
@@ -88,6 +97,7 @@ impl Network {
         if plugged.is_left {
             return Ok(());
         }
+        self.watched().await?;
         let looking = || rtnl::Network::look(&mut Netlink::open()?);
         let mut seen = self.within("looking at the network namespace", looking).await?;
         // A port of a bridge, or of a bond, is its master's.
@@ -133,12 +143,30 @@ impl Network {
         self.plugged.lock().await.is_left = true;
     }
 
-    /// Hears of changes of the namespace from now on.
-    pub async fn watch(&self) -> Result<Watch> {
-        let changes = self.within("watching the network namespace", Changes::open).await?;
-        // SAFETY: what is owned here has one socket, which it opened and keeps until it is dropped.
-        let changes = unsafe { AsyncFd::register_with_interest(changes, Interest::READABLE) };
-        Ok(Watch(changes.attempt("watching the network namespace")?))
+    async fn watched(&self) -> Result<&AsyncFd<Changes>> {
+        let what = "watching the network namespace";
+        let watch = async {
+            let changes = self.within(what, Changes::open).await?;
+            // SAFETY: what is owned here has one socket, which it opened and keeps until it is dropped.
+            unsafe { AsyncFd::register_with_interest(changes, Interest::READABLE) }.attempt(what)
+        };
+        self.watch.get_or_try_init(|| watch).await
+    }
+
+    /// Waits for a change, and for those that come with it.
+    pub async fn changes(&self) -> Result<()> {
+        let what = "watching the network namespace";
+        let watch = self.watched().await?;
+        loop {
+            let mut ready = watch.readable().await.attempt(what)?;
+            let any = watch.get_ref().take().attempt(what)?;
+            ready.clear_ready();
+            if any {
+                sleep(TOGETHER).await;
+                watch.get_ref().take().attempt(what)?;
+                return Ok(());
+            }
+        }
     }
 
     /// Does something on a thread that is in the namespace.
@@ -152,13 +180,15 @@ impl Network {
     }
 
     async fn plug(&self, slot: usize, interface: &Interface, ends: Ends<'_>) -> Result<()> {
-        let (wanted, journal, path) = (interface.clone(), ends.journal.clone(), self.path.clone());
+        let (wanted, journal) = (interface.clone(), ends.journal.clone());
+        let (path, inode) = (self.path.clone(), self.inode);
         let joining = move || {
-            let note = |whole| match path {
+            let note = |hooked| match path {
                 // A namespace of the machine's own goes with all that is in it.
                 None => Ok(()),
                 Some(namespace) => {
-                    journal.note(Made::Redirected { namespace, interface: wanted.name.clone(), whole })
+                    let interface = wanted.name.clone();
+                    journal.note(Made::Redirected(Redirected { namespace, inode, interface, hooked }))
                 }
             };
             redirect::join(&wanted, note)
@@ -171,25 +201,5 @@ impl Network {
             control.call(request, &fds, deadlines::MONITOR_CALL).map(drop)
         };
         ends.monitor.ask("plugging in a network device", attach).await
-    }
-}
-
-/// Hears of changes of a namespace.
-pub struct Watch(AsyncFd<Changes>);
-
-impl Watch {
-    /// Waits for the next, and for those that come with it.
-    pub async fn next(&self) -> Result<()> {
-        let what = "watching the network namespace";
-        loop {
-            let mut ready = self.0.readable().await.attempt(what)?;
-            let any = self.0.get_ref().take().attempt(what)?;
-            ready.clear_ready();
-            if any {
-                sleep(TOGETHER).await;
-                self.0.get_ref().take().attempt(what)?;
-                return Ok(());
-            }
-        }
     }
 }

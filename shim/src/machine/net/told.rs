@@ -3,9 +3,6 @@
 use agent_api::agent::{Interface, Neighbour, Route, SetNetworkRequest};
 use rtnl::{Mac, Network};
 
-/// RTNH_F_ONLINK.
-const ONLINK: u32 = 4;
-
 /// All that is in it of the interfaces that have devices, by the addresses that these came with.
 pub fn of(seen: &Network, device: impl Fn(u32) -> Option<Mac>) -> SetNetworkRequest {
     let interfaces = seen.interfaces.iter().filter_map(|interface| {
@@ -33,7 +30,7 @@ pub fn of(seen: &Network, device: impl Fn(u32) -> Option<Mac>) -> SetNetworkRequ
             scope: route.scope.into(),
             metric: route.metric,
             mtu: route.mtu,
-            flags: if route.is_onlink { ONLINK } else { 0 },
+            onlink: route.is_onlink,
             ..Route::default()
         })
     });
@@ -105,7 +102,7 @@ mod tests {
         assert_eq!(interface.addresses, ["10.0.0.2/24", "fd00::2/64"]);
         let [route] = &*told.routes else { panic!("{told:?}") };
         let words = [&route.destination, &route.gateway, &route.interface, &route.source].map(String::as_str);
-        assert_eq!((words, route.metric, route.flags), (["::/0", "fe80::1", "eth0", ""], 3, ONLINK));
+        assert_eq!((words, route.metric, route.onlink), (["::/0", "fe80::1", "eth0", ""], 3, true));
         let [neighbour] = &*told.neighbours else { panic!("{told:?}") };
         let words = [&neighbour.address, &neighbour.mac, &neighbour.interface].map(String::as_str);
         assert_eq!(words, ["10.0.0.1", "02:00:00:00:00:07", "eth0"]);
