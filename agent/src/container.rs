@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use crate::bpf::Program;
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::events::{Events, now};
@@ -62,7 +62,7 @@ struct Inner {
     sockets: Vec<Forwarded>,
     paused: bool,
     /// The program that guards devices.
-    devices: Option<OwnedFd>,
+    devices: Option<Program>,
     disks: Vec<devices::Rule>,
     /// As many processes killed as the shim was told of.
     kills: u64,

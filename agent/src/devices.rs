@@ -4,12 +4,15 @@
 //! allowed after all that the spec says, as runc does it. The program is straight: for each rule, the last first, a
 //! few comparisons that end in a verdict or go on to the next.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use nix::errno::Errno;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+
+use crate::bpf::{
+    AND_NUMBER, EXIT, Instruction, JUMP_IF, JUMP_UNLESS, Kind, LOAD_WORD, MOVE, MOVE_NUMBER, Program,
+    SHIFT_RIGHT, instruction,
+};
 
 /// What the program is asked with, as the kernel numbers it: of devices, and of what is done to them.
 const BLOCK: u32 = 1;
@@ -85,32 +88,13 @@ pub fn rules(spec: &[LinuxDeviceCgroup], disks: &[Rule]) -> Vec<Rule> {
 }
 
 /// Lays the rules on a cgroup, in the place of those of `before`.
-pub fn lay(rules: &[Rule], cgroup: &Path, before: Option<&OwnedFd>) -> Result<OwnedFd> {
+pub fn lay(rules: &[Rule], cgroup: &Path, before: Option<&Program>) -> Result<Program> {
     ensure!(rules.len() <= MOST, "{} rules about devices are more than {MOST}", rules.len());
-    let program = load(&compile(rules)).context("loading the program that guards devices")?;
-    let directory = std::fs::File::open(cgroup).context("opening the cgroup")?;
-    attach(&program, directory.as_raw_fd(), before).context("laying it on the cgroup")?;
+    let program =
+        Program::load(Kind::Device, &compile(rules)).context("loading the program that guards devices")?;
+    program.attach(cgroup, before).context("laying it on the cgroup")?;
     Ok(program)
 }
-
-/// An instruction, as the kernel has it.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Instruction {
-    code: u8,
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-const LOAD_WORD: u8 = 0x61;
-const MOVE: u8 = 0xbf;
-const MOVE_NUMBER: u8 = 0xb7;
-const AND_NUMBER: u8 = 0x57;
-const SHIFT_RIGHT: u8 = 0x77;
-const JUMP_UNLESS: u8 = 0x55;
-const JUMP_IF: u8 = 0x15;
-const EXIT: u8 = 0x95;
 
 /// Registers: the verdict, the question, its parts, and room.
 const VERDICT: u8 = 0;
@@ -120,10 +104,6 @@ const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 const ROOM: u8 = 6;
-
-fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: u32) -> Instruction {
-    Instruction { code, registers: to | from << 4, offset, immediate: immediate.cast_signed() }
-}
 
 fn compile(rules: &[Rule]) -> Vec<Instruction> {
     let mut program = vec![
@@ -176,71 +156,6 @@ fn block(rule: &Rule) -> Vec<Instruction> {
         }
     }
     block
-}
-
-/// How often a program is offered to the kernel.
-const LOADS: u32 = 20;
-
-/// `bpf(BPF_PROG_LOAD)`.
-fn load(program: &[Instruction]) -> Result<OwnedFd> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Load {
-        kind: u32,
-        count: u32,
-        instructions: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log: u64,
-        kernel_version: u32,
-        flags: u32,
-    }
-    const PROG_LOAD: libc::c_long = 5;
-    const CGROUP_DEVICE: u32 = 15;
-    let load = Load {
-        kind: CGROUP_DEVICE,
-        count: u32::try_from(program.len())?,
-        instructions: program.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        ..Load::default()
-    };
-    let try_once = || {
-        // SAFETY: the kernel reads the structure, the program and the licence, which outlive the call.
-        Errno::result(unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) })
-    };
-    // The kernel stops looking at a program when a signal comes, of which each exit of a process is one.
-    let tries = (1..LOADS).map(|_| try_once()).find(|tried| *tried != Err(Errno::EAGAIN));
-    let fd = tries.unwrap_or_else(try_once)?;
-    // SAFETY: the kernel has just made it, and nobody else knows its number.
-    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) })
-}
-
-/// `bpf(BPF_PROG_ATTACH)`.
-fn attach(program: &OwnedFd, cgroup: i32, before: Option<&OwnedFd>) -> Result<()> {
-    #[repr(C)]
-    struct Attach {
-        target: i32,
-        program: i32,
-        kind: u32,
-        flags: u32,
-        replaces: i32,
-    }
-    const PROG_ATTACH: libc::c_long = 8;
-    const CGROUP_DEVICE: u32 = 6;
-    const ALLOW_MULTI: u32 = 2;
-    const REPLACE: u32 = 4;
-    let attach = Attach {
-        target: cgroup,
-        program: program.as_raw_fd(),
-        kind: CGROUP_DEVICE,
-        flags: if before.is_some() { ALLOW_MULTI | REPLACE } else { ALLOW_MULTI },
-        replaces: before.map_or(0, AsRawFd::as_raw_fd),
-    };
-    // SAFETY: the kernel reads the structure, which outlives the call.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>()) };
-    Errno::result(done)?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 #![cfg(target_os = "linux")]
 
 mod boot;
+mod bpf;
 mod cgroup;
 mod console;
 mod container;

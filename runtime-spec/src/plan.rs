@@ -37,6 +37,8 @@ pub struct Plan {
     pub sockets: Vec<Socket>,
     /// The network namespace that the machine is in.
     pub network: Network,
+    /// The host's file that the container has as `/etc/resolv.conf`.
+    pub resolv_conf: Option<PathBuf>,
     /// What the shim runs, and when.
     pub hooks: HostHooks,
     /// The cgroup on the host: of the monitor, or of the process that stands for a member.

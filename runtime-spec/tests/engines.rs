@@ -139,6 +139,7 @@ fn docker() {
     assert_eq!(plan.cgroup.path.directory(), Path::new("/system.slice/docker-9f86d081884c.scope"));
     assert_eq!(plan.guest.sysctls["net.ipv4.ip_unprivileged_port_start"], "0");
     assert_eq!(plan.monitor.apparmor_profile.as_deref(), Some("docker-default"));
+    assert_eq!(plan.resolv_conf.as_deref(), Some(Path::new("/var/lib/docker/containers/9f86/resolv.conf")));
     assert_eq!(noted(&plan), ["process.apparmorProfile"]);
 
     let binds: Vec<_> =

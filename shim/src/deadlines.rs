@@ -69,3 +69,5 @@ pub const MONITOR_CALL: Duration = Duration::from_secs(10);
 pub const PLUG: Duration = Duration::from_secs(60);
 /// Between two attempts to give a guest what its network has become.
 pub const NETWORK_AGAIN: Duration = Duration::from_secs(5);
+/// A resolver's answer to a question for a name; who has asked asks again before.
+pub const ANSWER: Duration = Duration::from_secs(15);

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, Empty, Event, EventsRequest, ExecRequest,
-    Exit, HelloRequest, HelloResponse, HoldRequest, Input, Output, PidsResponse, ProcessRequest,
-    ResizePtyRequest, SetHostnameRequest, SetNetworkRequest, SetOnlineCpusRequest, SignalRequest,
-    StatsResponse, Stdio, UpdateRequest,
+    Exit, HelloRequest, HelloResponse, HoldRequest, Input, Output, ProcessRequest, ResizePtyRequest,
+    SetHostnameRequest, SetNetworkRequest, SetOnlineCpusRequest, SignalRequest, StatsResponse, Stdio,
+    UpdateRequest,
 };
 use agent_api::stdio::{Answer, Header, Stream, attach};
 use agent_api::{AgentClient, RPC_PORT, STDIO_PORT, VERSION, dial};
@@ -34,6 +34,15 @@ pub struct Guest {
 struct Renamed {
     id: String,
     guest_id: String,
+}
+
+/// What is added to a guest's number of a process. The host's are below 2^22, so none can be taken for one of the guest's
+/// by whoever kills what he is told, or shows it, as `docker top` does.
+const OF_GUEST: u32 = 1_000_000_000;
+
+/// The number by which clients know a process of the guest that does not stand for its container.
+fn number_for_clients(pid: u32) -> u32 {
+    OF_GUEST.saturating_add(pid)
 }
 
 fn within(time: Duration) -> Context {
@@ -129,9 +138,10 @@ impl Guest {
         Ok(self.client.exec(within(deadlines::AGENT_CALL), &request).await.map(drop)?)
     }
 
-    /// Starts a process. Returns its number in the guest.
+    /// Starts a process. Returns its [number](number_for_clients).
     pub async fn start(&self, id: &str, exec: &str) -> Result<u32> {
-        Ok(self.client.start(within(deadlines::AGENT_WORK), &self.process(id, exec)).await?.pid)
+        let started = self.client.start(within(deadlines::AGENT_WORK), &self.process(id, exec)).await?;
+        Ok(number_for_clients(started.pid))
     }
 
     /// Sends a signal.
@@ -151,14 +161,14 @@ impl Guest {
         Ok(self.client.delete(within(deadlines::AGENT_DELETE), &self.process(id, exec)).await?)
     }
 
-    /// The processes of a container, if the guest tells at once.
-    pub async fn glance_at_pids(&self, id: &str) -> Result<PidsResponse> {
+    /// The processes of a container, by their [numbers](number_for_clients), each with the exec that it is of; if the guest
+    /// tells at once.
+    pub async fn glance_at_pids(&self, id: &str) -> Result<Vec<(u32, String)>> {
         let request = self.container(id);
         let call = self.client.pids(within(deadlines::AGENT_GLANCE), &request);
-        timeout(deadlines::AGENT_GLANCE, call)
-            .await
-            .map_err(|_| Error::deadline("the guest is busy"))?
-            .map_err(Error::from)
+        let answer = timeout(deadlines::AGENT_GLANCE, call);
+        let pids = answer.await.map_err(|_| Error::deadline("the guest is busy"))??.pids;
+        Ok(pids.into_iter().map(|pid| (number_for_clients(pid.pid), pid.exec_id)).collect())
     }
 
     /// Sets the size of a terminal.

@@ -3,6 +3,8 @@
 //! - [`Agent`] is served on vsock port [`RPC_PORT`] with ttrpc: `proto/agent.proto` is the reference.
 //! - Bytes of standard streams travel apart from that, each stream on a connection of its own to
 //!   [`STDIO_PORT`], which begins with a [`stdio::Header`].
+//! - Questions for names that the host answers come on connections to the host's [`RESOLVER_PORT`], each of which begins
+//!   with a [`resolver::Header`].
 //! - When the agent can be spoken to, it connects to [`READY_PORT`] of the host once and hangs up again; it does
 //!   not mind if nobody listens there.
 //!
@@ -12,6 +14,7 @@
 //! [`dial`] speaks the monitor's half: vsock streams are connections to a unix socket on the host.
 
 pub mod dial;
+pub mod resolver;
 pub mod stdio;
 
 /// Messages of the protocol.
@@ -30,7 +33,7 @@ pub mod agent_ttrpc {
 pub use agent_ttrpc::{Agent, AgentClient, create_agent};
 
 /// The version of the protocol. It grows with what the other side has to know of.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The guest's port of [`Agent`].
 pub const RPC_PORT: u32 = 1;
@@ -38,6 +41,8 @@ pub const RPC_PORT: u32 = 1;
 pub const STDIO_PORT: u32 = 2;
 /// The host's port on which the agent rings when it serves.
 pub const READY_PORT: u32 = 1;
+/// The host's port behind which its resolvers are.
+pub const RESOLVER_PORT: u32 = 2;
 /// What the agent prints on the console, on a line of its own, when it serves.
 pub const READY_LINE: &str = "supermachine-agent: ready";
 

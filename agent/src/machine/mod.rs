@@ -1,8 +1,9 @@
-//! What is the machine's and not a container's: its modules, disks, clock, name, processors and network.
+//! What is the machine's and not a container's: its modules, disks, clock, name, processors, network and resolvers.
 
 pub mod disks;
 pub mod modules;
 pub mod network;
+pub mod resolvers;
 pub mod settings;
 
 /// Process 1's last act: kills everybody, writes what is to be written, and turns the machine off.

@@ -27,6 +27,7 @@ use crate::events::Events;
 use crate::helper::{Request, client};
 use crate::machine::modules::Modules;
 use crate::machine::network::Devices;
+use crate::machine::resolvers::Resolvers;
 use crate::oom::Watcher;
 use crate::process::{Life, Process};
 use crate::reaper::Reaper;
@@ -70,6 +71,7 @@ pub struct Agent {
     provided: tokio::sync::Mutex<Provided>,
     /// Held while the network is set up.
     devices: Arc<Mutex<Devices>>,
+    resolvers: Mutex<Resolvers>,
     events: Arc<Events>,
     reaper: Reaper,
     watcher: Watcher,
@@ -99,6 +101,7 @@ async fn run(booted: Booted) -> Result<std::convert::Infallible> {
         shm: Mutex::default(),
         provided: tokio::sync::Mutex::new(Provided { modules: booted.modules, share: false }),
         devices: Arc::new(Mutex::new(booted.devices)),
+        resolvers: Mutex::default(),
         events: Arc::default(),
         reaper: Reaper::start()?,
         watcher: Watcher::start()?,
@@ -125,6 +128,7 @@ fn listen(port: u32) -> Result<VsockListener> {
 
 impl Agent {
     async fn set_network(&self, request: SetNetworkRequest) -> Result<()> {
+        self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).set(&request.resolvers)?;
         let devices = Arc::clone(&self.devices);
         let setting = move || devices.lock().unwrap_or_else(PoisonError::into_inner).set(&request);
         tokio::task::spawn_blocking(setting).await?

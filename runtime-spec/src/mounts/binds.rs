@@ -17,6 +17,7 @@ use crate::layout;
 use crate::plan::{Bind, Note, Plan};
 use crate::planner::Context;
 
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 const CGROUP: &str = "/sys/fs/cgroup";
 /// What the host's kernel makes up, and the guest's as well.
 const KERNEL: &[&str] = &["/proc", "/sys", "/dev"];
@@ -60,7 +61,13 @@ pub(super) fn one(context: &Context<'_>, plan: &mut Plan, entry: &Entry<'_>) -> 
         Found::Directory if shm::is(entry) => Ok(shm::one(context, plan, entry, &source)),
         Found::Directory | Found::File if of_kernel(&source) => kernel(context, plan, entry, place, &source),
         Found::Socket(owner) => sockets::one(context, plan, entry, source, owner),
-        Found::Directory | Found::File => Ok(shared(context, plan, entry, source, found == Found::Directory)),
+        Found::Directory | Found::File => {
+            let is_file = found == Found::File;
+            if is_file && entry.mount.destination() == Path::new(RESOLV_CONF) {
+                plan.resolv_conf = Some(source.clone());
+            }
+            Ok(shared(context, plan, entry, source, !is_file))
+        }
     }
 }
 

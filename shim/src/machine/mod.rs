@@ -377,6 +377,11 @@ impl Machine {
         }
     }
 
+    /// A container of it has this file as its `/etc/resolv.conf`.
+    pub fn resolves_by(&self, file: &Path) {
+        self.network.resolvers.named_in(file);
+    }
+
     /// Joins ports of the guest to unix sockets of the host, as long as the machine runs.
     pub fn forward(self: &Arc<Self>, sockets: &[Socket]) -> Result<()> {
         for socket in sockets {

@@ -467,6 +467,7 @@ impl Shim {
         let (Some(machine), Some(journal)) = (&plan.machine, &parts.machine_journal) else {
             let running = self.machine().ok_or_else(|| Error::precondition("the machine is gone"))?;
             running.forward(&plan.sockets)?;
+            plan.resolv_conf.iter().for_each(|file| running.resolves_by(file));
             return Ok(running);
         };
         let recipe = Recipe {
@@ -492,6 +493,7 @@ impl Shim {
         machine.guest = machine.guest.knowing(&plan.id, &plan.guest_id);
         let machine = Arc::new(machine);
         machine.forward(&plan.sockets)?;
+        plan.resolv_conf.iter().for_each(|file| machine.resolves_by(file));
         Ok(machine)
     }
 

@@ -210,7 +210,8 @@ impl Shim {
         Ok(pid)
     }
 
-    /// `Pids`: at once, also when the guest is busy. The first is the task's own; others have the guest's numbers.
+    /// `Pids`: at once, also when the guest is busy. The first is the task's own; others
+    /// have numbers that stand for the guest's.
     pub async fn pids(&self, id: &str) -> Result<PidsResponse> {
         let view = self.ledger.view(id, "")?;
         let execs = self.ledger.execs(id)?;
@@ -220,7 +221,7 @@ impl Shim {
             && let Ok(container) = self.container(id)
         {
             match container.guest.glance_at_pids(id).await {
-                Ok(answer) => known.extend(answer.pids.into_iter().map(|pid| (pid.pid, pid.exec_id))),
+                Ok(pids) => known = pids,
                 Err(error) => info!("asking for the processes of {id}: {error}"),
             }
         }

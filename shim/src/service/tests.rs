@@ -191,7 +191,7 @@ async fn execs() {
     let missing = Error::unknown("exec: \"x\": executable file not found in $PATH");
     bed.agent.fail_start(missing.clone());
     assert_eq!(shim.start("c", "e").await, Err(missing));
-    assert_eq!(shim.start("c", "e").await.unwrap(), 101);
+    assert_eq!(shim.start("c", "e").await.unwrap(), 1_000_000_101);
     assert_eq!(code(shim.delete("c", "e").await), Code::FAILED_PRECONDITION);
     bed.agent.exit("c", "", 0);
     drop(bed.agent.stream("c", "", Stream::Stdout).await);
@@ -208,7 +208,7 @@ async fn execs() {
     assert_eq!(shim.wait("c", "e").await.unwrap().status, 3);
     assert_eq!(shim.wait("c", "").await.unwrap().status, 0);
     let deleted = shim.delete("c", "e").await.unwrap();
-    assert_eq!((deleted.pid, deleted.exit_status), (101, 3));
+    assert_eq!((deleted.pid, deleted.exit_status), (1_000_000_101, 3));
     assert_eq!(code(shim.delete("c", "e").await), Code::NOT_FOUND);
     assert_eq!(code(bed.exec("late").await), Code::FAILED_PRECONDITION);
     shim.delete("c", "").await.unwrap();
@@ -300,7 +300,7 @@ async fn pids_come_at_once() {
         |answer: PidsResponse| answer.processes.iter().map(|process| process.pid).collect::<Vec<_>>();
     let answer = bed.shim.pids("c").await.unwrap();
     assert_eq!(answer.processes[1].info.type_url, "containerd.runc.v1.ProcessDetails");
-    assert_eq!(numbers(answer), [PID, 105, 106]);
+    assert_eq!(numbers(answer), [PID, 1_000_000_105, 1_000_000_106]);
     bed.agent.busy();
     let answer = timeout(Duration::from_secs(2), bed.shim.pids("c")).await.unwrap().unwrap();
     assert_eq!(numbers(answer), [PID]);

@@ -10,6 +10,7 @@ mod posix;
 mod random;
 mod scribble;
 mod tcp;
+mod udp;
 mod unix;
 mod vsock;
 mod witness;
@@ -26,6 +27,7 @@ usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part call PORT SEED LENGTH       send a pattern to a vsock port of the host
        guest-part call-unix PATH SEED LENGTH  send a pattern to a unix socket
        guest-part serve-tcp PORT              answer streams on a TCP port
+       guest-part serve-udp PORT              send datagrams back where they come from
        guest-part tree make|check DIR COUNT SEED
        guest-part posix table DIR [PREFIX]    try what file system calls do, each case in a directory below DIR
        guest-part posix try DIR STEPS         try some steps, written like those of the table's cases
@@ -61,6 +63,7 @@ fn run(words: &[&str]) -> Result<()> {
     match words {
         ["serve", port] => vsock::serve(number(port)?),
         ["serve-tcp", port] => tcp::serve(number(port)?),
+        ["serve-udp", port] => udp::serve(number(port)?),
         ["call", port, seed, length] => vsock::call(number(port)?, number(seed)?, number(length)?),
         ["call-unix", path, seed, length] => unix::call(path, number(seed)?, number(length)?),
         ["tree", "make", dir, count, seed] => tree::make(&PathBuf::from(dir), number(count)?, number(seed)?),

@@ -5,6 +5,7 @@
 
 mod agent;
 mod answers;
+mod client;
 mod kvm;
 mod runc_api;
 mod runc_ctr;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         vmm::tests(),
         agent::tests(),
         task::tests(),
+        client::tests(),
     ]
     .into_iter()
     .flatten()

@@ -5,6 +5,7 @@
 //! cable in. The agent is told what is to be seen of the interface in the guest (`told`).
 
 mod redirect;
+mod resolver;
 mod told;
 
 use std::fs::File;
@@ -32,6 +33,7 @@ use crate::journal::{Journal, Made};
 use super::monitor::Monitor;
 
 pub use redirect::{Redirected, undo};
+pub use resolver::Resolvers;
 
 /// Network devices of a machine.
 pub const SLOTS: usize = 5;
@@ -58,6 +60,8 @@ pub struct Network {
     /// Hears of changes since before the namespace was first looked at.
     watch: OnceCell<AsyncFd<Changes>>,
     plugged: Mutex<Plugged>,
+    /// Who answers questions for names in it.
+    pub resolvers: Resolvers,
 }
 
 #[derive(Debug, Default)]
@@ -86,8 +90,8 @@ impl Network {
     pub fn new(namespace: OwnedFd, path: Option<PathBuf>) -> Result<Self> {
         let namespace = File::from(namespace);
         let inode = namespace.metadata().attempt("looking at the network namespace")?.ino();
-        let (watch, plugged) = (OnceCell::new(), Mutex::default());
-        Ok(Self { namespace: namespace.into(), inode, path, watch, plugged })
+        let (watch, plugged, resolvers) = (OnceCell::new(), Mutex::default(), Resolvers::default());
+        Ok(Self { namespace: namespace.into(), inode, path, watch, plugged, resolvers })
     }
 
     /// Gives the guest what is in the namespace now, unless it was told so already; a guest that may have something from
@@ -126,7 +130,8 @@ impl Network {
             let slot = plugged.slots.iter().position(|known| *known == Some(index))?;
             Some(slot_mac(slot))
         };
-        let request = told::of(&seen, slot_of);
+        let mut request = told::of(&seen, slot_of);
+        request.resolvers = self.resolvers.look(ends.monitor, &self.namespace).await?;
         if plugged.told == request && !in_any_case {
             return Ok(());
         }

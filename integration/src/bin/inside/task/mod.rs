@@ -14,6 +14,7 @@ mod hooks;
 mod limits;
 mod midway;
 mod network;
+mod network_hooks;
 mod operator;
 mod outlived;
 mod pod;
@@ -93,6 +94,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         operator::tests(),
         pod::tests(),
         network::tests(),
+        network_hooks::tests(),
         disks::tests(),
         template::tests(),
         checkpoint::tests(),

@@ -170,7 +170,7 @@ fn enter(spec: &mut Value, path: &str) {
 }
 
 /// May `ping`, and set up interfaces.
-fn with_rights(spec: &mut Value) {
+pub fn with_rights(spec: &mut Value) {
     for set in ["bounding", "effective", "permitted"] {
         if let Some(set) = spec["process"]["capabilities"][set].as_array_mut() {
             set.extend([json!("CAP_NET_RAW"), json!("CAP_NET_ADMIN")]);
