@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use agent_api::agent::Exit;
 use anyhow::{Context, Result};
+use bpf::Program;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, LinuxSeccomp, Spec};
 use runtime_spec::layout;
@@ -17,7 +18,6 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::bpf::Program;
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::events::{Events, now};

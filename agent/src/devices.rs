@@ -4,15 +4,13 @@
 //! allowed after all that the spec says, as runc does it. The program is straight: for each rule, the last first, a
 //! few comparisons that end in a verdict or go on to the next.
 
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use bpf::code::{AND_NUMBER, EXIT, JUMP_IF, JUMP_UNLESS, LOAD_WORD, MOVE, MOVE_NUMBER, SHIFT_RIGHT};
+use bpf::{Instruction, Kind, Program, instruction};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
-
-use crate::bpf::{
-    AND_NUMBER, EXIT, Instruction, JUMP_IF, JUMP_UNLESS, Kind, LOAD_WORD, MOVE, MOVE_NUMBER, Program,
-    SHIFT_RIGHT, instruction,
-};
 
 /// What the program is asked with, as the kernel numbers it: of devices, and of what is done to them.
 const BLOCK: u32 = 1;
@@ -92,6 +90,7 @@ pub fn lay(rules: &[Rule], cgroup: &Path, before: Option<&Program>) -> Result<Pr
     ensure!(rules.len() <= MOST, "{} rules about devices are more than {MOST}", rules.len());
     let program =
         Program::load(Kind::Device, &compile(rules)).context("loading the program that guards devices")?;
+    let cgroup = File::open(cgroup).context("opening the cgroup")?;
     program.attach(cgroup, before).context("laying it on the cgroup")?;
     Ok(program)
 }

@@ -6,7 +6,6 @@
 #![cfg(target_os = "linux")]
 
 mod boot;
-mod bpf;
 mod cgroup;
 mod console;
 mod container;

@@ -58,6 +58,7 @@ pub(crate) struct Options {
     pub logs: Option<PathBuf>,
     pub scale: Scale,
     pub count: Option<u32>,
+    pub minutes: Option<u32>,
     pub one: Option<One>,
 }
 
@@ -65,6 +66,7 @@ const COMMON: &str = "  --list                    print the tests and what they 
   --filter TEXT[,TEXT]      only tests whose name contains one of these, or is it (=TEXT), and none of those (-TEXT)
   --scale short|long        how often each test is run: its count for every change, or for a soak
   --count N                 run each test N times, whatever the scale
+  --minutes N               begin no test after that time; those that are left are skipped, and said to be
   --results FILE            append one line of JSON for each test
   --logs DIR                keep the full logs of every test there";
 
@@ -100,6 +102,7 @@ impl Options {
                 "logs" => options.logs = Some(parser.value()?.into()),
                 "scale" => options.scale = parser.value()?.parse_with(scale)?,
                 "count" => options.count = Some(parser.value()?.parse_with(count)?),
+                "minutes" => options.minutes = Some(parser.value()?.parse_with(count)?),
                 "one" => one.0 = Some(parser.value()?.string()?),
                 "round" => one.1 = parser.value()?.parse()?,
                 "scratch" => one.2 = Some(PathBuf::from(parser.value()?)),

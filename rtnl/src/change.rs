@@ -86,12 +86,12 @@ impl Netlink {
         self.ask(Message::DelAddress(address(index, prefix)), 0)
     }
 
-    /// Adds a route to the main table.
+    /// Adds a route.
     pub fn add_route(&mut self, wanted: &Route) -> io::Result<()> {
         self.ask(Message::NewRoute(route(wanted)), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Removes a route of the main table.
+    /// Removes a route.
     pub fn remove_route(&mut self, known: &Route) -> io::Result<()> {
         self.ask(Message::DelRoute(route(known)), 0)
     }
@@ -125,7 +125,8 @@ fn route(of: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(of.destination.address);
     message.header.destination_prefix_length = of.destination.length;
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    message.attributes.push(RouteAttribute::Table(of.table));
     message.header.protocol = RouteProtocol::Boot;
     message.header.kind = RouteType::Unicast;
     message.header.scope = of.scope.into();

@@ -7,6 +7,7 @@ mod addresses;
 mod change;
 mod namespace;
 mod redirect;
+mod rule;
 mod state;
 mod watch;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub use addresses::{Mac, Prefix};
 pub use namespace::{create as create_namespace, current as current_namespace, within};
+pub use rule::Rule;
 pub use state::{Interface, Neighbour, Network, Route};
 pub use watch::Changes;
 
@@ -166,6 +168,33 @@ mod tests {
     }
 
     #[test]
+    fn rules_come_and_go() {
+        let Some(namespace) = empty() else { return };
+        let mut there = within(&namespace, Netlink::open).unwrap();
+        let v4 = Rule {
+            is_v6: false,
+            priority: 100,
+            source: Some("10.0.0.2/32".parse().unwrap()),
+            destination: Some("10.1.0.0/16".parse().unwrap()),
+            input: None,
+            output: None,
+            mark: (1, 3),
+            table: 1000,
+        };
+        let v6 =
+            Rule { is_v6: true, source: None, destination: None, input: Some("lo".to_owned()), ..v4.clone() };
+        for rule in [v4, v6] {
+            match there.add_rule(&rule) {
+                Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => return,
+                added => added.unwrap(),
+            }
+            assert_eq!(Network::look(&mut there).unwrap().rules, std::slice::from_ref(&rule));
+            there.remove_rule(&rule).unwrap();
+        }
+        assert_eq!(Network::look(&mut there).unwrap(), Network::default());
+    }
+
+    #[test]
     fn changes_are_heard_of_where_they_are() {
         let Some(namespace) = empty() else { return };
         let there = within(&namespace, Changes::open).unwrap();
@@ -184,6 +213,7 @@ mod tests {
         let mut netlink = within(&namespace, Netlink::open).unwrap();
         let default: Prefix = "0.0.0.0/0".parse().unwrap();
         let route = Route {
+            table: 1000,
             destination: default,
             gateway: "10.0.0.1".parse().ok(),
             interface: 1,

@@ -11,21 +11,22 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteType,
 };
 
-use crate::{Mac, Netlink, Prefix};
+use crate::{Mac, Netlink, Prefix, Rule};
 
 /// What can be brought from one namespace into another.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Network {
     /// Those that are Ethernet, in the order in which they came.
     pub interfaces: Vec<Interface>,
-    /// Those of the main table that somebody has added, those without a gateway first.
+    /// Those that somebody has added, those without a gateway first.
     pub routes: Vec<Route>,
     /// Those that somebody has written down.
     pub neighbours: Vec<Neighbour>,
+    /// Those that somebody has added.
+    pub rules: Vec<Rule>,
 }
 
 /// A device with which frames leave a namespace.
@@ -52,6 +53,8 @@ pub struct Interface {
 /// A route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Route {
+    /// The table that it is in.
+    pub table: u32,
     /// For whom it is.
     pub destination: Prefix,
     /// By whom it goes on.
@@ -81,6 +84,9 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
+/// RT_TABLE_LOCAL.
+const LOCAL: u8 = 255;
+
 impl Network {
     /// Looks at the namespace that `netlink` is about.
     pub fn look(netlink: &mut Netlink) -> io::Result<Self> {
@@ -108,7 +114,8 @@ impl Network {
             _ => None,
         });
         let neighbours = neighbours.filter(|neighbour| is_known(neighbour.interface)).collect();
-        Ok(Self { interfaces, routes, neighbours })
+        let rules = netlink.rules()?;
+        Ok(Self { interfaces, routes, neighbours, rules })
     }
 }
 
@@ -170,7 +177,8 @@ impl Route {
             header.protocol,
             RouteProtocol::Kernel | RouteProtocol::IcmpRedirect | RouteProtocol::Ra
         );
-        if header.table != RouteHeader::RT_TABLE_MAIN
+        // Those of the table of local addresses are the kernel's.
+        if header.table == LOCAL
             || header.kind != RouteType::Unicast
             || comes_by_itself
             || header.flags.contains(RouteFlags::Cloned)
@@ -183,6 +191,7 @@ impl Route {
             _ => return None,
         };
         let mut route = Self {
+            table: header.table.into(),
             destination: Prefix { address: all, length: header.destination_prefix_length },
             gateway: None,
             interface: 0,
@@ -197,6 +206,7 @@ impl Route {
                 RouteAttribute::Destination(address) => route.destination.address = plain(address)?,
                 RouteAttribute::Gateway(address) => route.gateway = Some(plain(address)?),
                 RouteAttribute::PrefSource(address) => route.source = Some(plain(address)?),
+                RouteAttribute::Table(table) => route.table = *table,
                 RouteAttribute::Oif(index) => route.interface = *index,
                 RouteAttribute::Priority(metric) => route.metric = *metric,
                 RouteAttribute::Metrics(metrics) => {

@@ -52,7 +52,7 @@ fn of_machine(
     match context.request.host.files.look(&path) {
         Found::Missing => Err(missing(place, &path)),
         Found::Namespace { initial: true } => host(context, plan),
-        Found::Namespace { initial: false } | Found::File => Ok(Network::Namespace(path)),
+        Found::Namespace { initial: false } => Ok(Network::Namespace(path)),
         _ => Err(invalid(place, path.display(), "this is not a namespace")),
     }
 }
@@ -113,7 +113,9 @@ mod tests {
         assert_eq!(at_path("").plan().network, Network::New);
         assert_eq!(at_path("/run/netns/a").plan().network, Network::Namespace("/run/netns/a".into()));
         assert_eq!(at_path("/run/netns/gone").error().path(), "linux.namespaces[5].path");
-        assert_eq!(at_path("/dir").error().path(), "linux.namespaces[5].path");
+        for other in ["/dir", "/file"] {
+            assert_eq!(at_path(other).error().path(), "linux.namespaces[5].path", "{other}");
+        }
         let mut nerdctl = at_path("");
         nerdctl.spec["annotations"] = json!({ NERDCTL: "/run/netns/a" });
         assert_eq!(nerdctl.plan().network, Network::Namespace("/run/netns/a".into()));

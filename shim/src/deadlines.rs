@@ -69,5 +69,7 @@ pub const MONITOR_CALL: Duration = Duration::from_secs(10);
 pub const PLUG: Duration = Duration::from_secs(60);
 /// Between two attempts to give a guest what its network has become.
 pub const NETWORK_AGAIN: Duration = Duration::from_secs(5);
+/// The guest's answer to a connection to its localhost.
+pub const FORWARD: Duration = Duration::from_secs(15);
 /// A resolver's answer to a question for a name; who has asked asks again before.
 pub const ANSWER: Duration = Duration::from_secs(15);

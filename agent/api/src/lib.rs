@@ -3,6 +3,8 @@
 //! - [`Agent`] is served on vsock port [`RPC_PORT`] with ttrpc: `proto/agent.proto` is the reference.
 //! - Bytes of standard streams travel apart from that, each stream on a connection of its own to
 //!   [`STDIO_PORT`], which begins with a [`stdio::Header`].
+//! - Connections to localhost of the namespace on the host come to [`FORWARD_PORT`], each of which begins with a
+//!   [`forward::Header`].
 //! - Questions for names that the host answers come on connections to the host's [`RESOLVER_PORT`], each of which begins
 //!   with a [`resolver::Header`].
 //! - When the agent can be spoken to, it connects to [`READY_PORT`] of the host once and hangs up again; it does
@@ -14,6 +16,7 @@
 //! [`dial`] speaks the monitor's half: vsock streams are connections to a unix socket on the host.
 
 pub mod dial;
+pub mod forward;
 pub mod resolver;
 pub mod stdio;
 
@@ -39,6 +42,8 @@ pub const VERSION: u32 = 5;
 pub const RPC_PORT: u32 = 1;
 /// The guest's port of standard streams.
 pub const STDIO_PORT: u32 = 2;
+/// The guest's port of connections to its localhost.
+pub const FORWARD_PORT: u32 = 3;
 /// The host's port on which the agent rings when it serves.
 pub const READY_PORT: u32 = 1;
 /// The host's port behind which its resolvers are.

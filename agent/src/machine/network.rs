@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 
-use agent_api::agent::{Interface, Neighbour, Route, SetNetworkRequest};
+use agent_api::agent::{Interface, Neighbour, Route, Rule, SetNetworkRequest};
 use anyhow::{Context, Error, Result, ensure};
 use rtnl::{Mac, Netlink, Network, Prefix};
 
@@ -35,6 +35,7 @@ struct Given {
     addresses: HashSet<(Mac, Prefix)>,
     routes: HashSet<rtnl::Route>,
     neighbours: HashSet<rtnl::Neighbour>,
+    rules: HashSet<rtnl::Rule>,
 }
 
 /// Finds the network devices, and parks all of them.
@@ -55,11 +56,12 @@ pub fn devices() -> Result<Devices> {
 impl Devices {
     /// Makes the network what is asked for.
     pub fn set(&mut self, request: &SetNetworkRequest) -> Result<()> {
-        let SetNetworkRequest { interfaces, routes, neighbours, .. } = request;
-        for count in [interfaces.len(), routes.len(), neighbours.len()] {
+        let SetNetworkRequest { interfaces, routes, neighbours, rules, .. } = request;
+        for count in [interfaces.len(), routes.len(), neighbours.len(), rules.len()] {
             ensure!(count <= MOST, "{count} are more than {MOST} of a kind");
         }
         let wanted: Vec<_> = interfaces.iter().map(Wanted::parse).collect::<Result<_>>()?;
+        let rules: Vec<_> = rules.iter().map(parse_rule).collect::<Result<_>>()?;
         let mut netlink = Netlink::open().context("opening netlink")?;
         self.choose(&mut netlink, &wanted)?;
         name(&mut netlink, &wanted)?;
@@ -80,13 +82,20 @@ impl Devices {
             addresses: addresses.collect(),
             routes: routes.iter().copied().collect(),
             neighbours: neighbours.iter().copied().collect(),
+            rules: rules.iter().cloned().collect(),
         };
         // If it fails on the way, any of both may be there.
         let before = self.given.clone();
         self.given.addresses.extend(&now.addresses);
         self.given.routes.extend(&now.routes);
         self.given.neighbours.extend(&now.neighbours);
+        self.given.rules.extend(now.rules.iter().cloned());
 
+        for rule in network.rules.iter().filter(|rule| before.rules.contains(rule)) {
+            if !now.rules.contains(rule) {
+                netlink.remove_rule(rule).with_context(|| format!("removing the rule {}", rule.priority))?;
+            }
+        }
         for route in network.routes.iter().filter(|route| before.routes.contains(route)) {
             if !now.routes.contains(route) {
                 let removed = netlink.remove_route(route);
@@ -105,7 +114,7 @@ impl Devices {
             let gone = prefixes
                 .filter(|address| before.addresses.contains(address) && !now.addresses.contains(address));
             let gone: Vec<_> = gone.map(|(_, prefix)| prefix).collect();
-            bring_up(&mut netlink, interface, device, &gone)
+            set_up(&mut netlink, interface, device, &gone)
                 .with_context(|| format!("setting up the interface {}", interface.name))?;
         }
         // With an address go others of its network, and routes.
@@ -119,6 +128,9 @@ impl Devices {
         }
         for route in routes.iter().filter(|route| !network.routes.contains(route)) {
             netlink.add_route(route).with_context(|| format!("adding a route to {}", route.destination))?;
+        }
+        for rule in rules.iter().filter(|rule| !network.rules.contains(rule)) {
+            netlink.add_rule(rule).with_context(|| format!("adding the rule {}", rule.priority))?;
         }
         for neighbour in neighbours.iter().filter(|wanted| !network.neighbours.contains(wanted)) {
             let added = netlink.add_neighbour(neighbour);
@@ -171,6 +183,7 @@ struct Wanted {
     name: String,
     mac: Mac,
     mtu: u32,
+    is_up: bool,
     addresses: Vec<Prefix>,
 }
 
@@ -188,6 +201,7 @@ impl Wanted {
             name: interface.name.clone(),
             mac,
             mtu: interface.mtu,
+            is_up: !interface.down,
             addresses: addresses.collect::<Result<_>>()?,
         })
     }
@@ -231,12 +245,12 @@ fn name(netlink: &mut Netlink, wanted: &[Wanted]) -> Result<()> {
 }
 
 /// What can be set of an interface that has its name, without addresses that are to go.
-fn bring_up(netlink: &mut Netlink, wanted: &Wanted, device: &rtnl::Interface, gone: &[Prefix]) -> Result<()> {
+fn set_up(netlink: &mut Netlink, wanted: &Wanted, device: &rtnl::Interface, gone: &[Prefix]) -> Result<()> {
     if wanted.mtu != 0 && device.mtu != wanted.mtu {
         netlink.set_mtu(device.index, wanted.mtu).with_context(|| format!("its MTU of {}", wanted.mtu))?;
     }
-    if !device.is_up {
-        netlink.set_up(device.index, true).context("bringing it up")?;
+    if device.is_up != wanted.is_up {
+        netlink.set_up(device.index, wanted.is_up).context("turning it on or off")?;
     }
     for prefix in gone {
         let removed = netlink.remove_address(device.index, *prefix);
@@ -251,6 +265,7 @@ fn parse_route(route: &Route, index_of: impl Fn(&str) -> Result<u32>) -> Result<
         text => text.parse().map(Some).with_context(|| format!("{text:?} is no address")),
     };
     Ok(rtnl::Route {
+        table: route.table,
         destination: route.destination.parse().map_err(Error::msg)?,
         gateway: address(&route.gateway)?,
         interface: index_of(&route.interface)?,
@@ -259,6 +274,24 @@ fn parse_route(route: &Route, index_of: impl Fn(&str) -> Result<u32>) -> Result<
         metric: route.metric,
         mtu: route.mtu,
         is_onlink: route.onlink,
+    })
+}
+
+fn parse_rule(rule: &Rule) -> Result<rtnl::Rule> {
+    let prefix = |text: &str| match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(Error::msg),
+    };
+    let name = |text: &String| (!text.is_empty()).then(|| text.clone());
+    Ok(rtnl::Rule {
+        is_v6: rule.v6,
+        priority: rule.priority,
+        source: prefix(&rule.source)?,
+        destination: prefix(&rule.destination)?,
+        input: name(&rule.input),
+        output: name(&rule.output),
+        mark: (rule.mark, rule.mask),
+        table: rule.table,
     })
 }
 

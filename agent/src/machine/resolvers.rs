@@ -3,15 +3,17 @@
 //! Whoever asks one in the guest asks the agent, which passes it on over vsock. The agent listens on another port than 53,
 //! which belongs to containers; the kernel is told to take the one for the other, in what they send and in what they get.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::RESOLVER_PORT;
 use agent_api::resolver::{DNS_PORT, Header, Transport, read_message, write_message};
 use anyhow::{Context, Result, ensure};
+use bpf::code::{EXIT, JUMP_UNLESS_WORD, LOAD_WORD, MOVE_NUMBER, STORE_WORD};
+use bpf::{Instruction, Kind, Program, instruction};
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net;
 use tokio::sync::Semaphore;
@@ -19,9 +21,6 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
-use crate::bpf::{
-    EXIT, Instruction, JUMP_UNLESS_WORD, Kind, LOAD_WORD, MOVE_NUMBER, Program, STORE_WORD, instruction,
-};
 use crate::cgroup;
 
 /// More than any file with resolvers has.
@@ -109,7 +108,8 @@ fn listen(address: Ipv4Addr) -> Result<(UdpSocket, TcpListener, u16)> {
 fn exchange(kind: Kind, address: Ipv4Addr, from: u16, to: u16) -> Result<OwnedFd> {
     let program =
         Program::load(kind, &compile(address, from, to)).context("loading the program for ports")?;
-    program.link(Path::new(cgroup::ROOT)).context("laying it on all cgroups")
+    let all = File::open(cgroup::ROOT).context("opening the root of cgroups")?;
+    program.link(all).context("laying it on all cgroups")
 }
 
 /// Of what the program is asked with (`struct bpf_sock_addr`): address and port, as they are on the wire.

@@ -1,6 +1,7 @@
 //! What the shim asks for. The calls of the protocol are translated in [`rpc`]; what they mean is here and in what is
 //! called from here.
 
+mod forward;
 mod hold;
 mod names;
 mod ports;
@@ -14,7 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_api::agent::{Exit, SetNetworkRequest, Stdio};
-use agent_api::{READY_LINE, READY_PORT, RPC_PORT, STDIO_PORT, STREAMS_DEADLINE, create_agent, is_id};
+use agent_api::{
+    FORWARD_PORT, READY_LINE, READY_PORT, RPC_PORT, STDIO_PORT, STREAMS_DEADLINE, create_agent, is_id,
+};
 use anyhow::{Context, Error, Result};
 use runtime_spec::plan::Guest;
 use tokio::time::timeout;
@@ -107,6 +110,7 @@ async fn run(booted: Booted) -> Result<std::convert::Infallible> {
         watcher: Watcher::start()?,
     });
     let streams = listen(STDIO_PORT)?;
+    let forwarded = listen(FORWARD_PORT)?;
     let calls = listen(RPC_PORT)?;
     let ready_after = crate::boot::uptime();
     let seeded = AtomicBool::new(false);
@@ -115,6 +119,7 @@ async fn run(booted: Booted) -> Result<std::convert::Infallible> {
         ttrpc::asynchronous::Server::new().register_service(service).add_listener(stdio::from_host(calls));
     server.start().await.context("serving")?;
     tokio::spawn(stdio::serve(Arc::clone(&agent), streams));
+    tokio::spawn(forward::serve(forwarded));
     eprintln!("{READY_LINE}");
     // A host that is not waiting to hear it refuses.
     drop(VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, READY_PORT)).await);

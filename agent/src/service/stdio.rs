@@ -21,7 +21,7 @@ const AT_ONCE: usize = 256;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The next connection of the host's.
-async fn accept(listener: &VsockListener) -> VsockStream {
+pub(super) async fn accept(listener: &VsockListener) -> VsockStream {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) if peer.cid() == VMADDR_CID_HOST => return stream,

@@ -116,9 +116,11 @@ impl<'a, W: World> Session<'a, W> {
     }
 
     fn run(mut self, tests: &[&Test<W>]) -> Result<ExitCode> {
+        let ends = self.options.minutes.map(|minutes| Instant::now() + Duration::from_mins(minutes.into()));
         let width = tests.iter().map(|test| test.name.len()).max().unwrap_or(0);
         for test in tests {
-            match self.test(test) {
+            let is_late = ends.is_some_and(|ends| Instant::now() >= ends);
+            match if is_late { Ok(self.left_out(test)) } else { self.test(test) } {
                 Ok(report) => self.tell(test, &report, width)?,
                 Err(stopped) => {
                     let Some(Interrupted { signal }) = stopped.downcast_ref() else { return Err(stopped) };
@@ -137,6 +139,21 @@ impl<'a, W: World> Session<'a, W> {
         }
         println!("{}", self.tally);
         Ok(if self.tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Of a test for which there is no time.
+    fn left_out(&self, test: &Test<W>) -> Report {
+        let minutes = self.options.minutes.unwrap_or(0);
+        let record = Record {
+            name: test.name.into(),
+            verdict: Verdict::Skipped,
+            reason: Some(format!("the {minutes} minutes of --minutes are over")),
+            rounds_passed: 0,
+            rounds: self.options.rounds(test.rounds),
+            seconds: 0.0,
+            control: test.is_control(),
+        };
+        Report { record, logs: Vec::new() }
     }
 
     /// All rounds of one test, up to the first that does not pass.

@@ -199,6 +199,11 @@ impl Machine {
         self.network.bring(self.ends(), in_any_case).await.map_err(|error| self.explain(error))
     }
 
+    /// Has connections to localhost of its network namespace be its guest's.
+    pub async fn forward_localhost(&self) -> Result<()> {
+        self.network.forward_localhost(&self.monitor).await
+    }
+
     /// From now on nothing is brought.
     pub async fn leave_network(&self) {
         self.network.leave().await;

@@ -427,7 +427,12 @@ impl Shim {
                 holder::Network::Of(network.attempt("looking at the pod's network namespace")?)
             }
         };
-        let holder = Holder::start(network).attempt("starting the process that stands for the container")?;
+        let about = match &plan.network {
+            Network::Namespace(path) => format!(" in the network namespace {}", path.display()),
+            _ => String::new(),
+        };
+        let what = format!("starting the process that stands for the container{about}");
+        let holder = Holder::start(network).attempt(what)?;
         parts.journal.note(Made::Process(holder.process())).attempt("writing the journal")?;
         Ok(holder)
     }

@@ -178,6 +178,13 @@ impl Shim {
         let _start = exec.is_empty().then(|| timeline.phase("start"));
         let started = async {
             let container = self.container(id)?;
+            // Some clients attach networks between Create and Start.
+            if exec.is_empty()
+                && let Some(machine) = self.machine()
+            {
+                let _network = timeline.phase("network");
+                machine.bring_network(false).await?;
+            }
             if exec.is_empty() && container.begins != Begins::Anew {
                 container.guest.release(id).await?;
             }
@@ -185,13 +192,6 @@ impl Shim {
                 container.guest.resume(id).await?;
                 0
             } else {
-                // Some clients attach networks between Create and Start.
-                if exec.is_empty()
-                    && let Some(machine) = self.machine()
-                {
-                    let _network = timeline.phase("network");
-                    machine.bring_network(false).await?;
-                }
                 container.guest.start(id, exec).await?
             };
             Ok::<_, Error>((container, pid))

@@ -48,7 +48,13 @@ impl Shim {
     /// could not be done is tried again.
     async fn follow_network(&self, machine: &Machine) -> Result<()> {
         let mut failed = None;
+        let mut refused = false;
         loop {
+            if let Err(error) = machine.forward_localhost().await
+                && !std::mem::replace(&mut refused, true)
+            {
+                warn!("ports of the machine cannot be forwarded from its network namespace: {}", error.text);
+            }
             let changed = async {
                 match failed {
                     None => machine.network_changes().await,

@@ -1,15 +1,15 @@
 //! TCP in the guest.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv6Addr, TcpListener};
 use std::thread;
 
 use anyhow::{Context, Result};
 use integration::streams::answer;
 
-/// Answers every stream to `port`, for ever.
+/// Answers every stream to `port`, for ever. Those of v4 come to a v6 socket, too.
 pub fn serve(port: u16) -> Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("listening")?;
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listening")?;
     println!("listening");
     std::io::stdout().flush()?;
     loop {

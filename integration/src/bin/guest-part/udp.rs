@@ -1,13 +1,13 @@
 //! UDP in the guest.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv6Addr, UdpSocket};
 
 use anyhow::{Context, Result};
 
-/// Sends every datagram back to where it came from, for ever.
+/// Sends every datagram back to where it came from, for ever. Those of v4 come to a v6 socket, too.
 pub fn serve(port: u16) -> Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).context("binding")?;
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).context("binding")?;
     println!("listening");
     std::io::stdout().flush()?;
     let mut datagram = vec![0; 65536];

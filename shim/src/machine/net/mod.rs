@@ -4,6 +4,7 @@
 //! (`redirect`); the tap is the cable of one of the machine's network devices, which are there from the start, with no
 //! cable in. The agent is told what is to be seen of the interface in the guest (`told`).
 
+mod forward;
 mod redirect;
 mod resolver;
 mod told;
@@ -13,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_api::agent::SetNetworkRequest;
@@ -31,6 +33,7 @@ use crate::guest::Guest;
 use crate::journal::{Journal, Made};
 
 use super::monitor::Monitor;
+use forward::Localhost;
 
 pub use redirect::{Redirected, undo};
 pub use resolver::Resolvers;
@@ -60,6 +63,8 @@ pub struct Network {
     /// Hears of changes since before the namespace was first looked at.
     watch: OnceCell<AsyncFd<Changes>>,
     plugged: Mutex<Plugged>,
+    /// Whether connections to localhost are the guest's by now.
+    forwards: AtomicBool,
     /// Who answers questions for names in it.
     pub resolvers: Resolvers,
 }
@@ -90,8 +95,9 @@ impl Network {
     pub fn new(namespace: OwnedFd, path: Option<PathBuf>) -> Result<Self> {
         let namespace = File::from(namespace);
         let inode = namespace.metadata().attempt("looking at the network namespace")?.ino();
-        let (watch, plugged, resolvers) = (OnceCell::new(), Mutex::default(), Resolvers::default());
-        Ok(Self { namespace: namespace.into(), inode, path, watch, plugged, resolvers })
+        let (watch, forwards, resolvers) = (OnceCell::new(), AtomicBool::new(false), Resolvers::default());
+        let plugged = Mutex::default();
+        Ok(Self { namespace: namespace.into(), inode, path, watch, plugged, forwards, resolvers })
     }
 
     /// Gives the guest what is in the namespace now, unless it was told so already; a guest that may have something from
@@ -140,6 +146,25 @@ impl Network {
         let names: Vec<_> = request.interfaces.iter().map(|interface| interface.name.as_str()).collect();
         info!("the guest has the interfaces {names:?}");
         plugged.told = request;
+        Ok(())
+    }
+
+    /// Has connections to localhost of the namespace be the guest's, as long as the machine runs and if there is a localhost
+    /// by now.
+    pub async fn forward_localhost(&self, monitor: &Monitor) -> Result<()> {
+        if self.forwards.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let namespace = self.namespace.try_clone().attempt("duplicating a descriptor")?;
+        let Some(localhost) = Localhost::take(namespace).await? else { return Ok(()) };
+        self.forwards.store(true, Ordering::Relaxed);
+        let (vsock, ended) = (monitor.vsock(), monitor.watch());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = localhost.serve(vsock) => {}
+                () = ended => {}
+            }
+        });
         Ok(())
     }
 

@@ -37,7 +37,12 @@ pub fn join(interface: &Interface, note: impl FnOnce(bool) -> io::Result<()>) ->
     let mut netlink = Netlink::open()?;
     // No other has it, also while one that is gone still has its tap.
     let name = format!("{OURS}{}", interface.index);
-    let taps = tap::make(&name, 1).map_err(io::Error::other)?;
+    let taps = tap::make(&name, 1).map_err(|error| match error {
+        tap::Error::Busy(_) => io::Error::other(
+            "another machine has it; containers with one network namespace have to be in one pod, or have a namespace each",
+        ),
+        other => io::Error::other(other),
+    })?;
     let tap = netlink.index_of(&name)?.ok_or_else(|| io::Error::other(format!("the tap {name} is gone")))?;
     netlink.set_silent(tap)?;
     let mtu = netlink.set_mtu(tap, interface.mtu);

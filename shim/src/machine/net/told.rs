@@ -1,6 +1,6 @@
 //! What the agent is told of a namespace.
 
-use agent_api::agent::{Interface, Neighbour, Route, SetNetworkRequest};
+use agent_api::agent::{Interface, Neighbour, Route, Rule, SetNetworkRequest};
 use rtnl::{Mac, Network};
 
 /// All that is in it of the interfaces that have devices, by the addresses that these came with.
@@ -12,6 +12,7 @@ pub fn of(seen: &Network, device: impl Fn(u32) -> Option<Mac>) -> SetNetworkRequ
             addresses: interface.addresses.iter().map(ToString::to_string).collect(),
             mtu: interface.mtu,
             new_mac: interface.mac.to_string(),
+            down: !interface.is_up,
             ..Interface::default()
         })
     });
@@ -31,6 +32,7 @@ pub fn of(seen: &Network, device: impl Fn(u32) -> Option<Mac>) -> SetNetworkRequ
             metric: route.metric,
             mtu: route.mtu,
             onlink: route.is_onlink,
+            table: route.table,
             ..Route::default()
         })
     });
@@ -42,10 +44,24 @@ pub fn of(seen: &Network, device: impl Fn(u32) -> Option<Mac>) -> SetNetworkRequ
             ..Neighbour::default()
         })
     });
+    let prefix = |prefix: Option<rtnl::Prefix>| prefix.map(|prefix| prefix.to_string()).unwrap_or_default();
+    let rules = seen.rules.iter().map(|rule| Rule {
+        v6: rule.is_v6,
+        priority: rule.priority,
+        source: prefix(rule.source),
+        destination: prefix(rule.destination),
+        input: rule.input.clone().unwrap_or_default(),
+        output: rule.output.clone().unwrap_or_default(),
+        mark: rule.mark.0,
+        mask: rule.mark.1,
+        table: rule.table,
+        ..Rule::default()
+    });
     SetNetworkRequest {
         interfaces: interfaces.collect(),
         routes: routes.collect(),
         neighbours: neighbours.collect(),
+        rules: rules.collect(),
         ..SetNetworkRequest::default()
     }
 }
@@ -69,6 +85,7 @@ mod tests {
             addresses: vec!["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
         };
         let route = |interface, destination: &str, gateway: Option<&str>| rtnl::Route {
+            table: 254,
             destination: destination.parse::<Prefix>().unwrap(),
             gateway: gateway.map(|text| text.parse().unwrap()),
             interface,
@@ -83,6 +100,7 @@ mod tests {
             address: "10.0.0.1".parse().unwrap(),
             mac: Mac([2, 0, 0, 0, 0, 7]),
         };
+        let off = rtnl::Interface { is_up: false, ..interface(4, "eth0") };
         let seen = Network {
             interfaces: vec![interface(4, "eth0"), interface(5, "eth1")],
             routes: vec![
@@ -91,6 +109,16 @@ mod tests {
                 route(6, "10.8.0.0/16", None),
             ],
             neighbours: vec![neighbour(4), neighbour(5)],
+            rules: vec![rtnl::Rule {
+                is_v6: false,
+                priority: 9,
+                source: Some("10.0.0.2/32".parse().unwrap()),
+                destination: None,
+                input: None,
+                output: None,
+                mark: (1, 2),
+                table: 100,
+            }],
         };
         let told = of(&seen, |index| (index == 4).then_some(Mac([2, 0, 0, 0, 0, 1])));
         let [interface] = &*told.interfaces else { panic!("{told:?}") };
@@ -98,14 +126,22 @@ mod tests {
             (interface.mac.as_str(), interface.new_mac.as_str()),
             ("02:00:00:00:00:01", "02:00:00:00:00:09")
         );
-        assert_eq!((interface.name.as_str(), interface.mtu), ("eth0", 1400));
+        assert_eq!((interface.name.as_str(), interface.mtu, interface.down), ("eth0", 1400, false));
         assert_eq!(interface.addresses, ["10.0.0.2/24", "fd00::2/64"]);
         let [route] = &*told.routes else { panic!("{told:?}") };
         let words = [&route.destination, &route.gateway, &route.interface, &route.source].map(String::as_str);
         assert_eq!((words, route.metric, route.onlink), (["::/0", "fe80::1", "eth0", ""], 3, true));
+        assert_eq!(route.table, 254);
+        let [rule] = &*told.rules else { panic!("{told:?}") };
+        let words = [&rule.source, &rule.destination, &rule.input, &rule.output].map(String::as_str);
+        assert_eq!((words, rule.priority, rule.table), (["10.0.0.2/32", "", "", ""], 9, 100));
+        assert_eq!((rule.v6, rule.mark, rule.mask), (false, 1, 2));
         let [neighbour] = &*told.neighbours else { panic!("{told:?}") };
         let words = [&neighbour.address, &neighbour.mac, &neighbour.interface].map(String::as_str);
         assert_eq!(words, ["10.0.0.1", "02:00:00:00:00:07", "eth0"]);
-        assert_eq!(of(&seen, |_| None), SetNetworkRequest::default());
+        let nothing = SetNetworkRequest { rules: told.rules.clone(), ..SetNetworkRequest::default() };
+        assert_eq!(of(&seen, |_| None), nothing);
+        let off = Network { interfaces: vec![off], ..seen };
+        assert!(of(&off, |_| Some(Mac([2, 0, 0, 0, 0, 1]))).interfaces[0].down);
     }
 }

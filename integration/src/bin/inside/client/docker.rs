@@ -100,7 +100,7 @@ const FEATURES: &[Feature] = &[
     often(
         "docker run -p",
         "begin --name box -p 8080:80 busybox sh -c 'mkdir /www; echo page >/www/index.html; exec httpd -f -h /www'
-        begin --name other -p 9090:90/udp -v $GUEST_PART:/part busybox /part serve-udp 90
+        begin --name other -p 9090:90/udp -v $GUEST_PART:/part busybox sh -c '/part serve-udp 90; exit 1'
         soon get http://127.0.0.1:8080/
         get http://127.0.0.1:8080/; get http://172.17.0.1:8080/; get 'http://[::1]:8080/'; datagram 9090; docker port box",
     ),

@@ -25,9 +25,10 @@ for _ in range(20):
     try:
         s.sendto(b"there and back", ("127.0.0.1", int(sys.argv[1])))
         print(s.recv(99).decode())
-        break
+        sys.exit()
     except OSError:
         pass
+sys.exit("nothing came back")
 ' "$1"
 }
 # As on a terminal.

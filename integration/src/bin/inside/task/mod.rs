@@ -15,6 +15,10 @@ mod limits;
 mod midway;
 mod network;
 mod network_hooks;
+mod network_loads;
+mod network_localhost;
+mod network_resolver;
+mod network_wrong;
 mod operator;
 mod outlived;
 mod pod;
@@ -95,6 +99,10 @@ pub fn tests() -> Vec<Test<Inside>> {
         pod::tests(),
         network::tests(),
         network_hooks::tests(),
+        network_loads::tests(),
+        network_localhost::tests(),
+        network_resolver::tests(),
+        network_wrong::tests(),
         disks::tests(),
         template::tests(),
         checkpoint::tests(),

@@ -37,7 +37,8 @@ pub fn tests() -> Vec<Test<Inside>> {
         ),
         test(
             "task.network-follows",
-            "an interface, an address and a route that come and go while a container runs do so in it, as with runc",
+            "an interface, an address and a route that come and go while a container runs do so in it, and an interface that is \
+             turned off and on is in it, as with runc",
             follows,
         ),
     ]
@@ -45,7 +46,8 @@ pub fn tests() -> Vec<Test<Inside>> {
 
 /// Bytes that go each way.
 const AMOUNT: u64 = 4 << 20;
-const PORT: u16 = 7000;
+/// On which containers listen.
+pub const PORT: u16 = 7000;
 
 /// What a container sees of its network, but for what differs from one machine to the next.
 const SEEN: &str = "ls /sys/class/net
@@ -58,17 +60,20 @@ const SEEN: &str = "ls /sys/class/net
     ip -6 route | grep -v -e ^fe80 -e ^ff00 -e ^multicast | grep -v '^unreachable' | sed 's/ pref medium//;s/ *$//' | sort";
 
 /// A network namespace with one end of a cable whose other end is this host's.
-struct Cabled<'a> {
+pub struct Cabled<'a> {
     ctx: &'a Ctx<'a, Inside>,
     /// Where it is mounted.
-    path: String,
+    pub path: String,
 }
 
 /// The two ends of a cable: their addresses, and the name of the one that is inside.
-struct Cable {
-    number: u8,
-    mac: &'static str,
-    mtu: u32,
+pub struct Cable {
+    /// By which addresses and names differ.
+    pub number: u8,
+    /// The hardware address inside.
+    pub mac: &'static str,
+    /// Of both ends.
+    pub mtu: u32,
 }
 
 impl Cable {
@@ -76,7 +81,8 @@ impl Cable {
         self.end(1)
     }
 
-    fn inside(&self) -> [IpAddr; 2] {
+    /// The addresses inside.
+    pub fn inside(&self) -> [IpAddr; 2] {
         self.end(2)
     }
 
@@ -95,7 +101,8 @@ fn ip(ctx: &Ctx<'_, Inside>, words: &str) -> Result<String> {
 }
 
 impl<'a> Cabled<'a> {
-    fn new(ctx: &'a Ctx<'_, Inside>) -> Result<Self> {
+    /// One with nothing in it.
+    pub fn new(ctx: &'a Ctx<'_, Inside>) -> Result<Self> {
         let path = ctx.path("netns").display().to_string();
         std::fs::write(&path, "")?;
         let cabled = Self { ctx, path };
@@ -103,7 +110,8 @@ impl<'a> Cabled<'a> {
         Ok(cabled)
     }
 
-    fn inside(&self, words: &str) -> Result<String> {
+    /// What a command says there.
+    pub fn inside(&self, words: &str) -> Result<String> {
         let enter = format!("--net={}", self.path);
         let done = self.ctx.cmd("nsenter").arg(enter).args(words.split_whitespace()).ok()?;
         Ok(done.out().into_owned())
@@ -111,7 +119,7 @@ impl<'a> Cabled<'a> {
 }
 
 /// A cable that is in. It goes with this value: the kernel takes its time to take one out of a namespace that is gone.
-struct Plugged<'a> {
+pub struct Plugged<'a> {
     ctx: &'a Ctx<'a, Inside>,
     outside: String,
 }
@@ -124,7 +132,7 @@ impl Drop for Plugged<'_> {
 }
 
 /// Puts one end of a cable into the namespace at `path`, in the way of CNI's plugins.
-fn plug<'a>(ctx: &'a Ctx<'_, Inside>, path: &str, cable: &Cable) -> Result<Plugged<'a>> {
+pub fn plug<'a>(ctx: &'a Ctx<'_, Inside>, path: &str, cable: &Cable) -> Result<Plugged<'a>> {
     let Cable { number, mac, mtu } = cable;
     let (out, name) = (format!("it-out{number}"), format!("eth{number}"));
     ip(ctx, &format!("link add {out} mtu {mtu} type veth peer name it-in{number} address {mac} mtu {mtu}"))?;
@@ -161,7 +169,7 @@ impl Drop for Cabled<'_> {
 }
 
 /// Has a container be in the namespace at `path`.
-fn enter(spec: &mut Value, path: &str) {
+pub fn enter(spec: &mut Value, path: &str) {
     if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
         for namespace in namespaces.iter_mut().filter(|namespace| namespace["type"] == "network") {
             *namespace = json!({ "type": "network", "path": path });
@@ -179,7 +187,7 @@ pub fn with_rights(spec: &mut Value) {
 }
 
 /// All that is hung into the interfaces of a namespace.
-fn hung(cabled: &Cabled<'_>) -> Result<String> {
+pub fn hung(cabled: &Cabled<'_>) -> Result<String> {
     let qdiscs = cabled.inside("tc qdisc show")?;
     let filters = cabled.inside("tc filter show dev eth0 ingress").unwrap_or_default();
     let links = cabled.inside("ip -o link")?;
@@ -385,8 +393,18 @@ fn follows(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         shows("ip route get 10.79.0.1 | grep 10.78.0.1", true)?;
         inside("address del 10.78.0.9/24 dev eth0")?;
         shows("ip address show dev eth0 | grep 10.78.0.9", false)?;
+        inside("route add 10.82.0.0/16 via 10.77.0.1 dev eth0 table 1000")?;
+        inside("rule add from 10.77.0.2 to 10.82.0.0/16 priority 100 table 1000")?;
+        shows("ip rule | grep '^100:.*from 10.77.0.2 to 10.82.0.0/16 lookup 1000'", true)?;
+        shows("ip route get 10.82.0.1 from 10.77.0.2 | grep 'via 10.77.0.1'", true)?;
+        inside("rule del priority 100")?;
+        shows("ip rule | grep '^100:'", false)?;
         shows("ping -c 1 -W 5 10.77.0.1", true)?;
         shows("ip address show dev eth0 | grep 10.80.0.9 && ip route | grep 10.81.0.0/16", true)?;
+        inside("link set eth0 down")?;
+        shows("ip link show dev eth0 | grep '[<,]UP[,>]'", false)?;
+        inside("link set eth0 up")?;
+        shows("ping -c 1 -W 5 10.77.0.1", true)?;
         drop(first);
         shows("test -e /sys/class/net/eth0", false)?;
         let _second = plug(ctx, &path, &SECOND)?;
