@@ -55,7 +55,7 @@ impl Output {
         Ok(found)
     }
 
-    /// Reads until `text` has come.
+    /// Reads until `text` has come. What has come with it is part of the answer, and is not read again.
     pub fn read_until(&mut self, text: &str, deadline: Duration) -> Result<Vec<u8>> {
         let mut found = Vec::new();
         let has_it = |found: &[u8]| crate::command::contains(found, text.as_bytes());

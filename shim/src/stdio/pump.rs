@@ -1,8 +1,9 @@
 //! One task for each stream, that takes bytes from one side to the other.
 //!
 //! A stream can be held, for the machine to be saved: then nothing of it is on its way through the monitor. Of input,
-//! nothing more is sent; of output, what was sent is taken in, also where its reader does not take it yet.
+//! what the client had written is sent, and nothing more; of output, what was sent is taken in, also where its reader does not take it yet.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,6 +20,8 @@ use super::sink::Sink;
 
 /// As much as is on its way at once.
 const BUFFER: usize = 32 << 10;
+/// As much as a pipe can hold. Of input that is held no more is taken in.
+const FIFO_MAX: usize = 1 << 20;
 /// What is taken in of output that is held and nobody reads: more than sockets hold on the way.
 const KEPT_MAX: usize = 8 << 20;
 /// How often is looked whether something moves.
@@ -219,18 +222,28 @@ pub(super) async fn pump_in(mut from: pipe::Receiver, mut to: UnixStream, feed: 
     let feed = &stopping.0.0;
     let mut held = feed.held.subscribe();
     let mut buffer = vec![0; BUFFER];
+    let mut taken = 0;
     loop {
-        let still = *held.borrow_and_update();
-        feed.still.send_replace(still);
-        if still {
+        let is_held = *held.borrow_and_update();
+        let read = if is_held && taken < FIFO_MAX {
+            // What the client has written by now belongs to the process, also if nobody has read it yet.
+            from.try_read(&mut buffer)
+        } else if is_held {
+            Err(ErrorKind::WouldBlock.into())
+        } else {
+            taken = 0;
+            feed.still.send_replace(false);
+            tokio::select! {
+                read = from.read(&mut buffer) => read,
+                _ = held.changed() => continue,
+            }
+        };
+        if is_held && read.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+            feed.still.send_replace(true);
             // The sender is the feed's own.
             let _ = held.changed().await;
             continue;
         }
-        let read = tokio::select! {
-            read = from.read(&mut buffer) => read,
-            _ = held.changed() => continue,
-        };
         match read {
             Ok(0) => break,
             Ok(length) => {
@@ -239,6 +252,7 @@ pub(super) async fn pump_in(mut from: pipe::Receiver, mut to: UnixStream, feed: 
                     return;
                 }
                 feed.sent.fetch_add(length as u64, Ordering::AcqRel);
+                taken += if is_held { length } else { 0 };
             }
             Err(error) => {
                 warn!("the stream of input broke: {error}");

@@ -118,3 +118,24 @@ async fn of_input_that_is_held_nothing_more_is_sent() {
     assert_eq!(soon(feed.stillness()).await, (11, true));
     soon(pump).await.unwrap();
 }
+
+#[tokio::test]
+async fn of_input_that_is_held_all_that_was_written_before_is_sent() {
+    use tokio::io::AsyncReadExt;
+    let (mut theirs, ours) = tokio::net::UnixStream::pair().unwrap();
+    let (writer, from) = pipe::pipe().unwrap();
+    let feed = Feed::default();
+    let pump = tokio::spawn(pump_in(from, ours, feed.clone()));
+    // Nobody reads, until the socket and the pipe are full.
+    let mut written = 0;
+    while timeout(Duration::from_millis(100), writer.writable()).await.is_ok() {
+        written += writer.try_write(&[7; 4096]).unwrap_or(0);
+    }
+    feed.hold(true);
+    let (mut got, mut read) = (0, vec![0; 1 << 20]);
+    while got < written {
+        got += soon(theirs.read(&mut read)).await.unwrap();
+    }
+    assert_eq!(soon(feed.stillness()).await, (written as u64, false));
+    pump.abort();
+}

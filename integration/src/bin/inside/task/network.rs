@@ -202,17 +202,15 @@ fn in_a_namespace(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         let cabled = Cabled::new(ctx)?;
         let _cable = plug(ctx, &cabled.path, &FIRST)?;
         let before = hung(&cabled)?;
-        let script =
-            format!("{SEEN}; echo seen; nc -ll -p {PORT} -e cat & echo ready; read line; kill $!; exit 7");
+        let script = format!("{SEEN}; nc -ll -p {PORT} -e cat & echo ready; read line; kill $!; exit 7");
         let path = cabled.path.clone();
         let mut task =
             Piped::named(ctx, &api, runtime, new_id(ctx, runtime), &["sh", "-c", &script], |spec| {
                 enter(spec, &path);
             })?;
         task.container.start()?;
-        let seen = task.stdout.read_until("seen\n", A_WHILE)?;
+        let seen = task.stdout.read_until("ready\n", A_WHILE)?;
         said.push(String::from_utf8_lossy(&seen).into_owned());
-        task.stdout.read_until("ready\n", A_WHILE)?;
         for address in FIRST.inside() {
             through(address).with_context(|| format!("{runtime}: to {address}"))?;
         }
