@@ -255,6 +255,7 @@ mod tests {
             ("stray", "stray"),
             ("--scale medium", "short or long"),
             ("--count 0", "above zero"),
+            ("--minutes 0", "above zero"),
             ("--filter", "filter"),
             ("--address", "address"),
             ("--one x", "belong together"),

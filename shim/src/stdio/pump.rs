@@ -239,6 +239,8 @@ pub(super) async fn pump_in(mut from: pipe::Receiver, mut to: UnixStream, feed: 
             }
         };
         if is_held && read.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+            // Who has seen it still and is held again at once finds that as much was sent as before.
+            taken = FIFO_MAX;
             feed.still.send_replace(true);
             // The sender is the feed's own.
             let _ = held.changed().await;

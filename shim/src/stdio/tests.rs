@@ -110,6 +110,11 @@ async fn of_input_that_is_held_nothing_more_is_sent() {
     assert_eq!(soon(feed.stillness()).await, (5, false));
     writer.write_all(b"second").await.unwrap();
     assert!(timeout(Duration::from_millis(100), theirs.read(&mut read)).await.is_err());
+    // So fast that it does not notice.
+    feed.hold(false);
+    feed.hold(true);
+    assert_eq!(soon(feed.stillness()).await, (5, false));
+    assert!(timeout(Duration::from_millis(100), theirs.read(&mut read)).await.is_err());
     feed.hold(false);
     assert_eq!(soon(theirs.read(&mut read)).await.unwrap(), 6);
     drop(writer);

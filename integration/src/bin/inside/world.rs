@@ -154,6 +154,11 @@ impl World for Inside {
 }
 
 impl Inside {
+    /// Whether a test may change what is the host's, its firewall say.
+    pub fn owns_host(&self) -> bool {
+        !self.shared_host
+    }
+
     /// `ctr`, pointed at this containerd.
     pub fn ctr(&self) -> Ctr {
         Ctr { address: self.address.clone(), namespace: self.namespace.clone(), image: self.image.clone() }

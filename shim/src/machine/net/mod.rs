@@ -109,7 +109,7 @@ impl Network {
         }
         self.watched().await?;
         let looking = || rtnl::Network::look(&mut Netlink::open()?);
-        let mut seen = self.within("looking at the network namespace", looking).await?;
+        let mut seen = within(&self.namespace, "looking at the network namespace", looking).await?;
         // A port of a bridge, or of a bond, is its master's.
         seen.interfaces.retain(|interface| !interface.is_port && !redirect::is_ours(&interface.name));
         for slot in &mut plugged.slots {
@@ -176,7 +176,7 @@ impl Network {
     async fn watched(&self) -> Result<&AsyncFd<Changes>> {
         let what = "watching the network namespace";
         let watch = async {
-            let changes = self.within(what, Changes::open).await?;
+            let changes = within(&self.namespace, what, Changes::open).await?;
             // SAFETY: what is owned here has one socket, which it opened and keeps until it is dropped.
             unsafe { AsyncFd::register_with_interest(changes, Interest::READABLE) }.attempt(what)
         };
@@ -199,16 +199,6 @@ impl Network {
         }
     }
 
-    /// Does something on a thread that is in the namespace.
-    async fn within<T: Send + 'static>(
-        &self,
-        what: &'static str,
-        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let namespace = self.namespace.try_clone().attempt("duplicating a descriptor")?;
-        blocking(what, move || rtnl::within(namespace, work).attempt(what)).await
-    }
-
     async fn plug(&self, slot: usize, interface: &Interface, ends: Ends<'_>) -> Result<()> {
         let (wanted, journal) = (interface.clone(), ends.journal.clone());
         let (path, inode) = (self.path.clone(), self.inode);
@@ -223,7 +213,7 @@ impl Network {
             };
             redirect::join(&wanted, note)
         };
-        let joined = self.within("joining a tap to it", joining).await;
+        let joined = within(&self.namespace, "joining a tap to it", joining).await;
         let taps = joined.map_err(|error| error.context(format_args!("the interface {}", interface.name)))?;
         let request = Request::AttachTap { slot: slot_name(slot) };
         let attach = move |control: &mut vmm::control::Client| {
@@ -232,4 +222,14 @@ impl Network {
         };
         ends.monitor.ask("plugging in a network device", attach).await
     }
+}
+
+/// Does something on a thread that is in the namespace.
+async fn within<T: Send + 'static>(
+    namespace: &OwnedFd,
+    what: &'static str,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let namespace = namespace.try_clone().attempt("duplicating a descriptor")?;
+    blocking(what, move || rtnl::within(namespace, work).attempt(what)).await
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream as StdTcpStream, UdpSocket as StdUdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +27,8 @@ use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::machine::monitor::Monitor;
 
+use super::within;
+
 /// Of a file, far more than names a few resolvers.
 const LONGEST_FILE: u64 = 64 << 10;
 /// Resolvers that are looked at; who asks for names tries three.
@@ -34,6 +36,7 @@ const MOST: usize = 8;
 /// Questions of a machine.
 const AT_ONCE: usize = 64;
 const LONGEST_ANSWER: usize = 65535;
+const CONNECTING: &str = "connecting to a resolver in the network namespace";
 
 /// The resolvers of a machine's containers.
 #[derive(Debug, Default)]
@@ -162,7 +165,7 @@ async fn ask_by_udp(namespace: &OwnedFd, resolver: SocketAddr) -> Result<UdpSock
         socket.set_nonblocking(true)?;
         Ok(socket)
     };
-    let socket = within(namespace, opening).await?;
+    let socket = within(namespace, CONNECTING, opening).await?;
     UdpSocket::from_std(socket).attempt("asking a resolver")
 }
 
@@ -172,17 +175,8 @@ async fn ask_by_tcp(namespace: &OwnedFd, resolver: SocketAddr) -> Result<TcpStre
         stream.set_nonblocking(true)?;
         Ok(stream)
     };
-    let stream = within(namespace, opening).await?;
+    let stream = within(namespace, CONNECTING, opening).await?;
     TcpStream::from_std(stream).attempt("asking a resolver")
-}
-
-async fn within<T: Send + 'static>(
-    namespace: &OwnedFd,
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> Result<T> {
-    let what = "connecting to a resolver in the network namespace";
-    let namespace = namespace.try_clone().attempt("duplicating a descriptor")?;
-    blocking(what, move || rtnl::within(namespace.as_fd(), work).attempt(what)).await
 }
 
 #[cfg(test)]

@@ -110,6 +110,10 @@ fn wrong(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     in_namespace(&six, &["more interfaces than the 5", "take some out"])?;
     in_namespace(&[Cable { mtu: 65535, ..cable(0) }], &["eth0", "an MTU of 65535"])?;
     taken(ctx)?;
+    if !ctx.world.owns_host() {
+        ctx.note("the modules of a host that others use stay");
+        return Ok(Outcome::Passed);
+    }
     let without = WithoutModules::new(ctx)?;
     in_namespace(&[cable(0)], &["eth0", "load its modules cls_matchall and act_mirred"])?;
     drop(without);
