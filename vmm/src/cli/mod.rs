@@ -3,6 +3,7 @@
 mod check;
 mod control;
 mod ctl;
+mod heap;
 mod jail;
 mod log;
 mod net;

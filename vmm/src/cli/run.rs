@@ -27,9 +27,9 @@ use super::Usage;
 use super::control;
 use super::jail;
 use super::log as lines;
-use super::net;
 use super::options::{Console, Options, Origin, Share, parse};
 use super::terminal::{Keys, Pty, Raw};
+use super::{heap, net};
 
 /// The guest's context id, which nobody but the guest sees.
 const GUEST_CID: u64 = 3;
@@ -48,6 +48,7 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
     let begun = Instant::now();
     let options = parse(args)?;
     lines::start(options.log);
+    heap::give_back();
     let jailed = options.jail.is_some();
     Ok(match run(options, begun) {
         Ok(outcome) => {

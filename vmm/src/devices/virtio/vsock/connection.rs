@@ -58,6 +58,19 @@ impl From<io::Error> for Reset {
     }
 }
 
+/// Hands a socket a piece. None when it takes nothing now.
+fn write(mut stream: &UnixStream, piece: &[u8]) -> Result<Option<usize>, Reset> {
+    loop {
+        match stream.write(piece) {
+            Ok(0) => return Err(Reset::because("the host's socket takes nothing")),
+            Ok(count) => return Ok(Some(count)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// One stream.
 #[derive(Debug)]
 pub struct Connection {
@@ -172,7 +185,7 @@ impl Connection {
             op::RESPONSE if !self.established => {
                 self.established = true;
                 if let Some(greeting) = self.greeting.take() {
-                    self.backlog.extend(greeting.as_bytes());
+                    self.keep(greeting.as_bytes());
                     // The guest's count does not know of it.
                     self.forwarded -= Wrapping(greeting.len() as u32);
                     self.reported = self.forwarded;
@@ -200,23 +213,37 @@ impl Connection {
             return Err(Reset::because("the guest sent more than it was given credit for"));
         }
         self.received += Wrapping(data.len() as u32);
-        self.backlog.extend(data);
+        let mut taken = 0;
+        while self.backlog.is_empty() && taken < data.len() {
+            let Some(count) = write(&self.stream, &data[taken..])? else { break };
+            self.forwarded += Wrapping(count as u32);
+            taken += count;
+        }
+        self.keep(&data[taken..]);
         self.flush()
+    }
+
+    /// Keeps what the host's socket does not take now. All room is asked for at once: it is larger than what the allocator gives
+    /// back late, and costs nothing before it is used.
+    fn keep(&mut self, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
+        if self.backlog.capacity() == 0 {
+            self.backlog.reserve_exact(BUF_ALLOC as usize + GREETING_MAX);
+        }
+        self.backlog.extend(data);
     }
 
     /// Hands the host what its socket takes.
     pub fn flush(&mut self) -> Result<(), Reset> {
         while !self.backlog.is_empty() {
-            match self.stream.write(self.backlog.as_slices().0) {
-                Ok(0) => return Err(Reset::because("the host's socket takes nothing")),
-                Ok(count) => {
-                    self.backlog.drain(..count);
-                    self.forwarded += Wrapping(count as u32);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
+            let Some(count) = write(&self.stream, self.backlog.as_slices().0)? else { break };
+            self.backlog.drain(..count);
+            self.forwarded += Wrapping(count as u32);
+        }
+        if self.backlog.is_empty() {
+            self.backlog = VecDeque::new();
         }
         // The guest hears of its room before half of it is gone.
         if (self.forwarded - self.reported).0 >= BUF_ALLOC / 2 && self.established {
@@ -235,7 +262,7 @@ impl Connection {
         let all = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
         self.pending.shutdown |= all & !self.host_closed;
         self.host_closed = all;
-        self.backlog.clear();
+        self.backlog = VecDeque::new();
     }
 
     fn header(&mut self, key: Key, op: u16) -> Header {
