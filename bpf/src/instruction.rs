@@ -20,6 +20,10 @@ pub struct Instruction {
 pub mod code {
     /// `to = *(u32 *)(from + offset)`
     pub const LOAD_WORD: u8 = 0x61;
+    /// `to = *(u16 *)(from + offset)`
+    pub const LOAD_HALF: u8 = 0x69;
+    /// `to = *(u8 *)(from + offset)`
+    pub const LOAD_BYTE: u8 = 0x71;
     /// `*(u32 *)(to + offset) = from`
     pub const STORE_WORD: u8 = 0x63;
     /// `to = from`
@@ -40,6 +44,8 @@ pub mod code {
     pub const JUMP_UNLESS_WORD: u8 = 0x56;
     /// Goes on `offset` further if `to` is `immediate`.
     pub const JUMP_IF: u8 = 0x15;
+    /// The same of the lower 32 bits.
+    pub const JUMP_IF_WORD: u8 = 0x16;
     /// Calls the function with the number `immediate`.
     pub const CALL: u8 = 0x85;
     /// Ends with what is in register 0.

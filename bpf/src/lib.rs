@@ -2,6 +2,7 @@
 //! A crate for it would bring a C library and a compiler.
 #![cfg(target_os = "linux")]
 
+mod assembly;
 mod call;
 mod instruction;
 mod sockets;
@@ -9,6 +10,7 @@ mod sockets;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+pub use assembly::Assembly;
 pub use instruction::{Instruction, code, instruction, map_address};
 pub use sockets::Sockets;
 
@@ -27,13 +29,16 @@ pub enum Kind {
     Receive4,
     /// Somebody asks whom a v4 socket is connected to.
     PeerName4,
+    /// A frame has come to a network interface.
+    Frame,
     /// Somebody connects, or sends a datagram, to a network namespace, and it is to be seen to which socket.
     Lookup,
 }
 
 impl Kind {
-    /// `BPF_PROG_TYPE_*`, and which of its places (`BPF_CGROUP_*`, `BPF_SK_LOOKUP`).
+    /// `BPF_PROG_TYPE_*`, and which of its places (`BPF_CGROUP_*`, `BPF_SK_LOOKUP`) if it has any.
     fn numbers(self) -> (u32, u32) {
+        const SCHED_CLS: u32 = 3;
         const CGROUP_DEVICE: u32 = 15;
         const CGROUP_SOCK_ADDR: u32 = 18;
         const SK_LOOKUP: u32 = 30;
@@ -43,6 +48,7 @@ impl Kind {
             Self::Send4 => (CGROUP_SOCK_ADDR, 14),
             Self::Receive4 => (CGROUP_SOCK_ADDR, 19),
             Self::PeerName4 => (CGROUP_SOCK_ADDR, 29),
+            Self::Frame => (SCHED_CLS, 0),
             Self::Lookup => (SK_LOOKUP, 36),
         }
     }
@@ -120,6 +126,35 @@ impl Program {
         };
         // SAFETY: the kernel reads the structure alone.
         unsafe { bpf(PROG_ATTACH, &attach) }.map(drop)
+    }
+
+    /// `bpf(BPF_PROG_TEST_RUN)`: what a program of [`Kind::Frame`] says of a frame that nobody has sent.
+    pub fn ask(&self, frame: &[u8]) -> io::Result<u32> {
+        #[repr(C)]
+        #[derive(Default)]
+        struct Run {
+            program: i32,
+            answer: u32,
+            length: u32,
+            length_after: u32,
+            frame: u64,
+            frame_after: u64,
+            times: u32,
+            took: u32,
+        }
+        const PROG_RUN: libc::c_long = 10;
+        let run = Run {
+            program: self.fd.as_raw_fd(),
+            length: u32::try_from(frame.len()).map_err(io::Error::other)?,
+            frame: frame.as_ptr() as u64,
+            times: 1,
+            ..Run::default()
+        };
+        let run = std::cell::UnsafeCell::new(run);
+        // SAFETY: the kernel reads the frame, which outlives the call, and writes its answer into the structure, which nobody
+        // else knows and which says by its type that it is written to; room for the frame afterwards it is given none.
+        unsafe { bpf(PROG_RUN, &run) }?;
+        Ok(run.into_inner().answer)
     }
 
     /// `bpf(BPF_LINK_CREATE)`: lays it on a cgroup, or on a network namespace, until what is returned is closed.

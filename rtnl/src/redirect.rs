@@ -1,8 +1,9 @@
 //! What comes in on one interface goes out on another (tc-mirred).
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType,
@@ -83,6 +84,32 @@ impl Netlink {
                 &error,
                 "the kernel cannot send on what comes in; load its modules cls_matchall and act_mirred",
             ),
+            _ => error,
+        })
+    }
+
+    /// Has a program of the kernel's (`BPF_PROG_TYPE_SCHED_CLS`) say what becomes of what comes in, by a filter in the hook. It
+    /// takes the place of another one that was given so, with no frame between them.
+    pub fn decide(&mut self, from: u32, program: &impl AsFd) -> io::Result<()> {
+        const FD: u16 = 6;
+        const NAME: u16 = 7;
+        const FLAGS: u16 = 8;
+        const ACTS_ITSELF: u32 = 1;
+        let option = |kind, value: &[u8]| TcOption::Other(DefaultNla::new(kind, value.to_vec()));
+        let mut message = filter(from);
+        message.attributes = vec![
+            TcAttribute::Kind("bpf".to_owned()),
+            TcAttribute::Options(vec![
+                option(FD, &program.as_fd().as_raw_fd().to_ne_bytes()),
+                option(NAME, b"supermachine\0"),
+                option(FLAGS, &ACTS_ITSELF.to_ne_bytes()),
+            ]),
+        ];
+        let added = self.ask(Message::NewTrafficFilter(message), NLM_F_CREATE);
+        added.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                about(&error, "the kernel cannot ask a program about what comes in; load its module cls_bpf")
+            }
             _ => error,
         })
     }

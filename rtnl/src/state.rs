@@ -154,7 +154,8 @@ fn mac(bytes: &[u8]) -> Option<Mac> {
 
 /// The address, unless the kernel has made it.
 fn prefix(message: &AddressMessage) -> Option<Prefix> {
-    if message.header.scope == AddressScope::Link {
+    let is_v6 = message.header.family == AddressFamily::Inet6;
+    if is_v6 && message.header.scope == AddressScope::Link {
         return None;
     }
     let (mut own, mut other) = (None, None);

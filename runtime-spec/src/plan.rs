@@ -9,7 +9,7 @@ use oci_spec::runtime::{ContainerState, Hook, LinuxResources, Spec, State};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::CgroupPath;
-use crate::config::{Boot, Warm};
+use crate::config::{Boot, Spoofing, Warm};
 use crate::kind::Kind;
 
 /// All that has to be done for a container.
@@ -78,6 +78,8 @@ pub struct Machine {
     pub shape: Shape,
     /// When to take a snapshot that later containers of the same image and configuration start from.
     pub warm: Option<Warm>,
+    /// What its guest may say of itself on networks.
+    pub spoofing: Spoofing,
     /// The guest's kernel, if not the installed one.
     pub kernel: Option<PathBuf>,
     /// The guest's initrd, if not the installed one.

@@ -84,6 +84,7 @@ fn of(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<
         shape: shape(&settings.config, size, host),
         boot: vm.boot,
         warm: settings.warm.clone(),
+        spoofing: settings.config.policy.spoofing,
         kernel: vm.kernel.clone(),
         initrd: vm.initrd.clone(),
     })

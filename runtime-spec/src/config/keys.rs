@@ -70,6 +70,12 @@ pub const KEYS: &[Key] = &[
         "Devices of privileged containers that the guest does not have: \"omit\" them, or \"reject\" the container.",
     ),
     key(
+        "policy",
+        "spoofing",
+        "Frames with another hardware address than the interface's, claims to another address, and routers that nobody asked for: \
+         \"drop\" them, or \"allow\" them, for containers that add addresses themselves.",
+    ),
+    key(
         "annotations",
         "allow",
         "Which annotations dev.supermachine.* of containers are heeded. Any other is an error. \

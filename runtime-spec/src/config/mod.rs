@@ -102,6 +102,8 @@ pub struct Policy {
     pub host_kernel: Reach,
     /// Devices of privileged containers that a guest does not have.
     pub privileged_devices: Absent,
+    /// Frames in which a guest says that it is somebody else.
+    pub spoofing: Spoofing,
 }
 
 /// What becomes of a request that reaches for the host's kernel.
@@ -124,6 +126,17 @@ pub enum Absent {
     Omit,
     /// The container is not made.
     Reject,
+}
+
+/// What becomes of frames in which a guest says that it is somebody else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Spoofing {
+    /// They reach nobody.
+    #[default]
+    Drop,
+    /// They go on as any other.
+    Allow,
 }
 
 /// What containers may say for themselves.

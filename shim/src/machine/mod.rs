@@ -65,7 +65,7 @@ pub struct Recipe<'a> {
 impl Recipe<'_> {
     fn network(&self) -> Result<Network> {
         let namespace = self.network.try_clone().attempt("duplicating a descriptor")?;
-        Network::new(namespace, self.network_path.map(Path::to_owned))
+        Network::new(namespace, self.network_path.map(Path::to_owned), self.machine.spoofing)
     }
 }
 
@@ -477,7 +477,7 @@ fn first_configuration() -> ConfigureRequest {
 
 #[cfg(test)]
 mod tests {
-    use runtime_spec::config::Boot;
+    use runtime_spec::config::{Boot, Spoofing};
     use runtime_spec::plan::{Shape, Size};
 
     use super::*;
@@ -492,8 +492,15 @@ mod tests {
             (4, 2048, Change { cpus: Some(4), memory: Some(2048) }),
         ] {
             let size = Size { cpus, memory };
-            let machine =
-                plan::Machine { size, shape, boot: Boot::Restore, warm: None, kernel: None, initrd: None };
+            let machine = plan::Machine {
+                size,
+                shape,
+                boot: Boot::Restore,
+                warm: None,
+                kernel: None,
+                initrd: None,
+                spoofing: Spoofing::Drop,
+            };
             assert_eq!(Change::of(&machine), change, "{size:?}");
         }
     }

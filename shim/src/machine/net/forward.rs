@@ -17,7 +17,7 @@ use bpf::code::{
     ADD_NUMBER, CALL, EXIT, JUMP, JUMP_IF, JUMP_UNLESS, JUMP_UNLESS_WORD, LOAD_WORD, MOVE, MOVE_NUMBER,
     STORE_WORD,
 };
-use bpf::{Instruction, Kind, Program, Sockets, instruction, map_address};
+use bpf::{Assembly, Instruction, Kind, Program, Sockets, instruction, map_address};
 use log::debug;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -96,7 +96,7 @@ fn take(namespace: &OwnedFd) -> io::Result<Option<(Vec<StdTcpListener>, OwnedFd)
         socket.set_nonblocking(true)?;
         choice.put(key, socket)?;
     }
-    let link = Program::load(Kind::Lookup, &compile(&choice))?.link(namespace)?;
+    let link = Program::load(Kind::Lookup, &compile(&choice)?)?.link(namespace)?;
     Ok(Some((sockets, link)))
 }
 
@@ -143,38 +143,48 @@ const QUESTION: u8 = 6;
 const SOCKET: u8 = 7;
 const STACK: u8 = 10;
 
+/// Places of the program.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Place {
+    V4,
+    Choice,
+    End,
+}
+
 /// For a TCP connection to 127.0.0.1 the socket 0, to ::1 the socket 1, and for all else what the kernel finds.
-fn compile(choice: &Sockets) -> Vec<Instruction> {
+fn compile(choice: &Sockets) -> io::Result<Vec<Instruction>> {
+    use Place::{Choice, End, V4};
     let wire = |address: [u8; 4]| u32::from_ne_bytes(address);
     let number = |number: i32| number.cast_unsigned();
-    let v6 = LOCAL_V6.into_iter().zip([0, 0, 0, wire([0, 0, 0, 1])]);
-    let v6 = v6.flat_map(|(part, wanted)| {
-        [instruction(LOAD_WORD, SECOND, QUESTION, part, 0), pass(JUMP_UNLESS_WORD, SECOND, wanted)]
-    });
-    let mut program = vec![
+    let mut program = Assembly::default();
+    program.then([
         instruction(MOVE, QUESTION, FIRST, 0, 0),
         instruction(LOAD_WORD, SECOND, QUESTION, PROTOCOL, 0),
-        pass(JUMP_UNLESS, SECOND, number(libc::IPPROTO_TCP)),
-        instruction(LOAD_WORD, SECOND, QUESTION, FAMILY, 0),
-        // Over what is for v6.
-        instruction(JUMP_IF, SECOND, 0, 11, number(libc::AF_INET)),
-        pass(JUMP_UNLESS, SECOND, number(libc::AF_INET6)),
-    ];
-    program.extend(v6);
-    program.extend([
-        instruction(MOVE_NUMBER, THIRD, 0, 0, 1),
-        instruction(JUMP, 0, 0, 3, 0),
-        instruction(LOAD_WORD, SECOND, QUESTION, LOCAL_V4, 0),
-        pass(JUMP_UNLESS_WORD, SECOND, wire([127, 0, 0, 1])),
-        instruction(MOVE_NUMBER, THIRD, 0, 0, 0),
+    ]);
+    program.jump(JUMP_UNLESS, SECOND, number(libc::IPPROTO_TCP), End);
+    program.then([instruction(LOAD_WORD, SECOND, QUESTION, FAMILY, 0)]);
+    program.jump(JUMP_IF, SECOND, number(libc::AF_INET), V4);
+    program.jump(JUMP_UNLESS, SECOND, number(libc::AF_INET6), End);
+    for (part, wanted) in LOCAL_V6.into_iter().zip([0, 0, 0, wire([0, 0, 0, 1])]) {
+        program.then([instruction(LOAD_WORD, SECOND, QUESTION, part, 0)]);
+        program.jump(JUMP_UNLESS_WORD, SECOND, wanted, End);
+    }
+    program.then([instruction(MOVE_NUMBER, THIRD, 0, 0, 1)]);
+    program.jump(JUMP, 0, 0, Choice);
+    program.place(V4);
+    program.then([instruction(LOAD_WORD, SECOND, QUESTION, LOCAL_V4, 0)]);
+    program.jump(JUMP_UNLESS_WORD, SECOND, wire([127, 0, 0, 1]), End);
+    program.then([instruction(MOVE_NUMBER, THIRD, 0, 0, 0)]);
+    program.place(Choice);
+    program.then([
         instruction(STORE_WORD, STACK, THIRD, -4, 0),
         instruction(MOVE, SECOND, STACK, 0, 0),
         instruction(ADD_NUMBER, SECOND, 0, 0, number(-4)),
     ]);
-    program.extend(map_address(FIRST, choice));
-    program.extend([
-        instruction(CALL, 0, 0, 0, MAP_LOOKUP),
-        pass(JUMP_IF, ANSWER, 0),
+    program.then(map_address(FIRST, choice));
+    program.then([instruction(CALL, 0, 0, 0, MAP_LOOKUP)]);
+    program.jump(JUMP_IF, ANSWER, 0, End);
+    program.then([
         instruction(MOVE, SOCKET, ANSWER, 0, 0),
         instruction(MOVE, FIRST, QUESTION, 0, 0),
         instruction(MOVE, SECOND, SOCKET, 0, 0),
@@ -183,22 +193,9 @@ fn compile(choice: &Sockets) -> Vec<Instruction> {
         instruction(MOVE, FIRST, SOCKET, 0, 0),
         instruction(CALL, 0, 0, 0, RELEASE),
     ]);
-    let end = program.len();
-    for (index, instruction) in program.iter_mut().enumerate() {
-        if instruction.offset == TO_END {
-            instruction.offset = i16::try_from(end - index - 1).unwrap_or(TO_END);
-        }
-    }
-    program.extend([instruction(MOVE_NUMBER, ANSWER, 0, 0, 1), instruction(EXIT, 0, 0, 0, 0)]);
-    program
-}
-
-/// No instruction goes so far.
-const TO_END: i16 = i16::MAX;
-
-/// A jump to where the kernel goes on by itself.
-fn pass(code: u8, register: u8, number: u32) -> Instruction {
-    instruction(code, register, 0, TO_END, number)
+    program.place(End);
+    program.then([instruction(MOVE_NUMBER, ANSWER, 0, 0, 1), instruction(EXIT, 0, 0, 0, 0)]);
+    program.finish()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! cable in. The agent is told what is to be seen of the interface in the guest (`told`).
 
 mod forward;
+mod guard;
 mod redirect;
 mod resolver;
 mod told;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use agent_api::agent::SetNetworkRequest;
 use log::info;
 use rtnl::{Changes, Interface, Mac, Netlink};
+use runtime_spec::config::Spoofing;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, OnceCell};
@@ -34,6 +36,7 @@ use crate::journal::{Journal, Made};
 
 use super::monitor::Monitor;
 use forward::Localhost;
+use guard::Names;
 
 pub use redirect::{Redirected, undo};
 pub use resolver::Resolvers;
@@ -60,6 +63,8 @@ pub struct Network {
     inode: u64,
     /// Where it can be found again by whoever tidies up, if it outlives the machine.
     path: Option<PathBuf>,
+    /// What a guest may say of itself there.
+    spoofing: Spoofing,
     /// Hears of changes since before the namespace was first looked at.
     watch: OnceCell<AsyncFd<Changes>>,
     plugged: Mutex<Plugged>,
@@ -71,12 +76,27 @@ pub struct Network {
 
 #[derive(Debug, Default)]
 struct Plugged {
-    /// For each device, the number of the interface that it stands for.
-    slots: [Option<u32>; SLOTS],
+    /// For each device, the interface that it stands for.
+    slots: [Option<Plug>; SLOTS],
     /// What the guest was told.
     told: SetNetworkRequest,
     /// It is about to be tidied up.
     is_left: bool,
+}
+
+/// An interface that a device stands for.
+#[derive(Debug)]
+struct Plug {
+    /// Its number.
+    interface: u32,
+    /// In which names the guest speaks there, if it is not free to choose.
+    names: Option<Names>,
+}
+
+impl Plugged {
+    fn slot_of(&self, interface: u32) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.as_ref().is_some_and(|plug| plug.interface == interface))
+    }
 }
 
 /// Those of a machine that take part.
@@ -92,12 +112,12 @@ pub struct Ends<'a> {
 
 impl Network {
     /// Of a machine that is in `namespace`, and has nothing of it.
-    pub fn new(namespace: OwnedFd, path: Option<PathBuf>) -> Result<Self> {
+    pub fn new(namespace: OwnedFd, path: Option<PathBuf>, spoofing: Spoofing) -> Result<Self> {
         let namespace = File::from(namespace);
         let inode = namespace.metadata().attempt("looking at the network namespace")?.ino();
         let (watch, forwards, resolvers) = (OnceCell::new(), AtomicBool::new(false), Resolvers::default());
         let plugged = Mutex::default();
-        Ok(Self { namespace: namespace.into(), inode, path, watch, plugged, forwards, resolvers })
+        Ok(Self { namespace: namespace.into(), inode, path, spoofing, watch, plugged, forwards, resolvers })
     }
 
     /// Gives the guest what is in the namespace now, unless it was told so already; a guest that may have something from
@@ -113,29 +133,15 @@ impl Network {
         // A port of a bridge, or of a bond, is its master's.
         seen.interfaces.retain(|interface| !interface.is_port && !redirect::is_ours(&interface.name));
         for slot in &mut plugged.slots {
-            if slot.is_some_and(|index| !seen.interfaces.iter().any(|interface| interface.index == index)) {
-                *slot = None;
-            }
+            let is_there = |plug: &Plug| seen.interfaces.iter().any(|found| found.index == plug.interface);
+            *slot = slot.take().filter(is_there);
         }
         for interface in &seen.interfaces {
-            if plugged.slots.contains(&Some(interface.index)) {
-                continue;
-            }
-            let free = plugged.slots.iter().position(Option::is_none);
-            let slot = free.ok_or_else(|| {
-                Error::precondition(format!(
-                    "the network namespace has more interfaces than the {SLOTS} that a machine can have, {} among them; \
-                     take some out of it",
-                    interface.name
-                ))
-            })?;
-            self.plug(slot, interface, ends).await?;
-            plugged.slots[slot] = Some(interface.index);
+            self.bring_one(&mut plugged, interface, ends)
+                .await
+                .map_err(|error| error.context(format_args!("the interface {}", interface.name)))?;
         }
-        let slot_of = |index| {
-            let slot = plugged.slots.iter().position(|known| *known == Some(index))?;
-            Some(slot_mac(slot))
-        };
+        let slot_of = |index| plugged.slot_of(index).map(slot_mac);
         let mut request = told::of(&seen, slot_of);
         request.resolvers = self.resolvers.look(ends.monitor, &self.namespace).await?;
         if plugged.told == request && !in_any_case {
@@ -199,7 +205,41 @@ impl Network {
         }
     }
 
-    async fn plug(&self, slot: usize, interface: &Interface, ends: Ends<'_>) -> Result<()> {
+    /// Gives an interface a device, or lets the guest speak there in the names that it has by now.
+    async fn bring_one(&self, plugged: &mut Plugged, interface: &Interface, ends: Ends<'_>) -> Result<()> {
+        let names = match self.spoofing {
+            Spoofing::Drop => Some(Names::of(interface).attempt("reading its addresses")?),
+            Spoofing::Allow => None,
+        };
+        let Some(slot) = plugged.slot_of(interface.index) else {
+            let slot = plugged.slots.iter().position(Option::is_none).ok_or_else(|| {
+                Error::precondition(format!(
+                    "the network namespace has more interfaces than the {SLOTS} that a machine can have; take some out of it"
+                ))
+            })?;
+            self.plug(slot, interface, names.clone(), ends).await?;
+            plugged.slots[slot] = Some(Plug { interface: interface.index, names });
+            return Ok(());
+        };
+        let Some(plug) = &mut plugged.slots[slot] else { return Ok(()) };
+        if plug.names != names
+            && let Some(names) = names
+        {
+            let (wanted, now) = (interface.clone(), names.clone());
+            let what = "having the guest speak in its new names only";
+            within(&self.namespace, what, move || redirect::rename(&wanted, &now)).await?;
+            plug.names = Some(names);
+        }
+        Ok(())
+    }
+
+    async fn plug(
+        &self,
+        slot: usize,
+        interface: &Interface,
+        names: Option<Names>,
+        ends: Ends<'_>,
+    ) -> Result<()> {
         let (wanted, journal) = (interface.clone(), ends.journal.clone());
         let (path, inode) = (self.path.clone(), self.inode);
         let joining = move || {
@@ -211,10 +251,9 @@ impl Network {
                     journal.note(Made::Redirected(Redirected { namespace, inode, interface, hooked }))
                 }
             };
-            redirect::join(&wanted, note)
+            redirect::join(&wanted, names.as_ref(), note)
         };
-        let joined = within(&self.namespace, "joining a tap to it", joining).await;
-        let taps = joined.map_err(|error| error.context(format_args!("the interface {}", interface.name)))?;
+        let taps = within(&self.namespace, "joining a tap to it", joining).await?;
         let request = Request::AttachTap { slot: slot_name(slot) };
         let attach = move |control: &mut vmm::control::Client| {
             let fds: Vec<_> = taps.iter().map(AsFd::as_fd).collect();

@@ -10,6 +10,8 @@ use rtnl::{Interface, Netlink};
 use serde::{Deserialize, Serialize};
 use vmm::devices::virtio::net::tap;
 
+use super::guard::Names;
+
 /// What the names of our taps begin with.
 const OURS: &str = "smtap";
 
@@ -31,12 +33,21 @@ pub fn is_ours(name: &str) -> bool {
     name.strip_prefix(OURS).is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// The tap beside an interface, which no other machine has, also while one that is gone still has its tap.
+fn tap_of(interface: &Interface) -> String {
+    format!("{OURS}{}", interface.index)
+}
+
 /// Makes a tap beside an interface of this thread's namespace, and joins them. The tap goes with its descriptors.
-/// Before anything is hung into the interface, `note` is told whether it has no hook.
-pub fn join(interface: &Interface, note: impl FnOnce(bool) -> io::Result<()>) -> io::Result<Vec<OwnedFd>> {
+/// Before anything is hung into the interface, `note` is told whether it has no hook. What comes from the tap has to be in
+/// these names, if there are any.
+pub fn join(
+    interface: &Interface,
+    names: Option<&Names>,
+    note: impl FnOnce(bool) -> io::Result<()>,
+) -> io::Result<Vec<OwnedFd>> {
     let mut netlink = Netlink::open()?;
-    // No other has it, also while one that is gone still has its tap.
-    let name = format!("{OURS}{}", interface.index);
+    let name = tap_of(interface);
     let taps = tap::make(&name, 1).map_err(|error| match error {
         tap::Error::Busy(_) => io::Error::other(
             "another machine has it; containers with one network namespace have to be in one pod, or have a namespace each",
@@ -51,11 +62,22 @@ pub fn join(interface: &Interface, note: impl FnOnce(bool) -> io::Result<()>) ->
     })?;
     netlink.set_up(tap, true)?;
     note(!netlink.has_hook(interface.index)?)?;
-    for (from, to) in [(tap, interface.index), (interface.index, tap)] {
-        netlink.add_hook(from)?;
-        netlink.redirect(from, to)?;
+    netlink.add_hook(tap)?;
+    match names {
+        Some(names) => netlink.decide(tap, &names.guard(interface.index)?)?,
+        None => netlink.redirect(tap, interface.index)?,
     }
+    netlink.add_hook(interface.index)?;
+    netlink.redirect(interface.index, tap)?;
     Ok(taps)
+}
+
+/// What comes from the tap that is joined to an interface of this thread's namespace has to be in these names from now on.
+pub fn rename(interface: &Interface, names: &Names) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let name = tap_of(interface);
+    let tap = netlink.index_of(&name)?.ok_or_else(|| io::Error::other(format!("the tap {name} is gone")))?;
+    netlink.decide(tap, &names.guard(interface.index)?)
 }
 
 /// Takes off what was hung into an interface, if it and its namespace are there.

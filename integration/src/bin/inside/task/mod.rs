@@ -18,6 +18,7 @@ mod network_hooks;
 mod network_loads;
 mod network_localhost;
 mod network_resolver;
+mod network_spoofing;
 mod network_wrong;
 mod operator;
 mod outlived;
@@ -102,6 +103,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         network_loads::tests(),
         network_localhost::tests(),
         network_resolver::tests(),
+        network_spoofing::tests(),
         network_wrong::tests(),
         disks::tests(),
         template::tests(),

@@ -58,7 +58,7 @@ struct WithoutModules<'a> {
 }
 
 const LOADER: &str = "/proc/sys/kernel/modprobe";
-const MODULES: [&str; 2] = ["act_mirred", "cls_matchall"];
+const MODULES: [&str; 3] = ["act_mirred", "cls_matchall", "cls_bpf"];
 
 impl<'a> WithoutModules<'a> {
     fn new(ctx: &'a Ctx<'a, Inside>) -> Result<Self> {
@@ -115,7 +115,7 @@ fn wrong(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         return Ok(Outcome::Passed);
     }
     let without = WithoutModules::new(ctx)?;
-    in_namespace(&[cable(0)], &["eth0", "load its modules cls_matchall and act_mirred"])?;
+    in_namespace(&[cable(0)], &["eth0", "load its module cls_bpf"])?;
     drop(without);
     Ok(Outcome::Passed)
 }
