@@ -20,6 +20,7 @@ use runtime_spec::layout;
 use crate::cgroup;
 use crate::machine::modules::Modules;
 use crate::machine::network;
+use crate::watches::Trace;
 
 /// Where the initrd has the modules.
 const MODULES: &str = "/modules";
@@ -48,6 +49,8 @@ pub struct Booted {
     pub modules: Modules,
     /// The machine's network devices.
     pub devices: network::Devices,
+    /// By which it is known when a process begins to watch files.
+    pub trace: Option<Trace>,
 }
 
 /// Makes the system. There is one thread.
@@ -81,7 +84,11 @@ pub fn boot() -> Result<Booted> {
     }
     network::loopback_up().context("bringing up loopback")?;
     let devices = network::devices().context("parking the network devices")?;
-    Ok(Booted { modules, devices })
+    let trace = Trace::begin();
+    if let Err(error) = &trace {
+        eprintln!("changes of files by the host are not told to who watches them: {error:#}");
+    }
+    Ok(Booted { modules, devices, trace: trace.ok() })
 }
 
 /// How long the kernel has been there.

@@ -19,6 +19,7 @@ mod reaper;
 mod service;
 mod sockets;
 mod stats;
+mod watches;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

@@ -18,6 +18,8 @@ pub const AGENT_WORK: Duration = Duration::from_secs(60);
 pub const AGENT_GLANCE: Duration = Duration::from_millis(500);
 /// How long the agent holds a call for events open.
 pub const AGENT_EVENTS: Duration = Duration::from_secs(30);
+/// Before it is asked once more what processes of a guest watch, when it does not answer.
+pub const WATCHED_AGAIN: Duration = Duration::from_secs(1);
 /// The end of a machine whose agent was asked to turn it off; then it is killed.
 pub const POWER_OFF: Duration = Duration::from_secs(5);
 /// The end of a process that was killed.

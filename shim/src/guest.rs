@@ -1,17 +1,19 @@
 //! The agent in the machine, each call with its deadline.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, Empty, Event, EventsRequest, ExecRequest,
-    Exit, HelloRequest, HelloResponse, HoldRequest, Input, Output, ProcessRequest, ResizePtyRequest,
+    Exit, HelloRequest, HelloResponse, HoldRequest, Input, News, Output, ProcessRequest, ResizePtyRequest,
     SetHostnameRequest, SetNetworkRequest, SetOnlineCpusRequest, SignalRequest, StatsResponse, Stdio,
-    UpdateRequest,
+    TellRequest, UpdateRequest, WatchedRequest,
 };
 use agent_api::stdio::{Answer, Header, Stream, attach};
-use agent_api::{AgentClient, RPC_PORT, STDIO_PORT, VERSION, dial};
+use agent_api::{AgentClient, MOST_WATCHED, RPC_PORT, STDIO_PORT, VERSION, dial};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use ttrpc::asynchronous::Client;
@@ -217,6 +219,23 @@ impl Guest {
             }
         }
         Ok(events)
+    }
+
+    /// What processes of the machine watch, with its version, as soon as that is not `known`: places of the shared tree. Errors
+    /// are as those of [`Self::events`].
+    pub async fn watched(&self, known: u64) -> ttrpc::Result<(u64, Vec<PathBuf>)> {
+        let timeout_ms = deadlines::AGENT_EVENTS.as_millis() as u32;
+        let request = WatchedRequest { known, timeout_ms, ..WatchedRequest::default() };
+        let time = deadlines::AGENT_EVENTS + deadlines::AGENT_CALL;
+        let answer = self.client.watched(within(time), &request).await?;
+        let places = answer.places.into_iter().take(MOST_WATCHED);
+        Ok((answer.version, places.map(|place| OsString::from_vec(place).into()).collect()))
+    }
+
+    /// Tells those who watch of what has happened.
+    pub async fn tell(&self, news: Vec<News>) -> Result<()> {
+        let request = TellRequest { news, ..TellRequest::default() };
+        Ok(self.client.tell(within(deadlines::AGENT_CALL), &request).await.map(drop)?)
     }
 
     /// Asks for the machine's end.

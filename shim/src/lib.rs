@@ -23,6 +23,7 @@ pub mod daemon;
 pub mod deadlines;
 pub mod error;
 pub mod events;
+pub mod fanotify;
 pub mod guest;
 pub mod holder;
 pub mod hooks;

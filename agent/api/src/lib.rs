@@ -36,7 +36,7 @@ pub mod agent_ttrpc {
 pub use agent_ttrpc::{Agent, AgentClient, create_agent};
 
 /// The version of the protocol. It grows with what the other side has to know of.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The guest's port of [`Agent`].
 pub const RPC_PORT: u32 = 1;
@@ -60,6 +60,16 @@ pub const STREAMS_DEADLINE: std::time::Duration = std::time::Duration::from_secs
 pub const DRAIN_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 /// How many events an answer of `Events` has at most.
 pub const MOST_EVENTS: usize = 256;
+
+/// How many places an answer of `Watched` has at most.
+pub const MOST_WATCHED: usize = 4096;
+/// How many bytes the names of these have at most, all together.
+pub const MOST_WATCHED_BYTES: usize = 1 << 20;
+/// How much a call of `Tell` tells at most.
+pub const MOST_NEWS: usize = 1024;
+/// What an agent does in a share with one of these group ids, from here on, has happened on the host already: the share does
+/// nothing, and answers as if it had (`supermachine-vmm run --share TAG=DIR:news=NUMBER`).
+pub const NEWS_GROUP: u32 = 0x736d_0000;
 
 /// The longest id of a container or an exec.
 pub const LONGEST_ID: usize = 128;

@@ -34,6 +34,7 @@ use crate::machine::resolvers::Resolvers;
 use crate::oom::Watcher;
 use crate::process::{Life, Process};
 use crate::reaper::Reaper;
+use crate::watches::Watches;
 
 /// Containers and processes beside them, of a machine.
 const MOST_CONTAINERS: usize = 1024;
@@ -76,6 +77,7 @@ pub struct Agent {
     devices: Arc<Mutex<Devices>>,
     resolvers: Mutex<Resolvers>,
     events: Arc<Events>,
+    watches: Arc<Watches>,
     reaper: Reaper,
     watcher: Watcher,
 }
@@ -106,6 +108,7 @@ async fn run(booted: Booted) -> Result<std::convert::Infallible> {
         devices: Arc::new(Mutex::new(booted.devices)),
         resolvers: Mutex::default(),
         events: Arc::default(),
+        watches: Arc::default(),
         reaper: Reaper::start()?,
         watcher: Watcher::start()?,
     });
@@ -120,6 +123,9 @@ async fn run(booted: Booted) -> Result<std::convert::Infallible> {
     server.start().await.context("serving")?;
     tokio::spawn(stdio::serve(Arc::clone(&agent), streams));
     tokio::spawn(forward::serve(forwarded));
+    if let Some(trace) = booted.trace {
+        tokio::spawn(Arc::clone(&agent.watches).follow(trace));
+    }
     eprintln!("{READY_LINE}");
     // A host that is not waiting to hear it refuses.
     drop(VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, READY_PORT)).await);

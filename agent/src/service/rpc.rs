@@ -1,6 +1,7 @@
 //! The protocol's calls: each is unpacked, done elsewhere, and packed. Every one is here, since what is left out
 //! would be answered with "not found".
 
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use agent_api::agent::{
     EventsRequest, EventsResponse, ExecRequest, Exit, HelloRequest, HelloResponse, HoldRequest, HoldResponse,
     ListeningResponse, Pid, PidsResponse, ProcessRequest, ResizePtyRequest, SetHostnameRequest,
     SetNetworkRequest, SetOnlineCpusRequest, SetOnlineCpusResponse, SignalRequest, StartResponse,
-    StateResponse, StatsResponse, Status, UpdateRequest,
+    StateResponse, StatsResponse, Status, TellRequest, UpdateRequest, WatchedRequest, WatchedResponse,
 };
 use agent_api::{VERSION, agent_ttrpc};
 use anyhow::Context;
@@ -178,6 +179,20 @@ impl agent_ttrpc::Agent for Rpc {
         let wait = Duration::from_millis(request.timeout_ms.into()).min(LONGEST_POLL);
         let events = self.agent.events.after(request.after, wait).await;
         Ok(EventsResponse { events, ..EventsResponse::default() })
+    }
+
+    async fn watched(&self, _: &TtrpcContext, request: WatchedRequest) -> ttrpc::Result<WatchedResponse> {
+        let wait = Duration::from_millis(request.timeout_ms.into()).min(LONGEST_POLL);
+        let (version, places) = self.agent.watches.after(request.known, wait).await;
+        let places = places.into_iter().map(|place| place.into_os_string().into_vec()).collect();
+        Ok(WatchedResponse { version, places, ..WatchedResponse::default() })
+    }
+
+    async fn tell(&self, _: &TtrpcContext, request: TellRequest) -> ttrpc::Result<Empty> {
+        let watches = Arc::clone(&self.agent.watches);
+        let done = tokio::task::spawn_blocking(move || watches.tell(&request.news)).await;
+        let done = done.map_err(anyhow::Error::from).flatten().context("telling of changed files");
+        empty(done.map_err(Failure::from))
     }
 
     async fn power_off(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -2,6 +2,7 @@
 
 pub mod monitor;
 pub mod net;
+mod watches;
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +22,7 @@ use vmm::snapshot::Form;
 
 use self::monitor::{Boot, Monitor, Origin, Start};
 use self::net::{Ends, Network};
+use self::watches::Watches;
 use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::guest::Guest;
@@ -207,6 +209,12 @@ impl Machine {
     /// From now on nothing is brought.
     pub async fn leave_network(&self) {
         self.network.leave().await;
+    }
+
+    /// For what others do in directories that its processes watch.
+    pub fn watches(&self) -> Result<Watches> {
+        let watches = Watches::new(&self.paths.tree(), self.monitor().pid);
+        watches.attempt("opening the tree that the machine shares")
     }
 
     /// Returns when something has changed in its network namespace since it was brought.

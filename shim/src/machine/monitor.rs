@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use agent_api::READY_PORT;
+use agent_api::{NEWS_GROUP, READY_PORT};
 use log::warn;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sched::{CloneFlags, unshare};
+use runtime_spec::layout::BINDS_TAG;
 use runtime_spec::plan::{Block, BlockSource};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixListener;
@@ -362,7 +363,9 @@ fn arguments(start: &Start<'_>) -> Result<Vec<OsString>> {
         option("--cgroup", cgroup.into());
     }
     for (tag, cache) in SHARES {
-        option("--share", place(&format!("{tag}="), places::TREE, &format!(":cache={cache}")));
+        // Of what others do the guest is told in those, that they are shared for.
+        let news = if tag == BINDS_TAG { format!(":news={NEWS_GROUP}") } else { String::new() };
+        option("--share", place(&format!("{tag}="), places::TREE, &format!(":cache={cache}{news}")));
     }
     for slot in 0..net::SLOTS {
         option("--tap", format!("none,mac={}", net::slot_mac(slot)).into());

@@ -10,7 +10,8 @@ use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, Event,
     EventsRequest, EventsResponse, ExecRequest, Exit, HelloRequest, HelloResponse, Oom, Pid, PidsResponse,
     ProcessRequest, ResizePtyRequest, SetNetworkRequest, SetOnlineCpusRequest, SetOnlineCpusResponse,
-    SignalRequest, StartResponse, StateResponse, StatsResponse, UpdateRequest,
+    SignalRequest, StartResponse, StateResponse, StatsResponse, TellRequest, UpdateRequest, WatchedRequest,
+    WatchedResponse,
 };
 use agent_api::stdio::{Answer, Header, Stream};
 use agent_api::{Agent, RPC_PORT, create_agent};
@@ -237,6 +238,14 @@ impl Agent for FakeAgent {
             }
             sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    async fn watched(&self, _: &TtrpcContext, _: WatchedRequest) -> ttrpc::Result<WatchedResponse> {
+        std::future::pending().await
+    }
+
+    async fn tell(&self, _: &TtrpcContext, _: TellRequest) -> ttrpc::Result<Empty> {
+        Ok(Empty::default())
     }
 
     async fn power_off(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

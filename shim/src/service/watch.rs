@@ -10,7 +10,7 @@ use log::{debug, info, warn};
 use tokio::time::{sleep, timeout};
 
 use super::Shim;
-use crate::error::{Error, Result};
+use crate::error::{Attempt, Error, Result};
 use crate::guest::Guest;
 use crate::ledger::Exit;
 use crate::machine::Machine;
@@ -26,6 +26,12 @@ impl Shim {
         tokio::spawn(async move {
             if let Err(error) = shim.follow_network(&followed).await {
                 warn!("changes of the machine's network are not followed: {}", error.text);
+            }
+        });
+        let (shim, followed) = (self.clone(), machine.clone());
+        tokio::spawn(async move {
+            if let Err(error) = shim.follow_files(&followed).await {
+                warn!("who watches files of binds is not told of what others do with them: {}", error.text);
             }
         });
         let shim = self.clone();
@@ -77,6 +83,40 @@ impl Shim {
                 warn!("the network of the machine has changed, and the guest has it as it was: {error}");
             }
             failed = error;
+        }
+    }
+
+    /// Tells those processes of a machine that watch files of binds of what others do with them, until it has ended.
+    async fn follow_files(&self, machine: &Machine) -> Result<()> {
+        let ask = |known| Box::pin(machine.guest.watched(known));
+        let mut watches = machine.watches()?;
+        let (mut known, mut asking) = (0, ask(0));
+        loop {
+            tokio::select! {
+                answer = &mut asking => {
+                    match answer {
+                        Ok((version, places)) if version != known => {
+                            known = version;
+                            watches.set(places).attempt("watching what the guest watches")?;
+                        }
+                        Ok(_) => {}
+                        // A guest that is busy answers late, and then again.
+                        Err(ttrpc::Error::RpcStatus(_) | ttrpc::Error::Others(_)) => sleep(deadlines::WATCHED_AGAIN).await,
+                        // That is told by who hears of exits.
+                        Err(_) => return Ok(()),
+                    }
+                    asking = ask(known);
+                }
+                news = watches.next() => {
+                    let news = news.attempt("hearing of what happens to files")?;
+                    // A guest that is being written down answers nobody.
+                    let _changing = self.changes.read().await;
+                    if let Err(error) = machine.guest.tell(news).await {
+                        debug!("telling of what has happened to files: {}", error.text);
+                    }
+                }
+                _ = machine.ended() => return Ok(()),
+            }
         }
     }
 

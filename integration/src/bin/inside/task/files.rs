@@ -123,7 +123,7 @@ fn binds(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 }
 
 /// As the kubelet does: the names lead through one link, which is replaced at once.
-fn publish(home: &Path, version: &str, value: &str) -> Result<()> {
+pub(super) fn publish(home: &Path, version: &str, value: &str) -> Result<()> {
     fs::create_dir_all(home.join(version))?;
     fs::write(home.join(version).join("key"), value)?;
     let _ = fs::remove_file(home.join("..new"));

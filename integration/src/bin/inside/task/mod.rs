@@ -30,6 +30,7 @@ mod template;
 mod terminals;
 mod usage;
 mod warm;
+mod watched;
 mod wrong;
 
 use std::path::PathBuf;
@@ -110,6 +111,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         checkpoint::tests(),
         rounds::tests(),
         warm::tests(),
+        watched::tests(),
         ended::tests(),
         midway::tests(),
         outlived::tests(),
