@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lexopt::prelude::*;
 use log::LevelFilter;
 use vmm::devices::virtio::block::SERIAL_MAX;
-use vmm::devices::virtio::fs::Cache;
+use vmm::devices::virtio::fs::{Cache, News};
 use vmm::hypervisor::PsciBy;
 
 use super::control::Control;
@@ -77,16 +77,19 @@ pub(super) struct Share {
     pub(super) directory: PathBuf,
     pub(super) read_only: bool,
     pub(super) cache: Cache,
+    pub(super) news: Option<News>,
 }
 
 impl Share {
     /// Options are taken from the end, so that a directory may have colons in its name.
     fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
-            format!("{text} is no share: give TAG=DIR, and behind it :ro or :cache=auto|fresh|always|never")
+            format!(
+                "{text} is no share: give TAG=DIR, and behind it :ro, :cache=auto|fresh|always|never or :news=GROUP"
+            )
         };
         let (tag, mut rest) = text.split_once('=').ok_or_else(wrong)?;
-        let (mut read_only, mut cache) = (false, Cache::default());
+        let (mut read_only, mut cache, mut news) = (false, Cache::default(), None);
         while let Some((before, option)) = rest.rsplit_once(':') {
             match option {
                 "ro" => read_only = true,
@@ -95,15 +98,28 @@ impl Share {
                 "cache=always" => cache = Cache::Always,
                 "cache=never" => cache = Cache::Never,
                 _ if option.starts_with("cache=") => return Err(wrong()),
-                _ => break,
+                _ => match option.strip_prefix("news=") {
+                    Some(first) => news = Some(self::news(first)?),
+                    None => break,
+                },
             }
             rest = before;
         }
         if tag.is_empty() || rest.is_empty() {
             return Err(wrong());
         }
-        Ok(Self { tag: tag.into(), directory: rest.into(), read_only, cache })
+        Ok(Self { tag: tag.into(), directory: rest.into(), read_only, cache, news })
     }
+}
+
+/// Groups that no request is of but those that bring news.
+fn news(text: &str) -> Result<News, String> {
+    let first = text.parse().ok().and_then(News::from);
+    let wrong = || {
+        let last = u32::MAX - 4;
+        format!("{text:?} is no group for news: give the first of four in a row, from 1 to {last}")
+    };
+    first.ok_or_else(wrong)
 }
 
 /// A disk with a raw image, or with a disk of the host.
@@ -303,7 +319,7 @@ mod tests {
     #[test]
     fn shares() {
         let share = |tag: &str, directory: &str, read_only, cache| {
-            Some(Share { tag: tag.into(), directory: directory.into(), read_only, cache })
+            Some(Share { tag: tag.into(), directory: directory.into(), read_only, cache, news: None })
         };
         for (text, expected) in [
             ("root=/srv", share("root", "/srv", false, Cache::Auto)),
@@ -324,6 +340,32 @@ mod tests {
             ("=x", None),
             ("x=", None),
         ] {
+            assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn shares_with_news() {
+        for (text, expected) in [
+            ("a=/srv:news=70000", Some(("/srv", false, News::from(70000)))),
+            ("a=/srv:news=70000:ro", Some(("/srv", true, News::from(70000)))),
+            ("a=/srv:ro:news=4294967291", Some(("/srv", true, News::from(u32::MAX - 4)))),
+            ("a=/srv:news", Some(("/srv:news", false, None))),
+            ("a=/srv:news=", None),
+            ("a=/srv:news=0", None),
+            ("a=/srv:news=-1", None),
+            ("a=/srv:news=staff", None),
+            ("a=/srv:news=4294967292", None),
+            ("a=/srv:news=4294967296", None),
+            ("a=:news=1", None),
+        ] {
+            let expected = expected.map(|(directory, read_only, news)| Share {
+                tag: "a".into(),
+                directory: directory.into(),
+                read_only,
+                cache: Cache::Auto,
+                news,
+            });
             assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
         }
     }

@@ -214,6 +214,10 @@ fn share(share: &Share, vcpus: u32) -> anyhow::Result<Box<dyn Device>> {
     use vmm::devices::virtio::fs::passthrough::Passthrough;
 
     let server = Passthrough::open(&share.directory, share.read_only, share.cache)?;
+    let server = match share.news {
+        Some(news) => server.with_news(news),
+        None => server,
+    };
     // A machine has at most 32.
     Ok(Box::new(Fs::new(&share.tag, vcpus as u16, Arc::new(server))?))
 }

@@ -4,6 +4,8 @@
 //! of our own, can take its place.
 
 #[cfg(all(target_os = "linux", feature = "fs"))]
+mod news;
+#[cfg(all(target_os = "linux", feature = "fs"))]
 mod orphan;
 #[cfg(all(target_os = "linux", feature = "fs"))]
 pub mod passthrough;
@@ -44,6 +46,18 @@ pub enum Cache {
     Fresh,
     /// Everything, for a day: nobody else changes the directory.
     Always,
+}
+
+/// The four groups, in a row from this one, by which a guest tells its own kernel what the host has changed: their
+/// requests are answered as if they were done, and change nothing on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct News(u32);
+
+impl News {
+    /// From the group `first` on, if all four are groups that somebody can have, and none is root's.
+    pub fn from(first: u32) -> Option<Self> {
+        (1..=u32::MAX - 4).contains(&first).then_some(Self(first))
+    }
 }
 
 /// Answers FUSE requests. Called from one thread a queue, at the same time.
@@ -238,6 +252,15 @@ mod tests {
         assert!(fs.restore(&strange).unwrap_err().to_string().contains("seven"));
         fs.reset();
         assert_eq!(forgotten(), 2);
+    }
+
+    #[test]
+    fn news_is_of_four_groups() {
+        for (first, ok) in
+            [(0, false), (1, true), (u32::MAX - 4, true), (u32::MAX - 3, false), (u32::MAX, false)]
+        {
+            assert_eq!(News::from(first).is_some(), ok, "{first}");
+        }
     }
 
     #[test]

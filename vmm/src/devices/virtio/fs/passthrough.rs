@@ -27,12 +27,13 @@ use virtiofsd::passthrough::{
 use super::super::queue::Chain;
 use super::super::state::{MAX, at_most, decode, encode, same};
 use super::super::{Broken, StateError};
+use super::news::{Answer, Newsroom};
 use super::orphan::{self, FILES_MAX, Made, Orphan};
 use super::query::Query;
 use super::replay::{REQUEST_MAX, Replay};
 use super::request::{OUT_HEADER, Request};
 use super::saved::Tree;
-use super::{Cache, Server};
+use super::{Cache, News, Server};
 
 /// Files that are named in one message.
 const NAMED_MAX: usize = 5;
@@ -72,6 +73,7 @@ pub struct Passthrough {
     inner: Inner,
     path: PathBuf,
     cache: Cache,
+    news: Option<Newsroom>,
     /// The request by which the guest mounted it: what was agreed on then follows from it, and the server does not
     /// save all of that.
     mounted_by: Mutex<Vec<u8>>,
@@ -138,7 +140,19 @@ impl Passthrough {
             PassthroughFs::new(config).map(|fs| Inner::ReadWrite(virtiofsd::server::Server::new(fs)))
         };
         umask(before);
-        Ok(Self { inner: made.map_err(failed)?, path: path.to_owned(), cache, mounted_by: Mutex::default() })
+        Ok(Self {
+            inner: made.map_err(failed)?,
+            path: path.to_owned(),
+            cache,
+            news: None,
+            mounted_by: Mutex::default(),
+        })
+    }
+
+    /// The same, whose guest tells itself what the host changes.
+    #[must_use]
+    pub fn with_news(self, news: News) -> Self {
+        Self { news: Some(Newsroom::new(news)), ..self }
     }
 
     fn is_read_only(&self) -> bool {
@@ -256,9 +270,9 @@ fn deleted(root: &Path) -> Vec<String> {
 
 /// Answers a request and says how many bytes that took, and, where it changes that, by what the share is mounted now.
 fn handle<F: FileSystem + Sync>(
+    share: &Passthrough,
     server: &virtiofsd::server::Server<F>,
     chain: Chain,
-    read_only: bool,
 ) -> Result<(u32, Option<Vec<u8>>), Broken> {
     let broken = |error: &dyn fmt::Display| Broken(error.to_string());
     let ram = chain.memory().clone();
@@ -270,6 +284,16 @@ fn handle<F: FileSystem + Sync>(
     if writer.available_bytes() < OUT_HEADER && request.wants_reply() {
         return Err(Broken("a request without room for the header of its reply".into()));
     }
+    let news = share.news.as_ref().map(|news| news.answer(share, &request, reader.clone())).transpose()?;
+    if let Some(answer) = news.flatten() {
+        let len = match answer {
+            Answer::Silence => Ok(0),
+            Answer::Refusal(errno) => request.refuse(writer, errno),
+            Answer::Reply(body) => request.reply(writer, &body),
+        };
+        // It is short.
+        return Ok((len.map_err(|error| broken(&error))? as u32, None));
+    }
     let mounted_by = if request.mounts() {
         let mut bytes = Vec::new();
         reader.clone().take(REQUEST_MAX as u64).read_to_end(&mut bytes).map_err(|error| broken(&error))?;
@@ -277,7 +301,7 @@ fn handle<F: FileSystem + Sync>(
     } else {
         request.unmounts().then(Vec::new)
     };
-    let len = if read_only && request.truncates() {
+    let len = if share.is_read_only() && request.truncates() {
         request.refuse(writer, libc::EROFS).map_err(|error| broken(&error))?
     } else {
         // With this right the host would leave the bits alone, whoever asks.
@@ -303,8 +327,8 @@ impl Server for Passthrough {
 
     fn handle(&self, chain: Chain) -> Result<u32, Broken> {
         let (len, mounted_by) = match &self.inner {
-            Inner::ReadOnly(server) => handle(server, chain, true),
-            Inner::ReadWrite(server) => handle(server, chain, false),
+            Inner::ReadOnly(server) => handle(self, server, chain),
+            Inner::ReadWrite(server) => handle(self, server, chain),
         }?;
         if let Some(mounted_by) = mounted_by {
             *self.mounted_by() = mounted_by;

@@ -43,11 +43,7 @@ impl Replay {
     /// refuses is an error by its number.
     pub fn ask(&self, server: &dyn Server, request: &[u8], room: u32) -> io::Result<Vec<u8>> {
         let room = room.saturating_add(OUT_HEADER as u32).min(self.most);
-        if request.len() > REQUEST_MAX {
-            return Err(failed(format!("it has {} bytes", request.len())));
-        }
-        self.lay(request, room).map_err(failed)?;
-        let len = server.handle(self.chain().map_err(failed)?).map_err(failed)?;
+        let len = self.hand(server, request, room)?;
         let body = (len.min(room) as usize)
             .checked_sub(OUT_HEADER)
             .ok_or_else(|| failed("its reply has no header"))?;
@@ -59,6 +55,20 @@ impl Replay {
             }
             error => Err(io::Error::from_raw_os_error(error.saturating_neg())),
         }
+    }
+
+    /// Hands `server` what is not replied to. It has at most [`REQUEST_MAX`] bytes.
+    pub fn tell(&self, server: &dyn Server, request: &[u8]) -> io::Result<()> {
+        self.hand(server, request, OUT_HEADER as u32).map(drop)
+    }
+
+    /// How many bytes `server` has replied, with their header, into as much room.
+    fn hand(&self, server: &dyn Server, request: &[u8], room: u32) -> io::Result<u32> {
+        if request.len() > REQUEST_MAX {
+            return Err(failed(format!("it has {} bytes", request.len())));
+        }
+        self.lay(request, room).map_err(failed)?;
+        server.handle(self.chain().map_err(failed)?).map_err(failed)
     }
 
     /// Writes it down, as a driver would.

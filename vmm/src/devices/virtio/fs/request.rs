@@ -7,20 +7,29 @@ use virtiofsd::descriptor_utils::{Reader, Writer};
 use vm_memory::bitmap::BitmapSlice;
 
 /// Bytes of `struct fuse_in_header` and of `struct fuse_out_header`.
-const IN_HEADER: usize = 40;
+pub const IN_HEADER: usize = 40;
 pub const OUT_HEADER: usize = 16;
 
-const FORGET: u32 = 2;
+pub const LOOKUP: u32 = 1;
+pub const FORGET: u32 = 2;
 pub const GETATTR: u32 = 3;
+pub const SETATTR: u32 = 4;
+pub const SYMLINK: u32 = 6;
+pub const MKNOD: u32 = 8;
+pub const MKDIR: u32 = 9;
+pub const UNLINK: u32 = 10;
+pub const RMDIR: u32 = 11;
 pub const OPEN: u32 = 14;
 pub const READ: u32 = 15;
 pub const RELEASE: u32 = 18;
+pub const FSYNC: u32 = 20;
+pub const FLUSH: u32 = 25;
 const INIT: u32 = 26;
 const CREATE: u32 = 35;
 const INTERRUPT: u32 = 36;
 const DESTROY: u32 = 38;
-const BATCH_FORGET: u32 = 42;
-const FALLOCATE: u32 = 43;
+pub const BATCH_FORGET: u32 = 42;
+pub const FALLOCATE: u32 = 43;
 pub const LSEEK: u32 = 46;
 const COPY_FILE_RANGE: u32 = 47;
 
@@ -36,11 +45,17 @@ pub fn header(opcode: u32, file: u64, body: usize) -> [u8; IN_HEADER] {
 /// The beginning of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
-    opcode: u32,
+    /// Bytes that it says it has, with its header.
+    pub len: u32,
+    pub opcode: u32,
     unique: u64,
+    /// The file that it is about, or the directory in which there is a name.
+    pub node: u64,
     uid: u32,
-    /// The first word behind the header: for what opens a file, how.
-    first: u32,
+    pub gid: u32,
+    /// The first eight bytes behind the header, or zeroes: for what is about an open file, its handle; for what opens
+    /// a file, how.
+    pub first: u64,
 }
 
 impl Request {
@@ -48,16 +63,20 @@ impl Request {
     pub fn peek<B: BitmapSlice>(mut reader: Reader<'_, B>) -> io::Result<Self> {
         let mut header = [0; IN_HEADER];
         reader.read_exact(&mut header)?;
-        let mut first = [0; 4];
+        let mut first = [0; 8];
         // Not every request has a body.
         let _ = reader.read(&mut first)?;
         let word =
             |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
         Ok(Self {
+            len: word(0),
             opcode: word(4),
-            unique: u64::from(word(8)) | u64::from(word(12)) << 32,
+            unique: long(8),
+            node: long(16),
             uid: word(24),
-            first: u32::from_le_bytes(first),
+            gid: word(28),
+            first: u64::from_le_bytes(first),
         })
     }
 
@@ -89,17 +108,28 @@ impl Request {
 
     /// Whether this empties a file while opening it, be it only for reading.
     pub fn truncates(&self) -> bool {
-        [OPEN, CREATE].contains(&self.opcode) && self.first & libc::O_TRUNC as u32 != 0
+        [OPEN, CREATE].contains(&self.opcode) && self.first & libc::O_TRUNC as u64 != 0
     }
 
     /// Answers it with an error and says how many bytes that took.
-    pub fn refuse<B: BitmapSlice>(&self, mut writer: Writer<'_, B>, errno: i32) -> io::Result<usize> {
-        let mut reply = [0; OUT_HEADER];
-        reply[..4].copy_from_slice(&(OUT_HEADER as u32).to_le_bytes());
-        reply[4..8].copy_from_slice(&(-errno).to_le_bytes());
-        reply[8..].copy_from_slice(&self.unique.to_le_bytes());
-        writer.write_all(&reply)?;
-        Ok(OUT_HEADER)
+    pub fn refuse<B: BitmapSlice>(&self, writer: Writer<'_, B>, errno: i32) -> io::Result<usize> {
+        self.write(writer, errno, &[])
+    }
+
+    /// Answers it with `body`, which is short, and says how many bytes that took.
+    pub fn reply<B: BitmapSlice>(&self, writer: Writer<'_, B>, body: &[u8]) -> io::Result<usize> {
+        self.write(writer, 0, body)
+    }
+
+    fn write<B: BitmapSlice>(&self, mut writer: Writer<'_, B>, errno: i32, body: &[u8]) -> io::Result<usize> {
+        let mut header = [0; OUT_HEADER];
+        let len = OUT_HEADER + body.len();
+        header[..4].copy_from_slice(&(len as u32).to_le_bytes());
+        header[4..8].copy_from_slice(&(-errno).to_le_bytes());
+        header[8..].copy_from_slice(&self.unique.to_le_bytes());
+        writer.write_all(&header)?;
+        writer.write_all(body)?;
+        Ok(len)
     }
 }
 
@@ -109,9 +139,9 @@ mod tests {
 
     #[test]
     fn requests_are_told_apart() {
-        const LOOKUP: u32 = 1;
-        let request = |opcode, uid, first| Request { opcode, unique: 1, uid, first };
-        let trunc = libc::O_TRUNC as u32;
+        let request =
+            |opcode, uid, first| Request { len: 48, opcode, unique: 1, node: 1, uid, gid: 0, first };
+        let trunc = libc::O_TRUNC as u64;
         for (request, reply, clears, truncates) in [
             (request(LOOKUP, 1, trunc), true, false, false),
             (request(FORGET, 1, 0), false, false, false),
@@ -123,6 +153,7 @@ mod tests {
             (request(OPEN, 0, trunc), true, false, true),
             (request(OPEN, 0, 0), true, false, false),
             (request(CREATE, 0, trunc | 1), true, false, true),
+            (request(OPEN, 0, trunc << 32), true, false, false),
         ] {
             assert_eq!(request.wants_reply(), reply, "{request:?}");
             assert_eq!(request.clears_setuid(), clears, "{request:?}");

@@ -8,6 +8,7 @@ use super::*;
 use crate::memory::{self, GuestRam};
 
 mod missing;
+mod news;
 mod removed;
 
 #[test]
