@@ -26,8 +26,7 @@ pub fn tests() -> Vec<Test<Inside>> {
 }
 
 /// Tells what happens to two directories and a file; does besides what lines of input say.
-const SCRIPT: &str =
-    "inotifyd - /rw:cewnmydDM /ro:cewnmydDM /file:cew & while read line; do eval \"$line\"; done";
+const SCRIPT: &str = "/guest-part watch /rw /ro /file & while read line; do eval \"$line\"; done";
 
 /// In which something is heard of, if it is watched by then.
 const A_MOMENT: Duration = Duration::from_secs(2);
@@ -95,11 +94,14 @@ fn hear(ctx: &Ctx<'_, Inside>, name: &str, runtime: &str) -> Result<Vec<(String,
         publish(directory, "..1", "1\n")?;
     }
     fs::write(&file, "")?;
+    let program = home.join("guest-part");
+    fs::copy(&ctx.world.guest_part, &program)?;
     let edit = |spec: &mut Value| {
         let mounts = [
             bind(&rw, "/rw", &["rbind"]),
             bind(&ro, "/ro", &["rbind", "ro"]),
             bind(&file, "/file", &["bind"]),
+            bind(&program, "/guest-part", &["bind", "ro"]),
         ];
         add(spec, mounts);
     };
