@@ -6,6 +6,8 @@
 //!
 //! Nothing else tells it apart, and any guest may use these groups. It fools its own kernel by that and nobody else:
 //! on the host nothing is done, and the server is asked only what any guest can ask it.
+//!
+//! A guest that maps ids where it mounts the share says of few requests whose they are. So that is not agreed on.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,8 +19,8 @@ use vm_memory::bitmap::BitmapSlice;
 use super::super::Broken;
 use super::replay::{REQUEST_MAX, Replay};
 use super::request::{
-    BATCH_FORGET, FALLOCATE, FLUSH, FORGET, FSYNC, GETATTR, IN_HEADER, LOOKUP, MKDIR, MKNOD, OPEN, RELEASE,
-    RMDIR, Request, SETATTR, SYMLINK, UNLINK, header,
+    BATCH_FORGET, FALLOCATE, FLUSH, FORGET, FSYNC, GETATTR, IN_HEADER, INIT, LOOKUP, MKDIR, MKNOD, OPEN,
+    RELEASE, RMDIR, Request, SETATTR, SYMLINK, UNLINK, header,
 };
 use super::{News, Server};
 
@@ -26,6 +28,10 @@ use super::{News, Server};
 const MADE_UP: u64 = 1 << 63;
 /// The handle of every file that was not opened.
 const HANDLE: u64 = MADE_UP;
+
+/// FUSE_ALLOW_IDMAP, a bit of the second word of flags of `struct fuse_init_in`: in which byte of a request, and where.
+const INIT_IDMAP: usize = IN_HEADER + 17;
+const IDMAP: u8 = 1;
 
 /// Bytes of `struct fuse_mknod_in` and of `struct fuse_mkdir_in`, behind which the name is.
 const MKNOD_IN: usize = 16;
@@ -113,6 +119,7 @@ impl Newsroom {
             (BATCH_FORGET, _) => return self.forget(server, request, reader),
             _ if !request.wants_reply() => return Ok(None),
             _ if is_made_up(request.node) => Answer::Refusal(libc::ENOENT),
+            (INIT, _) => return self.mount(server, reader),
             (FALLOCATE | FLUSH | FSYNC | RELEASE, _) if request.first == HANDLE => Answer::done(),
             // Or the guest's kernel would refuse to make it.
             (LOOKUP, Some(Appears)) => Answer::Refusal(libc::ENOENT),
@@ -132,6 +139,29 @@ impl Newsroom {
             2 => Some(Event::Vanishes(libc::S_IFDIR)),
             3 => Some(Event::Changes),
             _ => None,
+        }
+    }
+
+    /// The mount of a share by a guest that would map ids in it, as if it would not.
+    fn mount<B: BitmapSlice + 'static>(
+        &self,
+        server: &dyn Server,
+        reader: Reader<'_, B>,
+    ) -> Result<Option<Answer>, Broken> {
+        let mut bytes = Vec::new();
+        let read = reader.take(REQUEST_MAX as u64).read_to_end(&mut bytes);
+        read.map_err(|error| Broken(error.to_string()))?;
+        // It is read a second time, and may be another by now.
+        if !Request::is_mount(&bytes) {
+            return Ok(None);
+        }
+        // What is asked with the flag cleared comes here as well, and goes on to the server.
+        match bytes.get_mut(INIT_IDMAP).filter(|flags| **flags & IDMAP != 0) {
+            None => Ok(None),
+            Some(flags) => {
+                *flags &= !IDMAP;
+                Ok(Some(Answer::of(self.replay(|replay| replay.ask(server, &bytes, REPLY_MAX)))))
+            }
         }
     }
 

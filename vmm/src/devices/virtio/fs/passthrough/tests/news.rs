@@ -97,6 +97,37 @@ fn state(directory: &Directory) -> Vec<(String, u32, i64, i64, u64, u32)> {
 }
 
 #[test]
+fn a_guest_says_of_every_request_whose_it_is() {
+    let directory = Directory::new();
+    // Linux asks for it, in the second word of flags.
+    let (ext, idmap, others) = (1 << 30, 1 << 8, 1 << 2);
+    let init = [words(&[7, 41, 0x2_0000, ext, idmap | others]), words(&[0; 11])].concat();
+    let agreed = |guest: &Guest| {
+        let reply = guest.ask(INIT, 0, &init).unwrap();
+        assert_eq!((reply.len(), word(&reply), word(&reply[12..]) & ext), (64, 7, ext));
+        word(&reply[32..])
+    };
+    let plain = Guest::new(&directory.0, false);
+    let mut hearing = Guest::new(&directory.0, false);
+    hearing.share = hearing.share.with_news(News::from(FIRST).unwrap());
+    let (plainly, heard) = (agreed(&plain), agreed(&hearing));
+    assert_eq!((plainly & idmap, heard), (idmap, plainly & !idmap));
+    // That holds where the guest goes on.
+    let file = hearing.lookup(ROOT, "file").unwrap();
+    let moved = hearing.moved(&directory.0).unwrap();
+    assert_eq!(moved.lookup(ROOT, "file"), Ok(file));
+    let saved = |guest: &Guest| {
+        let state: State = decode(&guest.share.save().unwrap()).unwrap();
+        word(&state.mounted.unwrap().request[56..])
+    };
+    plain.lookup(ROOT, "file").unwrap();
+    assert_eq!([&plain, &hearing, &moved].map(saved), [idmap | others, others, others]);
+    // There is no more of it than what it says.
+    assert!(hearing.ask(INIT, 0, &words(&[6, 0, 0, 0])).is_err());
+    assert!(hearing.ask_of(header(44, INIT, 0), &[7], ROOM).is_err());
+}
+
+#[test]
 fn what_has_appeared_is_as_if_the_guest_had_made_it() {
     for read_only in [false, true] {
         let directory = populated();
