@@ -56,8 +56,8 @@ Options of run:
   --share TAG=DIR[:ro][:cache=WHAT][:news=GROUP]
                      a directory, for the guest to mount by its tag (type virtiofs); it remembers
                      what it has read for a moment (auto), as long as it likes (always) or never;
-                     requests of four groups from GROUP on change nothing, and let its programs
-                     hear what the host has changed
+                     four groups, from GROUP on, bring its programs news of what the host has
+                     changed, by requests that change nothing
   --block FILE[:ro|:rw][:serial=ID]
                      a disk with this raw image or block device, again for more disks; the guest sees
                      its serial number, without one its name. A FILE whose own name ends like that is

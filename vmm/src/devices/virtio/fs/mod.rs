@@ -48,8 +48,8 @@ pub enum Cache {
     Always,
 }
 
-/// The four groups, in a row from this one, by which a guest tells its own kernel what the host has changed: their
-/// requests are answered as if they were done, and change nothing on the host.
+/// The four groups, in a row from this one, by which a guest tells its own kernel what the host has changed: those of
+/// their requests that say so are answered as if they were done, and change nothing on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct News(u32);
 
