@@ -1,6 +1,6 @@
 # Each target calls a script in hack/, which says more with --help or in its first lines.
 
-.PHONY: help install deb run test test-unit test-e2e audit bench bench-boot bench-container fuzz soak setup build lint shell clean
+.PHONY: help install deb run test test-unit test-e2e audit bench bench-boot bench-container bench-network fuzz soak setup build lint shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -28,6 +28,9 @@ bench-boot: setup ## only boot to init, compared with QEMU
 
 bench-container: setup ## only the steps of a container's life, compared with runc and crun, and a restored machine with a booted one
 	@hack/bench container
+
+bench-network: setup ## only what a container's network carries, compared with runc and QEMU
+	@hack/bench network
 
 fuzz: setup ## what reads snapshots, fed with what a fuzzer makes up: hack/fuzz SECONDS
 	@hack/fuzz

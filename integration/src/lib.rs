@@ -19,6 +19,7 @@ pub mod fifo;
 pub mod guest;
 pub mod leaks;
 mod logs;
+pub mod network_time;
 pub mod pattern;
 pub mod process;
 mod record;

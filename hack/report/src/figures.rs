@@ -17,9 +17,9 @@ pub(crate) enum Verdict {
     Behind,
 }
 
-/// A rate is better when higher; durations, sizes and counts are better when lower.
+/// A rate, and the share of what went well, are better when higher; durations, sizes and counts when lower.
 pub(crate) fn better(unit: &str) -> Better {
-    if unit.ends_with("/s") { Better::Higher } else { Better::Lower }
+    if unit.ends_with("/s") || unit == "%" { Better::Higher } else { Better::Lower }
 }
 
 /// `value` with three significant digits and no more.
@@ -52,13 +52,13 @@ pub(crate) fn verdict(result: &Comparison) -> Option<(String, Verdict)> {
         Better::Lower => ratio < 1.0,
         Better::Higher => ratio > 1.0,
     };
-    let is_size = matches!(result.unit.as_str(), "B" | "KiB" | "MiB" | "GiB" | "kB" | "MB" | "GB");
-    let word = match (is_size, ratio < 1.0, ahead) {
-        (true, true, _) => "smaller",
-        (true, false, _) => "larger",
-        (false, _, true) => "faster",
-        (false, _, false) => "slower",
+    let [below, above] = match result.unit.as_str() {
+        "B" | "KiB" | "MiB" | "GiB" | "kB" | "MB" | "GB" => ["smaller", "larger"],
+        "%" | "exits" => ["less", "more"],
+        _ if ahead => ["faster"; 2],
+        _ => ["slower"; 2],
     };
+    let word = if ratio < 1.0 { below } else { above };
     let times = if ratio < 1.0 { 1.0 / ratio } else { ratio };
     let verdict = if ahead { Verdict::Ahead } else { Verdict::Behind };
     Some((format!("{}× {word}", number(times)), verdict))
@@ -97,6 +97,8 @@ mod tests {
             ("MiB/s", 1.0, 2.0, Some(("2.00× slower", Verdict::Behind))),
             ("MiB", 1.0, 2.0, Some(("2.00× smaller", Verdict::Ahead))),
             ("MiB", 2.0, 1.0, Some(("2.00× larger", Verdict::Behind))),
+            ("%", 80.0, 40.0, Some(("2.00× more", Verdict::Ahead))),
+            ("exits", 80.0, 40.0, Some(("2.00× more", Verdict::Behind))),
             ("s", 1.01, 1.0, Some(("on par", Verdict::Even))),
             ("s", 1.0, 0.0, None),
             ("s", 0.0, 1.0, None),

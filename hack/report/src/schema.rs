@@ -22,7 +22,7 @@ pub struct Report {
 pub struct Comparison {
     /// What was measured, for a person: "start to first command, x86_64".
     pub name: String,
-    /// `s`, `ms`, `MiB`, `MiB/s`... A unit per second is better when higher, any other when lower.
+    /// `s`, `ms`, `MiB`, `MiB/s`... A unit per second, and `%`, is better when higher, any other when lower.
     pub unit: String,
     /// Our side.
     pub ours: Summary,

@@ -3,6 +3,7 @@
 mod bed;
 mod boot;
 mod container;
+mod network;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,17 +12,19 @@ use anyhow::{Context, Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 
 const USAGE: &str = "\
-usage: bench bed|boot|container [OPTION]...
+usage: bench bed|boot|container|network [OPTION]...
 
   bed                       restoring the emulated host, compared with booting it
   boot                      a machine of ours to its init, compared with QEMU's, in that host
   container                 the steps of a container's life, compared with runc and crun, in that host; and a
                             machine from a template, compared with one that boots (snapshot.json)
+  network                   what a container's network carries, compared with runc and QEMU, in that host
 
   --runs N                  samples of each side (10)
   --arch ARCH[,ARCH]        x86_64, aarch64 (this machine's)
   --testbed PROGRAM         the tool that runs emulated hosts (hack/testbed)
-  --share DIR               DIR/ARCH has guest-part and container-time for that host (target/bench)
+  --share DIR               DIR/ARCH has guest-part, container-time and network-time for that host
+                            (target/bench)
   --output DIR              where the results go (target/bench)";
 
 /// What all benchmarks take.
@@ -84,6 +87,7 @@ fn run() -> Result<()> {
                 let (life, restored) = container::measure(&options)?;
                 vec![("container", life), ("snapshot", restored)]
             }
+            "network" => vec![("network", network::measure(&options)?)],
             other => bail!("there is no benchmark {other}\n{USAGE}"),
         };
         for (name, report) in reports {
