@@ -26,6 +26,7 @@ pub const ANNOTATIONS: &[(&str, &str)] = &[
     ),
     ("kernel", "path of the guest's kernel on the host"),
     ("initrd", "path of the guest's initrd on the host"),
+    ("network", "the socket of who has its network, as `network.socket`"),
 ];
 
 /// The configuration as one container has it.
@@ -70,6 +71,7 @@ fn apply(settings: &mut Settings, name: &str, value: &str) -> std::result::Resul
         }
         "memory" => settings.memory = Some(value.parse::<Bytes>()?),
         "warm" => settings.warm = Some(value.parse()?),
+        "network" => settings.config.network.socket = Some(value.parse()?),
         _ if !value.starts_with('/') => return Err("it is an absolute path on the host".to_owned()),
         "kernel" => settings.config.vm.kernel = Some(value.into()),
         _ => settings.config.vm.initrd = Some(value.into()),
@@ -87,7 +89,7 @@ mod tests {
 
     fn case(name: &str, value: &str) -> Case {
         let mut case = Case::with(&json!({ "annotations": { format!("{PREFIX}{name}"): value } }));
-        case.config.annotations.allow.extend(["kernel".to_owned(), "initrd".to_owned()]);
+        case.config.annotations.allow.extend(["kernel", "initrd", "network"].map(str::to_owned));
         case
     }
 
@@ -100,6 +102,8 @@ mod tests {
         assert_eq!(machine("warm", "listen:80").warm, Some(Warm::Listen(Some(80))));
         assert_eq!(machine("kernel", "/k").kernel, Some("/k".into()));
         assert_eq!(machine("initrd", "/i").initrd, Some("/i".into()));
+        let uplink = case("network", "stream:/s").plan().uplink.unwrap();
+        assert_eq!(uplink.socket.path, "/s");
     }
 
     #[test]
@@ -112,6 +116,8 @@ mod tests {
             ("warm", "later"),
             ("kernel", "vmlinux"),
             ("initrd", ""),
+            ("network", "/s"),
+            ("network", "stream:s"),
             ("colour", "blue"),
             ("", ""),
         ] {

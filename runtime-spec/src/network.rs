@@ -1,7 +1,8 @@
 //! The network namespace that a machine is in.
 //!
 //! The container itself has the network of its machine, so the guest's spec has no network namespace. On
-//! the host the monitor is in the namespace that was asked for, or in a new one, which clients fill.
+//! the host the monitor is in the namespace that was asked for, or in a new one, which clients fill. A network behind a
+//! socket is for machines whose namespace nobody else has set up.
 
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 use crate::error::{Result, at, invalid, missing, unsupported};
 use crate::host::Found;
 use crate::namespaces::{Whose, refuse_host, whose};
-use crate::plan::{Network, Plan};
+use crate::plan::{Network, Plan, Uplink};
 use crate::planner::Context;
 
 /// By which nerdctl tells runtimes that are machines of the namespace it has made.
@@ -25,6 +26,23 @@ pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
         (false, Some((index, namespace))) => of_machine(context, plan, index, namespace)?,
         (true, Some((index, namespace))) => of_member(context, plan, index, namespace)?,
     };
+    let network = &context.settings.config.network;
+    let Some(socket) = network.socket.as_ref().filter(|_| request.pod.is_none()) else { return Ok(()) };
+    if let Network::Namespace(path) = &plan.network {
+        let place =
+            found.map_or_else(|| "linux.namespaces".to_owned(), |(index, _)| at("linux.namespaces", index));
+        return Err(unsupported(
+            place,
+            path.display(),
+            format!("the network of the container is behind {socket} (network.socket, or its annotation)"),
+            "give it a new network namespace, or leave the socket out",
+        ));
+    }
+    plan.uplink = Some(Uplink {
+        socket: socket.of(request.id),
+        addresses: network.address.clone(),
+        gateways: network.gateway.clone(),
+    });
     Ok(())
 }
 
@@ -121,6 +139,31 @@ mod tests {
         assert_eq!(nerdctl.plan().network, Network::Namespace("/run/netns/a".into()));
         nerdctl.spec["annotations"] = json!({ NERDCTL: "/run/netns/gone" });
         assert!(nerdctl.error().path().starts_with("annotations."));
+    }
+
+    #[test]
+    fn behind_a_socket() {
+        let with = |mut case: Case| {
+            case.config.network.socket = Some("datagram:/run/{id}/net".parse().unwrap());
+            case.config.network.address = "10.0.2.15/24".parse().unwrap();
+            case.config.network.gateway = "10.0.2.2".parse().unwrap();
+            case
+        };
+        let plan = with(case(Some(json!({ "type": "network" })))).plan();
+        let uplink = plan.uplink.unwrap();
+        assert_eq!(
+            (plan.network, uplink.socket.to_string().as_str()),
+            (Network::New, "datagram:/run/c1/net")
+        );
+        assert_eq!(
+            (uplink.addresses.to_string().as_str(), uplink.gateways.to_string().as_str()),
+            ("10.0.2.15/24", "10.0.2.2")
+        );
+        let error = with(at_path("/run/netns/a")).error();
+        assert_eq!(error.path(), "linux.namespaces[5]");
+        assert!(error.to_string().contains("network.socket"), "{error}");
+        assert_eq!(with(in_pod(at_path("/proc/100/ns/net"))).plan().uplink, None);
+        assert_eq!(case(Some(json!({ "type": "network" }))).plan().uplink, None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use oci_spec::runtime::{ContainerState, Hook, LinuxResources, Spec, State};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::CgroupPath;
-use crate::config::{Boot, Spoofing, Warm};
+use crate::config::{Addresses, Boot, Gateways, NetworkSocket, Spoofing, Warm};
 use crate::kind::Kind;
 
 /// All that has to be done for a container.
@@ -37,6 +37,8 @@ pub struct Plan {
     pub sockets: Vec<Socket>,
     /// The network namespace that the machine is in.
     pub network: Network,
+    /// The network that its machine has besides what is in that, if it makes one.
+    pub uplink: Option<Uplink>,
     /// The host's file that the container has as `/etc/resolv.conf`.
     pub resolv_conf: Option<PathBuf>,
     /// What the shim runs, and when.
@@ -84,6 +86,17 @@ pub struct Machine {
     pub kernel: Option<PathBuf>,
     /// The guest's initrd, if not the installed one.
     pub initrd: Option<PathBuf>,
+}
+
+/// A network behind a unix socket of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// The socket.
+    pub socket: NetworkSocket,
+    /// The addresses that the machine has there.
+    pub addresses: Addresses,
+    /// By whom it reaches all else.
+    pub gateways: Gateways,
 }
 
 /// How large a machine is.

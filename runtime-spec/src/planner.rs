@@ -114,6 +114,7 @@ pub fn plan(request: &Request<'_>) -> Result<Plan> {
         blocks: Vec::new(),
         sockets: Vec::new(),
         network: Network::New,
+        uplink: None,
         resolv_conf: None,
         hooks: HostHooks::default(),
         cgroup: HostCgroup { path: CgroupPath::default(), resources: LinuxResources::default() },

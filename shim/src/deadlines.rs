@@ -71,6 +71,8 @@ pub const MONITOR_CALL: Duration = Duration::from_secs(10);
 pub const PLUG: Duration = Duration::from_secs(60);
 /// Between two attempts to give a guest what its network has become.
 pub const NETWORK_AGAIN: Duration = Duration::from_secs(5);
+/// A connection to who has a network behind a socket.
+pub const UPLINK: Duration = Duration::from_secs(5);
 /// The guest's answer to a connection to its localhost.
 pub const FORWARD: Duration = Duration::from_secs(15);
 /// A resolver's answer to a question for a name; who has asked asks again before.

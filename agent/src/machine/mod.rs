@@ -1,6 +1,8 @@
-//! What is the machine's and not a container's: its modules, disks, clock, name, processors, network and resolvers.
+//! What is the machine's and not a container's: its modules, disks, clock, name, processors, network, leases and resolvers.
 
+pub mod dhcp;
 pub mod disks;
+mod ethtool;
 pub mod modules;
 pub mod network;
 pub mod resolvers;

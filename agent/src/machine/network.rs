@@ -10,6 +10,8 @@ use agent_api::agent::{Interface, Neighbour, Route, Rule, SetNetworkRequest};
 use anyhow::{Context, Error, Result, ensure};
 use rtnl::{Mac, Netlink, Network, Prefix};
 
+use super::ethtool;
+
 /// More than any pod has.
 const MOST: usize = 256;
 /// The number of `lo` in every namespace.
@@ -26,6 +28,8 @@ pub struct Devices {
     park: OwnedFd,
     /// The hardware addresses that they came with. Others are the containers' own.
     all: HashSet<Mac>,
+    /// Of these, those by which packets go that nobody cuts up.
+    whole: HashSet<Mac>,
     given: Given,
 }
 
@@ -45,6 +49,7 @@ pub fn devices() -> Result<Devices> {
     let devices = Devices {
         park: rtnl::create_namespace().context("making a network namespace")?,
         all: found.iter().filter_map(|device| device.permanent).collect(),
+        whole: HashSet::new(),
         given: Given::default(),
     };
     for device in &found {
@@ -117,6 +122,7 @@ impl Devices {
             set_up(&mut netlink, interface, device, &gone)
                 .with_context(|| format!("setting up the interface {}", interface.name))?;
         }
+        self.cut_up(&wanted)?;
         // With an address go others of its network, and routes.
         let network = Network::look(&mut netlink)?;
         for interface in &wanted {
@@ -152,6 +158,22 @@ impl Devices {
         if missing.is_empty() { Ok(()) } else { self.fetch(&missing) }
     }
 
+    /// Has the kernel cut up packets where nobody else does. Elsewhere it is left as it is.
+    fn cut_up(&mut self, wanted: &[Wanted]) -> Result<()> {
+        for Wanted { permanent, name, is_whole, .. } in wanted {
+            if *is_whole != self.whole.contains(permanent) {
+                ethtool::set_segmentation(name, !is_whole)
+                    .with_context(|| format!("who cuts up large packets of {name}"))?;
+                if *is_whole {
+                    self.whole.insert(*permanent);
+                } else {
+                    self.whole.remove(permanent);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn put_away(&self, netlink: &mut Netlink, device: &rtnl::Interface) -> Result<()> {
         if device.is_up {
             netlink.set_up(device.index, false)?;
@@ -184,6 +206,7 @@ struct Wanted {
     mac: Mac,
     mtu: u32,
     is_up: bool,
+    is_whole: bool,
     addresses: Vec<Prefix>,
 }
 
@@ -202,6 +225,7 @@ impl Wanted {
             mac,
             mtu: interface.mtu,
             is_up: !interface.down,
+            is_whole: interface.whole,
             addresses: addresses.collect::<Result<_>>()?,
         })
     }

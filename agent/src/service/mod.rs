@@ -28,6 +28,7 @@ use crate::boot::Booted;
 use crate::container::Container;
 use crate::events::Events;
 use crate::helper::{Request, client};
+use crate::machine::dhcp::Leases;
 use crate::machine::modules::Modules;
 use crate::machine::network::Devices;
 use crate::machine::resolvers::Resolvers;
@@ -76,6 +77,7 @@ pub struct Agent {
     /// Held while the network is set up.
     devices: Arc<Mutex<Devices>>,
     resolvers: Mutex<Resolvers>,
+    leases: tokio::sync::Mutex<Leases>,
     events: Arc<Events>,
     watches: Arc<Watches>,
     reaper: Reaper,
@@ -107,6 +109,7 @@ async fn run(booted: Booted) -> Result<std::convert::Infallible> {
         provided: tokio::sync::Mutex::new(Provided { modules: booted.modules, share: false }),
         devices: Arc::new(Mutex::new(booted.devices)),
         resolvers: Mutex::default(),
+        leases: tokio::sync::Mutex::default(),
         events: Arc::default(),
         watches: Arc::default(),
         reaper: Reaper::start()?,
@@ -140,9 +143,13 @@ fn listen(port: u32) -> Result<VsockListener> {
 impl Agent {
     async fn set_network(&self, request: SetNetworkRequest) -> Result<()> {
         self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).set(&request.resolvers)?;
+        let mut leases = self.leases.lock().await;
+        let leased = Leases::wanted(&request.interfaces)?;
+        leases.end_others(&leased).await?;
         let devices = Arc::clone(&self.devices);
         let setting = move || devices.lock().unwrap_or_else(PoisonError::into_inner).set(&request);
-        tokio::task::spawn_blocking(setting).await?
+        tokio::task::spawn_blocking(setting).await??;
+        leases.begin(leased).await
     }
 
     async fn create(&self, id: &str, guest: &[u8], stdio: Stdio) -> Outcome<u32> {

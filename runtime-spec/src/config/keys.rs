@@ -69,6 +69,25 @@ pub const KEYS: &[Key] = &[
         "privileged_devices",
         "Devices of privileged containers that the guest does not have: \"omit\" them, or \"reject\" the container.",
     ),
+    Key {
+        example: Some("\"stream:/run/passt/{id}.sock\""),
+        ..key(
+            "network",
+            "socket",
+            "The unix socket of who has the network of containers without a network namespace of somebody else's: \
+             \"stream:PATH\" (passt) or \"datagram:PATH\" (gvproxy). {id} in it stands for the id of the container, or of \
+             its pod. Default: none.",
+        )
+    },
+    key(
+        "network",
+        "address",
+        "The addresses behind that socket: \"dhcp\", or some like \"10.0.2.15/24,fd00::5/64\".",
+    ),
+    Key {
+        example: Some("\"10.0.2.2,fd00::2\""),
+        ..key("network", "gateway", "By whom all else is reached from these addresses. Default: nobody.")
+    },
     key(
         "policy",
         "spoofing",
@@ -79,7 +98,7 @@ pub const KEYS: &[Key] = &[
         "annotations",
         "allow",
         "Which annotations dev.supermachine.* of containers are heeded. Any other is an error. \
-         There are also kernel and initrd.",
+         There are also kernel, initrd and network.",
     ),
 ];
 
@@ -141,6 +160,8 @@ mod tests {
         let mut config = Config::default();
         config.vm.kernel = Some(PathBuf::from("/k"));
         config.vm.initrd = Some(PathBuf::from("/i"));
+        config.network.socket = Some("stream:/s".parse().unwrap());
+        config.network.gateway = "10.0.2.2".parse().unwrap();
         let table = toml::Table::try_from(config).unwrap();
         let mut there: Vec<(String, String)> = Vec::new();
         for (section, keys) in &table {

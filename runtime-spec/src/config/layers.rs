@@ -56,6 +56,7 @@ fn check(config: &Config) -> std::result::Result<(), String> {
     if config.vm.cpus == 0 {
         return Err("vm.cpus is 0; a machine has at least one processor".to_owned());
     }
+    config.network.check()?;
     let paths = [
         ("vm.kernel", config.vm.kernel.as_ref()),
         ("vm.initrd", config.vm.initrd.as_ref()),

@@ -7,6 +7,7 @@
 mod bytes;
 mod keys;
 mod layers;
+mod network;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use bytes::Bytes;
 pub use keys::{KEYS, Key, default_file};
 pub use layers::{Layer, load};
+pub use network::{Addresses, Frames, Gateways, Network, NetworkSocket, Subnet};
 
 /// Where the configuration is by default.
 pub const FILE: &str = "/etc/supermachine/config.toml";
@@ -33,6 +35,8 @@ pub struct Config {
     pub template: Template,
     /// What to do about requests that reach for the host.
     pub policy: Policy,
+    /// A network that comes from no namespace.
+    pub network: Network,
     /// What containers may say for themselves.
     pub annotations: Annotations,
 }

@@ -21,7 +21,7 @@ use vmm::control::{Reply, Request};
 use vmm::snapshot::Form;
 
 use self::monitor::{Boot, Monitor, Origin, Start};
-use self::net::{Ends, Network};
+use self::net::{Ends, Network, Uplink};
 use self::watches::Watches;
 use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
@@ -56,6 +56,8 @@ pub struct Recipe<'a> {
     pub network: &'a OwnedFd,
     /// Where that can be found again, if it is not the machine's own.
     pub network_path: Option<&'a Path>,
+    /// What it has of a network besides what is in that.
+    pub uplink: Option<&'a plan::Uplink>,
     /// The cgroup that it is in.
     pub cgroup: Option<&'a Path>,
     /// How gladly the kernel kills it.
@@ -67,7 +69,8 @@ pub struct Recipe<'a> {
 impl Recipe<'_> {
     fn network(&self) -> Result<Network> {
         let namespace = self.network.try_clone().attempt("duplicating a descriptor")?;
-        Network::new(namespace, self.network_path.map(Path::to_owned), self.machine.spoofing)
+        let uplink = self.uplink.map(|uplink| Uplink::of(uplink.clone(), &self.paths.machine()));
+        Network::new(namespace, self.network_path.map(Path::to_owned), self.machine.spoofing, uplink)
     }
 }
 

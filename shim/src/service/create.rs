@@ -484,6 +484,7 @@ impl Shim {
                 Network::Namespace(path) => Some(path),
                 _ => None,
             },
+            uplink: plan.uplink.as_ref(),
             cgroup: parts.cgroup.as_deref(),
             oom_score_adj: plan.monitor.oom_score_adj,
             timeline,

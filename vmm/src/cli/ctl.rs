@@ -15,12 +15,10 @@ use lexopt::prelude::*;
 use vmm::control::{Client, ClientError, Event, FrameError, Outcome, Reply, Request, Status};
 use vmm::snapshot::{self, Form};
 
-use super::Usage;
 use super::options::size;
 use super::terminal::{Keys, Raw};
+use super::{Usage, WITHIN};
 
-/// How long the monitor may take to answer, beyond what it was asked to wait.
-const WITHIN: Duration = Duration::from_secs(10);
 const PAUSE: u64 = 5000;
 /// How long all RAM of the largest machine may take to be written.
 const SNAPSHOT: Duration = Duration::from_secs(600);
@@ -34,6 +32,8 @@ enum Command {
     Snapshot(PathBuf, Option<PathBuf>),
     /// A slot, the name of a tap, how many queues of it.
     Tap(String, String, usize),
+    /// A slot, and where the network is.
+    Nic(String, String),
 }
 
 fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
@@ -75,6 +75,11 @@ fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
             let queues = queues.parse().map_err(|_| format!("{tap} is no tap: give NAME or NAME:N"))?;
             Command::Tap(slot, name.into(), queues)
         }
+        "nic" => {
+            let slot = args.value().map_err(|_| "the network slot is missing")?.string()?;
+            let address = args.value().map_err(|_| "stream:PATH or datagram:PATH is missing")?.string()?;
+            Command::Nic(slot, address)
+        }
         "snapshot" => {
             let directory = args.value().map_err(|_| "the directory of the snapshot is missing")?.into();
             let over = match args.next()? {
@@ -103,6 +108,7 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
             Command::Events => events(&mut client),
             Command::Snapshot(directory, over) => snapshot(&mut client, &directory, over.as_deref()),
             Command::Tap(slot, name, queues) => tap(&mut client, slot, &name, queues),
+            Command::Nic(slot, address) => nic(&mut client, slot, &address),
         });
     Ok(match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -171,6 +177,21 @@ fn tap(client: &mut Client, slot: String, name: &str, queues: usize) -> anyhow::
 #[cfg(not(target_os = "linux"))]
 fn tap(_client: &mut Client, slot: String, name: &str, queues: usize) -> anyhow::Result<()> {
     bail!("cannot give {slot} {queues} queue(s) of the tap {name}: this system has no taps")
+}
+
+#[cfg(target_os = "linux")]
+fn nic(client: &mut Client, slot: String, address: &str) -> anyhow::Result<()> {
+    use vmm::devices::virtio::net::dial::Address;
+
+    let address: Address = address.parse().map_err(|error: String| anyhow!(error))?;
+    let socket = address.connect(None, WITHIN)?;
+    client.call(Request::AttachSocket { slot }, &[socket.as_fd()], WITHIN)?;
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn nic(_client: &mut Client, slot: String, address: &str) -> anyhow::Result<()> {
+    bail!("cannot connect {slot} with {address}: this system has no network devices yet")
 }
 
 fn describe(status: Status, outcome: Option<&Outcome>) -> String {
@@ -262,6 +283,8 @@ mod tests {
             (&["/s", "snapshot", "d", "b"], None),
             (&["/s", "snapshot"], None),
             (&["/s", "reset"], Some(Command::Call(Request::Reset))),
+            (&["/s", "nic", "net.0", "stream:/n"], Some(Command::Nic("net.0".into(), "stream:/n".into()))),
+            (&["/s", "nic", "net.0"], None),
             (&["/s", "tap", "net.0"], None),
             (&["/s", "tap", "net.0", "t:x"], None),
             (&["/s", "state", "now"], None),

@@ -66,6 +66,9 @@ Options of run:
                      a network device on this tap, with N queues (1), again for more; rx and tx limit
                      the bytes a second to and from the guest. Instead of a name: fd:N+N... for the
                      descriptors of an open tap, none[:N] for one that comes later by ctl tap
+  --nic stream:PATH|datagram:PATH[,rx=SIZE][,tx=SIZE][,mac=ADDRESS]
+                     a network device whose cable ends in a unix socket that somebody listens on: passt
+                     (stream), gvproxy or vmnet-helper (datagram); counts as one more --tap
   --log LEVEL        what to say on stderr: off, error, warn, info, debug, trace (warn)
   --psci WHO         kernel or userspace: who turns an arm64 guest's processors on and off (kernel)
   --vsock DIR        streams: connect to DIR/vsock and write \"CONNECT PORT\" to reach the guest;
@@ -86,6 +89,8 @@ Commands of ctl:
                      Of its memory only what it has changed since it was restored from the second
   reset              put a machine that was restored, and is paused, back to where its snapshot was taken
   tap SLOT NAME[:N]  plug a tap into a network device, like net.0, the first --tap
+  nic SLOT stream:PATH|datagram:PATH
+                     plug a socket into one, as --nic does
   log | console      print what the console shows; join it (Ctrl-] leaves)
   events             print what happens, one JSON object a line, until the end
 
@@ -93,6 +98,9 @@ SIGTERM presses the power button once, SIGINT, SIGHUP and a second SIGTERM stop 
 Exit codes of run: 0 the guest turned itself off, 1 it could not be run, 3 it asked for a reset,
 4 its kernel panicked, 5 it crashed, 6 it was stopped.
 ";
+
+/// How long another process may take to answer, beyond what it was asked to wait.
+const WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What is wrong with the words of the command line.
 type Usage = lexopt::Error;

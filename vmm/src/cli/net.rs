@@ -1,4 +1,4 @@
-//! `--tap`: network devices, on taps that are there or will come.
+//! `--tap` and `--nic`: network devices, on taps that are there or will come, or behind sockets.
 
 #[cfg(not(target_os = "linux"))]
 mod none;
@@ -13,55 +13,80 @@ pub(super) use none::Network;
 /// A network device as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Port {
-    tap: Tap,
+    cable: Cable,
     /// Bytes a second to the guest and from it.
     rate: [Option<u64>; 2],
     /// Its hardware address, where that is not to be drawn.
     mac: Option<[u8; 6]>,
 }
 
-/// Where its tap comes from.
+/// Where its cable comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Tap {
+enum Cable {
     /// It is opened by its name, so many queues of it.
     Name(String, usize),
     /// It is open already, a descriptor for each queue.
     Open(Vec<RawFd>),
     /// It comes later, by the control socket, with so many queues.
     Later(usize),
+    /// Who has the network is connected with: `stream:PATH` or `datagram:PATH`.
+    Socket(String),
 }
 
 impl Port {
+    /// Of `--tap`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let (tap, rates) = text.split_once(',').map_or((text, None), |(tap, rates)| (tap, Some(rates)));
-        let (mut rate, mut mac) = ([None; 2], None);
+        let mut port = Self { cable: Cable::parse(tap)?, rate: [None; 2], mac: None };
         for part in rates.into_iter().flat_map(|rates| rates.split(',')) {
-            match part.split_once('=') {
-                Some(("rx", size)) => rate[0] = Some(super::options::size(size)?),
-                Some(("tx", size)) => rate[1] = Some(super::options::size(size)?),
-                Some(("mac", address)) => mac = Some(hardware_address(address)?),
-                _ => {
-                    return Err(format!(
-                        "{part} says nothing of a tap: give rx=SIZE or tx=SIZE, a second, or mac=ADDRESS"
-                    ));
-                }
+            if !port.set(part)? {
+                return Err(format!(
+                    "{part} says nothing of a tap: give rx=SIZE or tx=SIZE, a second, or mac=ADDRESS"
+                ));
             }
         }
-        Ok(Self { tap: Tap::parse(tap)?, rate, mac })
+        Ok(port)
+    }
+
+    /// Of `--nic`. Options are taken from the end, so that a path may have commas in its name.
+    pub(super) fn parse_socket(text: &str) -> Result<Self, String> {
+        let mut port = Self { cable: Cable::Later(1), rate: [None; 2], mac: None };
+        let mut rest = text;
+        while let Some((before, option)) = rest.rsplit_once(',') {
+            if !port.set(option)? {
+                break;
+            }
+            rest = before;
+        }
+        if !["stream:", "datagram:"].iter().any(|kind| rest.len() > kind.len() && rest.starts_with(kind)) {
+            return Err(format!("{rest} is no network: give stream:PATH or datagram:PATH"));
+        }
+        Ok(Self { cable: Cable::Socket(rest.into()), ..port })
+    }
+
+    /// Whether it is an option.
+    fn set(&mut self, option: &str) -> Result<bool, String> {
+        match option.split_once('=') {
+            Some(("rx", size)) => self.rate[0] = Some(super::options::size(size)?),
+            Some(("tx", size)) => self.rate[1] = Some(super::options::size(size)?),
+            Some(("mac", address)) => self.mac = Some(hardware_address(address)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// Descriptors that were handed in for it.
     #[cfg(target_os = "linux")]
     pub(super) fn descriptors(&self) -> &[RawFd] {
-        match &self.tap {
-            Tap::Open(fds) => fds,
+        match &self.cable {
+            Cable::Open(fds) => fds,
             _ => &[],
         }
     }
 
     /// Whether it waits for a tap.
     pub(super) fn waits(&self) -> bool {
-        matches!(self.tap, Tap::Later(_))
+        matches!(self.cable, Cable::Later(_))
     }
 }
 
@@ -74,7 +99,7 @@ fn hardware_address(text: &str) -> Result<[u8; 6], String> {
         .ok_or_else(|| format!("{text} is no hardware address: give one like 02:00:00:00:00:01"))
 }
 
-impl Tap {
+impl Cable {
     fn parse(text: &str) -> Result<Self, String> {
         let wrong =
             || format!("{text} is no tap: give NAME, NAME:N for N queues of it, fd:N+N..., none or none:N");
@@ -97,13 +122,15 @@ mod linux {
     use std::os::fd::{FromRawFd, OwnedFd};
 
     use anyhow::anyhow;
-    use vmm::control::{OnTap, Refusal, RefusalKind};
+    use vmm::control::{self, OnCable, Refusal, RefusalKind};
     use vmm::devices::virtio::Device;
     use vmm::devices::virtio::limit::{Limits, Rate};
+    use vmm::devices::virtio::net::dial::Address;
     use vmm::devices::virtio::net::{Config, Handle, Net, tap};
     use vmm::slots::SlotId;
 
-    use super::{Port, Tap};
+    use super::super::WITHIN;
+    use super::{Cable, Port};
 
     /// The network devices of a machine, on their way from names to slots.
     #[derive(Default)]
@@ -131,9 +158,9 @@ mod linux {
             }
         }
 
-        /// What the control socket does with a tap for one of the slots.
-        pub(in crate::cli) fn on_tap(self) -> OnTap {
-            Box::new(move |slot, taps| {
+        /// What the control socket does with a cable for one of the slots.
+        pub(in crate::cli) fn on_cable(self) -> OnCable {
+            Box::new(move |slot, cable| {
                 let refuse = |why| Refusal::new(RefusalKind::Invalid, why);
                 let found = self.handles.iter().find(|(name, _)| name == slot);
                 let (_, handle) = found.ok_or_else(|| {
@@ -141,26 +168,36 @@ mod linux {
                     let known = if known.is_empty() { "none".into() } else { known.join(", ") };
                     refuse(format!("there is no network device {slot}: this machine has {known}"))
                 })?;
-                handle.attach(taps).map_err(|error| refuse(error.to_string()))
+                let plugged = match cable {
+                    control::Cable::Taps(taps) => handle.attach(taps),
+                    control::Cable::Socket(socket) => handle.connect(socket),
+                };
+                plugged.map_err(|error| refuse(error.to_string()))
             })
         }
     }
 
     fn device(port: &Port) -> anyhow::Result<Net> {
-        let (pairs, taps, mtu) = match &port.tap {
-            Tap::Name(name, queues) => (*queues, tap::open(name, *queues)?, Some(tap::mtu(name)?)),
-            Tap::Open(fds) => {
+        let mut socket = None;
+        let (pairs, taps, mtu) = match &port.cable {
+            Cable::Name(name, queues) => (*queues, tap::open(name, *queues)?, Some(tap::mtu(name)?)),
+            Cable::Open(fds) => {
                 // SAFETY: they were given for this use, once, by whoever started this process; should one not
                 // be an open tap, the device refuses it.
                 let taps: Vec<_> = fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }).collect();
                 let name = taps.first().map(tap::name).transpose()?;
                 (taps.len(), taps, name.map(|name| tap::mtu(&name)).transpose()?)
             }
-            Tap::Later(queues) => (*queues, Vec::new(), None),
+            Cable::Later(queues) => (*queues, Vec::new(), None),
+            Cable::Socket(address) => {
+                let address: Address = address.parse().map_err(|error: String| anyhow!(error))?;
+                socket = Some(address.connect(None, WITHIN)?);
+                (1, Vec::new(), None)
+            }
         };
         let mac = port.mac.map_or_else(drawn, Ok)?;
         let [rx, tx] = port.rate.map(limits);
-        Ok(Net::new(Config { pairs, taps, mac, mtu, rx, tx })?)
+        Ok(Net::new(Config { pairs, taps, socket, mac, mtu, rx, tx })?)
     }
 
     /// A hardware address of one machine's, given by nobody.
@@ -184,16 +221,16 @@ mod tests {
 
     #[test]
     fn taps() {
-        let name = |name: &str, queues| Tap::Name(name.into(), queues);
+        let name = |name: &str, queues| Cable::Name(name.into(), queues);
         for (text, tap, rate) in [
             ("tap0", Some(name("tap0", 1)), [None; 2]),
             ("tap0:4", Some(name("tap0", 4)), [None; 2]),
             ("tap0:4,rx=1K", Some(name("tap0", 4)), [Some(1024), None]),
             ("tap0,tx=5,rx=6", Some(name("tap0", 1)), [Some(6), Some(5)]),
-            ("fd:3", Some(Tap::Open(vec![3])), [None; 2]),
-            ("fd:3+7", Some(Tap::Open(vec![3, 7])), [None; 2]),
-            ("none", Some(Tap::Later(1)), [None; 2]),
-            ("none:2,rx=1", Some(Tap::Later(2)), [Some(1), None]),
+            ("fd:3", Some(Cable::Open(vec![3])), [None; 2]),
+            ("fd:3+7", Some(Cable::Open(vec![3, 7])), [None; 2]),
+            ("none", Some(Cable::Later(1)), [None; 2]),
+            ("none:2,rx=1", Some(Cable::Later(2)), [Some(1), None]),
             ("none,mac=02:00:00:00:00", None, [None; 2]),
             ("none,mac=02:00:00:00:00:0g", None, [None; 2]),
             ("none,mac=02:00:00:00:00:001", None, [None; 2]),
@@ -207,9 +244,26 @@ mod tests {
             (":2", None, [None; 2]),
             ("", None, [None; 2]),
         ] {
-            assert_eq!(Port::parse(text).ok(), tap.map(|tap| Port { tap, rate, mac: None }), "{text:?}");
+            assert_eq!(Port::parse(text).ok(), tap.map(|cable| Port { cable, rate, mac: None }), "{text:?}");
         }
-        let port = Port { tap: Tap::Later(1), rate: [None, Some(9)], mac: Some([2, 0, 0, 0, 1, 0xff]) };
+        let port = Port { cable: Cable::Later(1), rate: [None, Some(9)], mac: Some([2, 0, 0, 0, 1, 0xff]) };
         assert_eq!(Port::parse("none,mac=02:00:00:00:01:fF,tx=9").unwrap(), port);
+    }
+
+    #[test]
+    fn sockets() {
+        for (text, path, rate) in [
+            ("stream:/s", Some("stream:/s"), [None; 2]),
+            ("datagram:/s,rx=1K", Some("datagram:/s"), [Some(1024), None]),
+            ("stream:/a,b:c,tx=5,rx=6", Some("stream:/a,b:c"), [Some(6), Some(5)]),
+            ("stream:/s,rx=fast", None, [None; 2]),
+            ("stream:,rx=1", None, [None; 2]),
+            ("stream:", None, [None; 2]),
+            ("/s", None, [None; 2]),
+            ("", None, [None; 2]),
+        ] {
+            let port = path.map(|path| Port { cable: Cable::Socket(path.into()), rate, mac: None });
+            assert_eq!(Port::parse_socket(text).ok(), port, "{text:?}");
+        }
     }
 }

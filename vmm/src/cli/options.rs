@@ -240,6 +240,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("block") => disks.push(Disk::parse(&args.value()?.string()?)?),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
             Long("tap") => taps.push(net::Port::parse(&args.value()?.string()?)?),
+            Long("nic") => taps.push(net::Port::parse_socket(&args.value()?.string()?)?),
             Long("vsock") => vsock = Some(args.value()?.into()),
             other => return Err(other.unexpected()),
         }

@@ -348,7 +348,7 @@ fn drive(
         listener: control.listener.take(),
         owner: control.owner.take(),
         on_kill: Some(Box::new(on_kill)),
-        on_tap: Some(network.on_tap()),
+        on_cable: Some(network.on_cable()),
         origin,
     };
     Ok((Server::start(machine, options)?, control))

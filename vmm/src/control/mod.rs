@@ -29,4 +29,4 @@ pub use protocol::{
     Ram, Refusal, RefusalKind, Reply, Request, Sight, Stats, Status, VERSIONS, Welcome,
 };
 #[cfg(not(loom))]
-pub use server::{Error as ServerError, OnTap, Options, Server};
+pub use server::{Cable, Error as ServerError, OnCable, Options, Server};

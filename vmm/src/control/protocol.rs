@@ -75,6 +75,13 @@ pub enum Request {
         /// The slot's name.
         slot: String,
     },
+    /// Puts a socket, the descriptor with this frame, into a network slot, instead of what it may have had: a unix socket
+    /// that is connected with who has a network. On a stream each frame is behind its length, four bytes, the highest
+    /// first; otherwise each is a datagram. The slot has one queue pair.
+    AttachSocket {
+        /// The slot's name.
+        slot: String,
+    },
     /// Writes the machine, which must be paused, into the two descriptors with this frame: empty files, open
     /// for writing, for its state and for its RAM. Naming and syncing them is the client's business. Answered
     /// by [`Reply::Snapshot`]. The machine stays paused.

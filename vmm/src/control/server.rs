@@ -41,8 +41,17 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 #[error("cannot start the control socket: {0}")]
 pub struct Error(#[from] io::Error);
 
-/// What puts the queues of a tap into the network slot of this name.
-pub type OnTap = Box<dyn Fn(&str, Vec<OwnedFd>) -> Result<(), Refusal> + Send>;
+/// What a network device can be connected with.
+#[derive(Debug)]
+pub enum Cable {
+    /// A descriptor for each queue of a tap.
+    Taps(Vec<OwnedFd>),
+    /// A connected unix socket.
+    Socket(OwnedFd),
+}
+
+/// What puts a cable into the network slot of this name.
+pub type OnCable = Box<dyn Fn(&str, Cable) -> Result<(), Refusal> + Send>;
 
 /// Who may drive the machine, and what only the caller can do for them.
 #[derive(Default)]
@@ -53,8 +62,8 @@ pub struct Options {
     pub owner: Option<UnixStream>,
     /// Ends the process; without it a kill is refused.
     pub on_kill: Option<Box<dyn Fn() + Send>>,
-    /// Attaches a tap; without it that is refused.
-    pub on_tap: Option<OnTap>,
+    /// Plugs in a cable; without it that is refused.
+    pub on_cable: Option<OnCable>,
     /// The directory of the snapshot that the machine was restored from, if it was.
     pub origin: Option<PathBuf>,
 }
@@ -119,7 +128,7 @@ impl Server {
         let worker = Worker {
             machine: Arc::downgrade(machine),
             started: Instant::now(),
-            on_tap: options.on_tap,
+            on_cable: options.on_cable,
             origin: options.origin,
             readers: Arc::default(),
         };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 
-use super::server::OnTap;
+use super::server::{Cable, OnCable};
 use super::{
     Console, Crash, Device, Event, Exits, Look, Memory, Outcome, QueueSight, Ram, Refusal, RefusalKind,
     Reply, Request, Sight, Stats, Status, stats,
@@ -39,7 +39,7 @@ pub(super) struct Job {
 pub(super) struct Worker {
     pub(super) machine: Weak<Machine>,
     pub(super) started: Instant,
-    pub(super) on_tap: Option<OnTap>,
+    pub(super) on_cable: Option<OnCable>,
     pub(super) origin: Option<PathBuf>,
     pub(super) readers: Arc<AtomicUsize>,
 }
@@ -96,13 +96,10 @@ impl Worker {
                 RefusalKind::Invalid,
                 "no descriptor came with the request: it takes one for each queue of the tap",
             )),
-            Request::AttachTap { slot } => match &self.on_tap {
-                Some(attach) => attach(&slot, job.fds).map(|()| Reply::Done),
-                None => Err(Refusal::new(
-                    RefusalKind::Unsupported,
-                    "cannot attach a tap: this machine was built without network devices",
-                )),
-            },
+            Request::AttachTap { slot } => self.plug(&slot, Cable::Taps(job.fds)),
+            Request::AttachSocket { slot } => {
+                self.plug(&slot, Cable::Socket(one(job.fds, "the connected socket")?))
+            }
             Request::ConsoleLog => {
                 let output = machine.console_output();
                 let text = String::from_utf8_lossy(&output.backlog()).into_owned();
@@ -111,6 +108,16 @@ impl Worker {
             Request::ConsoleAttach { replay } => self.attach(&machine, one(job.fds, "the socket")?, replay),
             // Not work: answered where they came in.
             Request::State | Request::Stop | Request::Kill | Request::Events => Ok(Reply::Done),
+        }
+    }
+
+    fn plug(&self, slot: &str, cable: Cable) -> Result<Reply, Refusal> {
+        match &self.on_cable {
+            Some(plug) => plug(slot, cable).map(|()| Reply::Done),
+            None => Err(Refusal::new(
+                RefusalKind::Unsupported,
+                "cannot plug in a cable: this machine was built without network devices",
+            )),
         }
     }
 

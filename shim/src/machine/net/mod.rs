@@ -3,12 +3,15 @@
 //! Each interface of the namespace gets a tap beside it, and what comes in on the one goes out on the other
 //! (`redirect`); the tap is the cable of one of the machine's network devices, which are there from the start, with no
 //! cable in. The agent is told what is to be seen of the interface in the guest (`told`).
+//!
+//! A network that is behind a socket (`uplink`) is one interface more, of which the namespace knows nothing.
 
 mod forward;
 mod guard;
 mod redirect;
 mod resolver;
 mod told;
+mod uplink;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,6 +43,7 @@ use guard::Names;
 
 pub use redirect::{Redirected, undo};
 pub use resolver::Resolvers;
+pub use uplink::Uplink;
 
 /// Network devices of a machine.
 pub const SLOTS: usize = 5;
@@ -65,6 +69,8 @@ pub struct Network {
     path: Option<PathBuf>,
     /// What a guest may say of itself there.
     spoofing: Spoofing,
+    /// What the machine has besides.
+    uplink: Option<Uplink>,
     /// Hears of changes since before the namespace was first looked at.
     watch: OnceCell<AsyncFd<Changes>>,
     plugged: Mutex<Plugged>,
@@ -78,6 +84,8 @@ pub struct Network {
 struct Plugged {
     /// For each device, the interface that it stands for.
     slots: [Option<Plug>; SLOTS],
+    /// The device that is connected with the uplink, and the number of that connection.
+    uplink: Option<(usize, u64)>,
     /// What the guest was told.
     told: SetNetworkRequest,
     /// It is about to be tidied up.
@@ -112,12 +120,18 @@ pub struct Ends<'a> {
 
 impl Network {
     /// Of a machine that is in `namespace`, and has nothing of it.
-    pub fn new(namespace: OwnedFd, path: Option<PathBuf>, spoofing: Spoofing) -> Result<Self> {
+    pub fn new(
+        namespace: OwnedFd,
+        path: Option<PathBuf>,
+        spoofing: Spoofing,
+        uplink: Option<Uplink>,
+    ) -> Result<Self> {
         let namespace = File::from(namespace);
         let inode = namespace.metadata().attempt("looking at the network namespace")?.ino();
         let (watch, forwards, resolvers) = (OnceCell::new(), AtomicBool::new(false), Resolvers::default());
         let plugged = Mutex::default();
-        Ok(Self { namespace: namespace.into(), inode, path, spoofing, watch, plugged, forwards, resolvers })
+        let namespace = namespace.into();
+        Ok(Self { namespace, inode, path, spoofing, uplink, watch, plugged, forwards, resolvers })
     }
 
     /// Gives the guest what is in the namespace now, unless it was told so already; a guest that may have something from
@@ -136,6 +150,13 @@ impl Network {
             let is_there = |plug: &Plug| seen.interfaces.iter().any(|found| found.index == plug.interface);
             *slot = slot.take().filter(is_there);
         }
+        if let Some(uplink) = &self.uplink {
+            uplink.check(&seen)?;
+            if plugged.uplink.is_none() {
+                // The first, as it is there before any other can come.
+                plugged.uplink = Some((0, uplink.plug(&slot_name(0), ends.monitor).await?));
+            }
+        }
         for interface in &seen.interfaces {
             self.bring_one(&mut plugged, interface, ends)
                 .await
@@ -143,6 +164,9 @@ impl Network {
         }
         let slot_of = |index| plugged.slot_of(index).map(slot_mac);
         let mut request = told::of(&seen, slot_of);
+        if let (Some(uplink), Some((slot, connection))) = (&self.uplink, plugged.uplink) {
+            uplink.tell(&mut request, slot_mac(slot), connection);
+        }
         request.resolvers = self.resolvers.look(ends.monitor, &self.namespace).await?;
         if plugged.told == request && !in_any_case {
             return Ok(());
@@ -212,7 +236,10 @@ impl Network {
             Spoofing::Allow => None,
         };
         let Some(slot) = plugged.slot_of(interface.index) else {
-            let slot = plugged.slots.iter().position(Option::is_none).ok_or_else(|| {
+            let taken = plugged.uplink.map(|(slot, _)| slot);
+            let mut slots = plugged.slots.iter().enumerate();
+            let free = slots.find(|(slot, plug)| plug.is_none() && taken != Some(*slot));
+            let (slot, _) = free.ok_or_else(|| {
                 Error::precondition(format!(
                     "the network namespace has more interfaces than the {SLOTS} that a machine can have; take some out of it"
                 ))

@@ -1,6 +1,6 @@
-//! Systems without taps.
+//! Systems without network devices.
 
-use vmm::control::{OnTap, Refusal, RefusalKind};
+use vmm::control::{OnCable, Refusal, RefusalKind};
 use vmm::devices::virtio::Device;
 use vmm::slots::SlotId;
 
@@ -12,15 +12,15 @@ pub(in crate::cli) struct Network;
 
 impl Network {
     pub(in crate::cli) fn open(ports: &[Port]) -> anyhow::Result<Self> {
-        anyhow::ensure!(ports.is_empty(), "cannot make a network device: this system has no taps");
+        anyhow::ensure!(ports.is_empty(), "cannot make a network device: this system has none yet");
         Ok(Self)
     }
 
     pub(in crate::cli) fn add_to(&mut self, _slots: &mut Vec<(SlotId, Box<dyn Device>)>) {}
 
-    pub(in crate::cli) fn on_tap(self) -> OnTap {
-        Box::new(|slot, _taps| {
-            let why = format!("there is no network device {slot}: this system has no taps");
+    pub(in crate::cli) fn on_cable(self) -> OnCable {
+        Box::new(|slot, _cable| {
+            let why = format!("there is no network device {slot}: this system has none yet");
             Err(Refusal::new(RefusalKind::Unsupported, why))
         })
     }

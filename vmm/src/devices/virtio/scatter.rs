@@ -137,6 +137,29 @@ impl Scatter {
         }
     }
 
+    /// Copies what is at `offset` from the start into `bytes`, as far as there is any.
+    pub fn get(&self, mut offset: usize, bytes: &mut [u8]) {
+        let mut left = bytes;
+        for part in &self.parts {
+            if left.is_empty() {
+                return;
+            }
+            let Some(there) = part.iov_len.checked_sub(offset) else {
+                offset -= part.iov_len;
+                continue;
+            };
+            let now = there.min(left.len());
+            let (to, rest) = left.split_at_mut(now);
+            // SAFETY: the part is `iov_len` bytes of guest RAM, which `self.ram` keeps mapped, and `offset + now` is
+            // within them. `to` is memory of this process and no guest RAM.
+            unsafe {
+                let from = part.iov_base.cast::<u8>().add(offset);
+                std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), now);
+            }
+            (left, offset) = (rest, 0);
+        }
+    }
+
     /// Fills the pieces from a descriptor with one call, and says how far it came.
     pub fn read_from(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let parts = self.call_parts();
@@ -234,5 +257,10 @@ mod tests {
         ram.read_slice(&mut second, GuestAddress(DATA + 0x300)).unwrap();
         assert_eq!(ram.read_obj::<[u8; 2]>(GuestAddress(DATA + 0x100 + 18)).unwrap(), [1, 2]);
         assert_eq!((&second[..2], &second[28..]), (&[3, 4][..], &[5, 6, 0, 0][..]));
+        for (offset, expected) in [(18, [1, 2, 3, 4]), (48, [5, 6, 9, 9]), (49, [6, 9, 9, 9]), (60, [9; 4])] {
+            let mut bytes = [9; 4];
+            scatter.get(offset, &mut bytes);
+            assert_eq!(bytes, expected, "{offset}");
+        }
     }
 }

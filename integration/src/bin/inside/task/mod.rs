@@ -15,9 +15,11 @@ mod limits;
 mod midway;
 mod network;
 mod network_hooks;
+mod network_leases;
 mod network_loads;
 mod network_localhost;
 mod network_resolver;
+mod network_socket;
 mod network_spoofing;
 mod network_wrong;
 mod operator;
@@ -101,9 +103,11 @@ pub fn tests() -> Vec<Test<Inside>> {
         pod::tests(),
         network::tests(),
         network_hooks::tests(),
+        network_leases::tests(),
         network_loads::tests(),
         network_localhost::tests(),
         network_resolver::tests(),
+        network_socket::tests(),
         network_spoofing::tests(),
         network_wrong::tests(),
         disks::tests(),

@@ -275,7 +275,7 @@ fn killed(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 }
 
 /// Sends to a container that sends all back.
-fn through(address: IpAddr) -> Result<()> {
+pub fn through(address: IpAddr) -> Result<()> {
     let mut stream = connect(address)?;
     let mut writing = stream.try_clone()?;
     let sending = thread::spawn(move || -> std::io::Result<()> {
@@ -307,7 +307,7 @@ fn connect(address: IpAddr) -> Result<TcpStream> {
 }
 
 /// Has a container send to this host.
-fn out(ctx: &Ctx<'_, Inside>, task: &Piped<'_>, address: IpAddr) -> Result<()> {
+pub fn out(ctx: &Ctx<'_, Inside>, task: &Piped<'_>, address: IpAddr) -> Result<()> {
     let listener = TcpListener::bind((address, 0))?;
     let port = listener.local_addr()?.port();
     let receiving = thread::spawn(move || -> std::io::Result<u64> {

@@ -28,7 +28,8 @@ pub fn tests() -> Vec<Test<Inside>> {
 }
 
 const MIB: u64 = 1 << 20;
-const UDP: u16 = PORT + 1;
+/// On which they answer datagrams.
+pub const UDP: u16 = PORT + 1;
 /// Longer than any packet of these networks.
 const DATAGRAM: usize = 9500;
 /// Headers of v6 and of UDP.
@@ -67,7 +68,8 @@ fn loads(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         for cable in &CABLES {
             for address in cable.inside() {
                 let about = || format!("{runtime}: {address}, MTU {}", cable.mtu);
-                datagrams(address, cable.mtu as usize).with_context(about)?;
+                let mtu = cable.mtu as usize;
+                datagrams(address, &[1, mtu - HEADERS, mtu, DATAGRAM]).with_context(about)?;
                 carry(address, MIB, false).with_context(about)?;
             }
         }
@@ -88,14 +90,14 @@ fn loads(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// There and back, from one byte to what travels in pieces.
-fn datagrams(address: IpAddr, mtu: usize) -> Result<()> {
+/// Datagrams of these lengths, there and back.
+pub fn datagrams(address: IpAddr, lengths: &[usize]) -> Result<()> {
     let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     let socket = UdpSocket::bind((any, 0)).context("binding")?;
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     socket.connect((address, UDP)).context("connecting")?;
     let mut back = vec![0; DATAGRAM + 1];
-    for (seed, length) in [1, mtu - HEADERS, mtu, DATAGRAM].into_iter().enumerate() {
+    for (seed, length) in lengths.iter().copied().enumerate() {
         let sent = pattern::bytes(seed as u64, length);
         socket.send(&sent).with_context(|| format!("sending {length} bytes"))?;
         let got = socket.recv(&mut back).with_context(|| format!("a datagram of {length} bytes"))?;

@@ -53,6 +53,8 @@ pub struct Error {
 struct State {
     read_only: bool,
     cache: Cache,
+    /// Whether its guest tells itself what the host changes: one that has mounted it otherwise does not say whose its requests are.
+    news: bool,
     mounted: Option<Mounted>,
 }
 
@@ -349,14 +351,17 @@ impl Server for Passthrough {
                 mounted = Some(Mounted { request: mounted_by, tree, orphans });
             }
         }
-        encode(&State { read_only: self.is_read_only(), cache: self.cache, mounted })
+        let (read_only, cache, news) = (self.is_read_only(), self.cache, self.news.is_some());
+        encode(&State { read_only, cache, news, mounted })
     }
 
     fn restore(&self, state: &[u8]) -> Result<(), StateError> {
-        let State { read_only, cache, mounted } = decode(state)?;
+        let State { read_only, cache, news, mounted } = decode(state)?;
         let access = |read_only| if read_only { "read-only" } else { "writable" };
         same("access", &access(read_only), &access(self.is_read_only()))?;
         same("cache", &format!("{cache:?}"), &format!("{:?}", self.cache))?;
+        let hears = |news| if news { "with" } else { "without" };
+        same("news", &hears(news), &hears(self.news.is_some()))?;
         mounted.map_or(Ok(()), |mounted| self.go_on(mounted))
     }
 

@@ -1,15 +1,19 @@
-//! The network device, section 5.1, on a tap of the host.
+//! The network device, section 5.1, on a tap of the host, or on a socket behind which somebody has a network.
 //!
-//! `tap` is the host's side, `pair` moves packets between one queue pair and one queue of the tap, on a
-//! thread of its own, `control` hears how many pairs the driver wants, and that it has announced itself after it
-//! came from elsewhere. Checksums and the cutting of
-//! large packets are left to whoever is last to see them, in both directions: the header that the
-//! driver and the tap put before each packet is the same, and goes through as it is.
+//! `tap` and `socket` are the host's side, as `cable` has them; `pair` moves packets between one queue pair and one
+//! queue of the tap, or the socket, on a thread of its own; `control` hears how many pairs the driver wants, and that it
+//! has announced itself after it came from elsewhere. To a tap, checksums and the cutting of large packets are left to
+//! whoever is last to see them, in both directions: the header that the driver and the tap put before each packet is the
+//! same, and goes through as it is. Through a socket go finished frames and no header.
 
+mod cable;
+mod checksum;
 mod control;
 mod counters;
+pub mod dial;
 mod pair;
 mod port;
+mod socket;
 pub mod tap;
 
 use std::ffi::c_uint;
@@ -22,10 +26,13 @@ use super::limit::{Limiter, Limits};
 use super::state::{decode, encode};
 use super::{ActivateError, Activation, Device, Signals, StateError, Worker, config_bytes};
 
+use cable::Cable;
 use control::Control;
 pub use counters::{Counts, DirectionCounts};
 use pair::{Pair, Running};
 use port::Port;
+pub use socket::Kind;
+use socket::Socket;
 use tap::Tap;
 
 const KIND: u32 = 1;
@@ -73,8 +80,10 @@ pub struct Config {
     pub pairs: usize,
     /// Descriptors of one tap, one for each queue pair, opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR,
     /// and with IFF_MULTI_QUEUE when there are several. None at all: the link is down until
-    /// [`Handle::attach`].
+    /// [`Handle::attach`] or [`Handle::connect`].
     pub taps: Vec<OwnedFd>,
+    /// A connected socket instead of them: the driver is not offered to send packets that are to be cut up.
+    pub socket: Option<OwnedFd>,
     /// The guest's hardware address.
     pub mac: [u8; 6],
     /// The largest packet without its Ethernet header, where the driver is to be told.
@@ -108,9 +117,15 @@ pub enum Error {
     /// Nothing works with so little.
     #[error("an MTU of {0}: it must be at least 68")]
     Mtu(u16),
+    /// A socket has no queues.
+    #[error("a socket for {0} queue pairs: it can be plugged into a device that has one")]
+    OneSocket(usize),
     /// From the tap.
     #[error(transparent)]
     Tap(#[from] tap::Error),
+    /// From the socket.
+    #[error(transparent)]
+    Socket(#[from] socket::Error),
 }
 
 /// A hardware address as people write it.
@@ -157,13 +172,25 @@ impl Shared {
         if taps.len() != pairs {
             return Err(Error::Descriptors { given: taps.len(), pairs });
         }
-        let taps: Result<Vec<_>, _> = taps.into_iter().map(|fd| Tap::new(fd, pairs)).collect();
-        let taps = taps?;
+        let taps: Result<Vec<_>, _> =
+            taps.into_iter().map(|fd| Tap::new(fd, pairs).map(Cable::Tap)).collect();
+        self.plug(taps?)
+    }
+
+    fn connect(&self, socket: OwnedFd) -> Result<(), Error> {
+        match self.ports.len() {
+            1 => self.plug(vec![Cable::Socket(Socket::new(socket)?)]),
+            pairs => Err(Error::OneSocket(pairs)),
+        }
+    }
+
+    /// One for each port.
+    fn plug(&self, cables: Vec<Cable>) -> Result<(), Error> {
         {
             let offload = self.offload();
-            taps.iter().try_for_each(|tap| tap.set_offload(*offload))?;
-            for (port, tap) in self.ports.iter().zip(taps) {
-                port.plug(Arc::new(tap))?;
+            cables.iter().try_for_each(|cable| cable.set_offload(*offload))?;
+            for (port, cable) in self.ports.iter().zip(cables) {
+                port.plug(Arc::new(cable))?;
             }
         }
         self.set_link(true);
@@ -211,12 +238,19 @@ impl Handle {
         self.0.attach(taps)
     }
 
+    /// Connects the device with a socket, instead of what it may have had, and plugs the cable in: with one that is
+    /// connected, for streams or for datagrams. The device has one queue pair. What the driver sends that is to be cut up
+    /// is dropped from now on.
+    pub fn connect(&self, socket: OwnedFd) -> Result<(), Error> {
+        self.0.connect(socket)
+    }
+
     /// Plugs the cable in or out. While it is out, packets are dropped in both directions.
     pub fn set_link(&self, up: bool) {
         self.0.set_link(up);
     }
 
-    /// Whether the cable is in. It also falls out when the tap is removed from the host.
+    /// Whether the cable is in. It also falls out when the tap is removed from the host, or the socket's other end closed.
     pub fn link(&self) -> bool {
         self.0.link()
     }
@@ -271,7 +305,10 @@ impl Net {
         if !config.taps.is_empty() {
             shared.attach(config.taps)?;
         }
-        let mut features = offered(shared.ports[0].tap().as_deref())?;
+        if let Some(socket) = config.socket {
+            shared.connect(socket)?;
+        }
+        let mut features = offered(shared.ports[0].cable().as_deref())?;
         if config.mtu.is_some() {
             features |= F_MTU;
         }
@@ -323,8 +360,8 @@ impl Net {
             let mut offload = self.shared.offload();
             *offload = tap_offload(features);
             for (index, port) in self.shared.ports.iter().enumerate() {
-                if let Some(tap) = port.tap() {
-                    tap.set_offload(*offload).map_err(failed)?;
+                if let Some(cable) = port.cable() {
+                    cable.set_offload(*offload).map_err(failed)?;
                 }
                 port.switch(index < used.min(pairs)).map_err(failed)?;
             }
@@ -357,20 +394,23 @@ impl Net {
     }
 }
 
-/// What can be offered on this tap, or on one that is to come.
-fn offered(tap: Option<&Tap>) -> Result<u64, tap::Error> {
+/// What can be offered on this cable, or on one that is to come.
+fn offered(cable: Option<&Cable>) -> Result<u64, tap::Error> {
+    let large = F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN;
     let base = F_CSUM
         | F_GUEST_CSUM
         | F_GUEST_TSO4
         | F_GUEST_TSO6
         | F_GUEST_ECN
-        | F_HOST_TSO4
-        | F_HOST_TSO6
-        | F_HOST_ECN
+        | large
         | F_MAC
         | F_MRG_RXBUF
         | F_STATUS;
-    let Some(tap) = tap else { return Ok(base) };
+    let tap = match cable {
+        None => return Ok(base),
+        Some(Cable::Socket(_)) => return Ok(base & !large),
+        Some(Cable::Tap(tap)) => tap,
+    };
     let datagrams = F_GUEST_USO4 | F_GUEST_USO6 | F_HOST_USO;
     // The segmentation of datagrams is younger than taps: Linux 6.2.
     let features = match tap.set_offload(tap_offload(base | datagrams)) {
@@ -430,14 +470,14 @@ impl Device for Net {
     }
 
     /// No packet is on its way: each goes from the ring to the tap, or from the tap to the ring, at once, and what a
-    /// limit holds up has not been taken.
+    /// limit holds up has not been taken. What is on its way in a socket's frames is the connection's, which stays.
     fn save(&mut self) -> Result<Vec<u8>, StateError> {
         let pairs = self.shared.ports.iter().filter(|port| !self.pairs.is_empty() && port.is_on()).count();
         // At most PAIRS_MAX.
         encode(&State { mtu: self.mtu, link: self.shared.link(), pairs: pairs as u16 })
     }
 
-    /// The tap is another, and is told what the driver takes when the device is activated.
+    /// The cable is another, and a tap is told what the driver takes when the device is activated.
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
         let state: State = decode(state)?;
         if usize::from(state.pairs) > self.shared.ports.len() {

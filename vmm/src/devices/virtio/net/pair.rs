@@ -1,4 +1,4 @@
-//! One queue pair: a thread that moves packets between its two queues and one queue of the tap, each
+//! One queue pair: a thread that moves packets between its two queues and its cable; between those and a tap, each
 //! packet by one call, straight between the kernel and guest RAM.
 
 use std::collections::VecDeque;
@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 
 use super::super::limit::Limiter;
 use super::super::scatter::{PARTS_MAX, Part, Scatter};
 use super::super::{Broken, Signals, VirtQueue};
 use super::Shared;
+use super::cable::{Cable, Moved};
 use super::port::Port;
-use super::tap::{self, Tap};
+use super::tap;
 use crate::event;
 use crate::memory::GuestRam;
 use crate::standstill::{Follower, Leash, Standstill};
@@ -48,7 +48,7 @@ pub struct Pair {
     pub tx_limit: Limiter,
     /// A packet may fill several buffers (VIRTIO_NET_F_MRG_RXBUF).
     pub mergeable: bool,
-    /// The largest packet that the tap hands over, with its header.
+    /// The largest packet that a tap hands over, with its header.
     pub packet_max: u64,
     /// Of the thread.
     pub name: String,
@@ -97,53 +97,29 @@ struct Mover {
     rx: VirtQueue,
     tx: VirtQueue,
     follower: Follower,
-    /// None while there is none, and when it was removed from the host.
-    tap: Option<Arc<Tap>>,
+    /// None while there is none, and when its other end is gone.
+    cable: Option<Arc<Cable>>,
     /// Buffers taken from the ring for packets to come, and their memory, in the same order.
     buffers: VecDeque<Buffer>,
     room: Scatter,
     packet: Scatter,
     used: Vec<(u16, u32)>,
-    /// The guest has no buffer for a packet: the tap is left alone until it rings.
+    /// The guest has no buffer for a packet: the cable is left alone until it rings.
     starved: bool,
-    /// The tap takes no packet: the guest is left alone until it does.
+    /// The cable takes no packet: the guest is left alone until it does.
     full: bool,
-}
-
-/// What became of a packet that was offered to the tap, or of the wish for one.
-enum Moved {
-    /// So many bytes.
-    Bytes(usize),
-    /// Later.
-    NotNow,
-    /// Not this one.
-    Refused,
-    /// None any more.
-    Gone,
-}
-
-fn moved(result: io::Result<usize>) -> Moved {
-    match result {
-        Ok(bytes) => Moved::Bytes(bytes),
-        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EAGAIN | Errno::EINTR) => Moved::NotNow,
-            Some(Errno::EBADFD | Errno::ENODEV) => Moved::Gone,
-            // Such as a header that makes no sense, or an interface that is down.
-            _ => Moved::Refused,
-        },
-    }
 }
 
 impl Mover {
     fn new(pair: Pair, rx: VirtQueue, tx: VirtQueue, follower: Follower) -> Self {
         let (room, packet) = (Scatter::new(Arc::clone(&pair.ram)), Scatter::new(Arc::clone(&pair.ram)));
-        let tap = pair.port.tap();
+        let cable = pair.port.cable();
         Self {
             pair,
             rx,
             tx,
             follower,
-            tap,
+            cable,
             buffers: VecDeque::new(),
             room,
             packet,
@@ -204,14 +180,19 @@ impl Mover {
             names.push(input("tx"));
             fds.push(self.tx.doorbell().as_fd());
         }
-        // Without a wish the tap could still report an error, for ever.
-        if let Some(tap) = self.tap.as_ref().filter(|_| !wanted.is_empty()) {
-            names.push(("tap", wanted));
-            fds.push(tap.as_fd());
+        // Without a wish it could still report an error, for ever.
+        let cable = self.cable.as_ref().filter(|_| !wanted.is_empty());
+        let mut until = rx_wait.into_iter().chain(tx_wait).min();
+        if let Some(cable) = cable {
+            names.push(("cable", wanted));
+            fds.push(cable.as_fd());
+            if wanted.contains(PollFlags::POLLIN) && cable.holds_packet() {
+                until = Some(Duration::ZERO);
+            }
         }
         let mut polled: Vec<_> =
             fds.into_iter().zip(&names).map(|(fd, (_, flags))| PollFd::new(fd, *flags)).collect();
-        event::wait(&mut polled, rx_wait.into_iter().chain(tx_wait).min())?;
+        event::wait(&mut polled, until)?;
         let happened: Vec<PollFlags> =
             polled.iter().map(|fd| fd.revents().unwrap_or(PollFlags::POLLERR)).collect();
         drop(polled);
@@ -221,7 +202,7 @@ impl Mover {
                 "checkpoint" => return Ok(true),
                 "port" => {
                     self.pair.port.changed().take();
-                    self.tap = self.pair.port.tap();
+                    self.cable = self.pair.port.cable();
                     self.full = false;
                 }
                 "rx" => {
@@ -237,6 +218,7 @@ impl Mover {
 
     /// Moves packets from the guest. Says how long the next has to wait for a rate limit.
     fn transmit(&mut self) -> Result<Option<Duration>, Broken> {
+        self.full = self.full || !self.flush();
         if self.full {
             return Ok(None);
         }
@@ -270,10 +252,19 @@ impl Mover {
             }
             self.tx.push(head, 0)?;
             left -= 1;
+            if !self.flush() {
+                self.full = true;
+                break;
+            }
         }
         self.packet.clear();
         self.tx.notify(&self.pair.signals)?;
         Ok(wait)
+    }
+
+    /// False when the cable is still busy with what it has taken.
+    fn flush(&self) -> bool {
+        self.cable.as_ref().is_none_or(|cable| cable.flush())
     }
 
     /// Sends the packet, or drops it. False when it has to be tried again.
@@ -283,18 +274,22 @@ impl Mover {
             return Err(Broken(format!("a packet of {bytes} bytes, shorter than its header")));
         }
         let counters = &self.pair.shared.counters.tx;
-        let Some(tap) = self.tap.as_ref().filter(|_| bytes <= PACKET_MAX && self.pair.shared.link()) else {
+        let cable = self.cable.as_ref().filter(|_| bytes <= PACKET_MAX && self.pair.shared.link());
+        let Some(cable) = cable else {
             counters.dropped();
             return Ok(true);
         };
-        match moved(self.packet.write_to(tap.as_fd())) {
+        match cable.send(&mut self.packet) {
             Moved::Bytes(_) => {
                 counters.packet(bytes - HEADER);
                 self.pair.tx_limit.charge(bytes);
             }
             Moved::NotNow => return Ok(false),
             Moved::Refused => counters.dropped(),
-            Moved::Gone => self.lose_tap(),
+            Moved::Gone(why) => {
+                counters.dropped();
+                self.lose(&why);
+            }
         }
         Ok(true)
     }
@@ -303,7 +298,7 @@ impl Mover {
     fn receive(&mut self) -> Result<Option<Duration>, Broken> {
         let mut wait = None;
         for _ in 0..BURST {
-            if self.tap.is_none() || !self.pair.port.is_on() {
+            if self.cable.is_none() || !self.pair.port.is_on() {
                 break;
             }
             wait = self.pair.rx_limit.wait();
@@ -315,12 +310,12 @@ impl Mover {
             if self.starved {
                 break;
             }
-            let Some(tap) = &self.tap else { break };
-            match moved(self.room.read_from(tap.as_fd())) {
+            let Some(cable) = &self.cable else { break };
+            match cable.receive(&mut self.room) {
                 Moved::Bytes(bytes) => self.deliver(bytes as u64)?,
                 Moved::NotNow => break,
                 Moved::Refused => self.pair.shared.counters.rx.dropped(),
-                Moved::Gone => self.lose_tap(),
+                Moved::Gone(why) => self.lose(&why),
             }
         }
         self.rx.notify(&self.pair.signals)?;
@@ -376,9 +371,11 @@ impl Mover {
         self.rx.push_together(&self.used)
     }
 
-    fn lose_tap(&mut self) {
-        log::warn!("{}: the tap was removed from the host; the link is down", self.pair.name);
-        self.tap = None;
+    fn lose(&mut self, why: &str) {
+        log::warn!("{}: {why}; the link is down", self.pair.name);
+        if let Some(cable) = self.cable.take() {
+            self.pair.port.unplug(&cable);
+        }
         self.pair.shared.set_link(false);
     }
 }

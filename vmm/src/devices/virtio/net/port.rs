@@ -1,17 +1,18 @@
-//! Where a queue pair finds its queue of the tap, which can come, go and be another while the driver is
-//! at work.
+//! Where a queue pair finds its cable, such as its queue of a tap, which can come, go and be another while the driver
+//! is at work.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::tap::{self, Tap};
+use super::cable::Cable;
+use super::tap;
 use crate::event::Event;
 
 /// One port.
 #[derive(Debug)]
 pub struct Port {
-    tap: Mutex<Option<Arc<Tap>>>,
+    cable: Mutex<Option<Arc<Cable>>>,
     /// One of several, which are taken into the tap and out of it.
     several: bool,
     on: AtomicBool,
@@ -19,24 +20,32 @@ pub struct Port {
 }
 
 impl Port {
-    /// Without a tap, and off.
+    /// Without a cable, and off.
     pub fn new(several: bool) -> io::Result<Self> {
-        Ok(Self { tap: Mutex::new(None), several, on: AtomicBool::new(false), changed: Event::new()? })
+        Ok(Self { cable: Mutex::new(None), several, on: AtomicBool::new(false), changed: Event::new()? })
     }
 
-    /// Its queue of the tap.
-    pub fn tap(&self) -> Option<Arc<Tap>> {
-        self.tap.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What is plugged in.
+    pub fn cable(&self) -> Option<Arc<Cable>> {
+        self.cable.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Gives it another, which is made to be on or off as this port is.
-    pub fn plug(&self, tap: Arc<Tap>) -> Result<(), tap::Error> {
+    pub fn plug(&self, cable: Arc<Cable>) -> Result<(), tap::Error> {
         if self.several {
-            tap.attach(self.is_on())?;
+            cable.attach(self.is_on())?;
         }
-        *self.tap.lock().unwrap_or_else(PoisonError::into_inner) = Some(tap);
+        *self.cable.lock().unwrap_or_else(PoisonError::into_inner) = Some(cable);
         self.changed.set();
         Ok(())
+    }
+
+    /// Lets go of one that leads nowhere, unless there is another by now.
+    pub fn unplug(&self, gone: &Arc<Cable>) {
+        let mut cable = self.cable.lock().unwrap_or_else(PoisonError::into_inner);
+        if cable.as_ref().is_some_and(|cable| Arc::ptr_eq(cable, gone)) {
+            *cable = None;
+        }
     }
 
     /// Whether the driver uses the pair.
@@ -47,9 +56,9 @@ impl Port {
     /// The driver begins, or ceases, to use the pair.
     pub fn switch(&self, on: bool) -> Result<(), tap::Error> {
         if self.several
-            && let Some(tap) = self.tap()
+            && let Some(cable) = self.cable()
         {
-            tap.attach(on)?;
+            cable.attach(on)?;
         }
         self.on.store(on, Ordering::Release);
         self.changed.set();
