@@ -96,9 +96,11 @@ fn leases(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     fs::write(&mode, "short")?;
     let words = [socket.as_os_str(), mode.as_os_str()];
     let mut network = ctx.cmd("python3").args(["-c", NETWORK]).args(words).start()?;
-    until("the network to be there", A_WHILE, || match socket.exists() {
-        true => Attempt::Done(()),
-        false => Attempt::Pending(String::from_utf8_lossy(&network.stderr_so_far()).into_owned()),
+    until("the network to be there", A_WHILE, || {
+        if socket.exists() {
+            return Attempt::Done(());
+        }
+        Attempt::Pending(String::from_utf8_lossy(&network.stderr_so_far()).into_owned())
     })?;
     let process = ["sh", "-c", "sleep 1000"];
     let task = Piped::named(ctx, &api, OURS, new_id(ctx, OURS), &process, |spec| {

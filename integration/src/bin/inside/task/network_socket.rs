@@ -85,9 +85,11 @@ impl Passt {
         let path = socket.display().to_string();
         let words = [&enter, "passt", "-f", "--socket", &path, "--no-map-gw", "-t", &tcp, "-u", &udp];
         let running = ctx.cmd("nsenter").args(words).start()?;
-        until("passt to listen", A_WHILE, || match socket.exists() {
-            true => Attempt::Done(()),
-            false => Attempt::Pending(String::from_utf8_lossy(&running.stderr_so_far()).into_owned()),
+        until("passt to listen", A_WHILE, || {
+            if socket.exists() {
+                return Attempt::Done(());
+            }
+            Attempt::Pending(String::from_utf8_lossy(&running.stderr_so_far()).into_owned())
         })?;
         Ok(Self { running, socket, _place: place })
     }
@@ -140,8 +142,30 @@ fn is_empty_outside(ctx: &Ctx<'_, Inside>, task: &Piped<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Faults of passt's own that the kernel knows of: that of Debian 13 has had one in the midst of a stream, and then this test has
+/// shown nothing.
+fn faults(ctx: &Ctx<'_, Inside>) -> Result<usize> {
+    let said = ctx.cmd("dmesg").run()?;
+    Ok(said.out().lines().filter(|line| line.contains("passt") && line.contains("segfault")).count())
+}
+
+/// Once more where passt has broken, but not for ever.
+fn despite_passt(ctx: &Ctx<'_, Inside>, body: impl Fn(&Ctx<'_, Inside>) -> Result<()>) -> Result<Outcome> {
+    for _ in 0..3 {
+        let before = faults(ctx)?;
+        match body(ctx) {
+            Err(error) if faults(ctx)? > before => ctx.note(format!("passt has broken: {error:#}")),
+            other => return other.map(|()| Outcome::Passed),
+        }
+    }
+    anyhow::bail!("passt has broken three times")
+}
+
 fn leased(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
-    let ctx = &*ctx;
+    despite_passt(ctx, lease)
+}
+
+fn lease(ctx: &Ctx<'_, Inside>) -> Result<()> {
     let api = ctx.world.api()?;
     let _allowed = Configured::with(ALLOW)?;
     let cabled = Cabled::new(ctx)?;
@@ -182,8 +206,7 @@ fn leased(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     all(ctx, &again)?;
     finish(again)?;
     drop(checkpoint);
-    task.end(code)?;
-    Ok(Outcome::Passed)
+    task.end(code)
 }
 
 /// Ends it, and deletes it.
@@ -194,7 +217,10 @@ pub fn finish(task: Piped<'_>) -> Result<()> {
 }
 
 fn given_and_ended(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
-    let ctx = &*ctx;
+    despite_passt(ctx, given_and_killed)
+}
+
+fn given_and_killed(ctx: &Ctx<'_, Inside>) -> Result<()> {
     let api = ctx.world.api()?;
     let cabled = Cabled::new(ctx)?;
     let _cable = plug(ctx, &cabled.path, &CABLE)?;
@@ -223,8 +249,7 @@ fn given_and_ended(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     says(ctx, &task, "cat /sys/class/net/eth0/carrier", "1")?;
     passt.kill()?;
     says(ctx, &task, "cat /sys/class/net/eth0/carrier", "0")?;
-    finish(task)?;
-    Ok(Outcome::Passed)
+    finish(task)
 }
 
 /// What the client is told of a container with this network.
