@@ -27,6 +27,7 @@ use crate::machine::disks;
 use crate::process::{Life, Process};
 use crate::reaper::Reaper;
 use crate::sockets::{Forwarded, forward};
+use crate::watches;
 
 /// Where bundles are, for libcontainer.
 pub const BUNDLES: &str = "/run/supermachine/bundles";
@@ -277,6 +278,7 @@ impl Container {
             process.end_streams();
         }
         self.inner().sockets.clear();
+        watches::leave(&self.id);
         let mut places = self.mounts.clone();
         places.extend(shm);
         let unmounted = if places.is_empty() {

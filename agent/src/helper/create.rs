@@ -28,6 +28,7 @@ pub fn create(mut create: Create, streams: Streams) -> Result<(i32, Option<Owned
     for mount in &create.guest.mounts {
         mounts::one(mount)?;
     }
+    mounts::go_into_binds(&create.guest.spec);
     let devices = std::mem::take(&mut create.guest.devices);
     add_disks(&mut create.guest.spec, &devices)?;
     let engine = prepare(&mut create)?;

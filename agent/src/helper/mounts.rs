@@ -6,7 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
+use oci_spec::runtime::Spec;
 use runtime_spec::layout;
 use runtime_spec::plan::{Mount, Shm, Source};
 
@@ -94,6 +97,19 @@ pub fn shm(shm: &Shm) -> Result<()> {
     let data = format!("mode=1777,size={}", shm.size);
     mount(Some("shm"), &shm.path, Some("tmpfs"), flags, Some(data.as_str()))
         .with_context(|| format!("mounting shared memory on {}", shm.path.display()))
+}
+
+/// Goes into those directories of the host that are bound. What the host has mounted there is a file system of its own here, which the
+/// kernel mounts when somebody first goes into it: here, and so there is one for the agent and for all that have their mounts from it.
+/// What is told of files in it is heard by those who watch them.
+pub fn go_into_binds(spec: &Spec) {
+    for mount in spec.mounts().iter().flatten() {
+        if let Some(source) = mount.source().as_ref().filter(|source| source.starts_with(layout::GUEST_BINDS))
+        {
+            // A file is none, and what fails here does so again where it is told.
+            let _ = open(source, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+        }
+    }
 }
 
 /// Unmounts places, the last first. What is not mounted is done already.

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use scan::Watched;
+pub use scan::leave;
 pub use trace::Trace;
 
 /// From a line of the trace until what it is about is there, in most cases, and in all.

@@ -11,7 +11,8 @@ use agent_api::{MOST_WATCHED, MOST_WATCHED_BYTES};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::libc;
-use runtime_spec::layout::GUEST_BINDS;
+use nix::mount::{MntFlags, umount2};
+use runtime_spec::layout::{GUEST_BINDS, subtree};
 
 /// The longest handle of a file that the kernel makes.
 const HANDLE_MAX: usize = libc::MAX_HANDLE_SZ as usize;
@@ -72,6 +73,16 @@ type Mounts = HashMap<u64, PathBuf>;
 pub fn mounts() -> Result<Mounts> {
     let all = fs::read("/proc/self/mountinfo").context("reading mountinfo")?;
     Ok(mounts_of(&all, Path::new(GUEST_BINDS)))
+}
+
+/// Takes away what the kernel has mounted in the binds of a container, which is gone.
+pub fn leave(id: &str) {
+    let Ok(mounts) = mounts() else { return };
+    let binds = Path::new(GUEST_BINDS).join(subtree(id));
+    for place in mounts.values().filter(|place| place.starts_with(&binds)) {
+        // It is nobody's any more.
+        let _ = umount2(place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    }
 }
 
 impl Watched {
