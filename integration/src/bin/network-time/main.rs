@@ -170,7 +170,7 @@ impl Bench {
     }
 
     /// Whoever goes first changes, so that none always finds the caches as one of the others left them. Without
-    /// vhost-net, which an emulated host stalls now and then, a round is one still.
+    /// vhost-net, which does not always answer in an emulated host, a round is one still.
     fn round(
         &self,
         api: &Api,
