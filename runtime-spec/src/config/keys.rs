@@ -69,6 +69,12 @@ pub const KEYS: &[Key] = &[
         "privileged_devices",
         "Devices of privileged containers that the guest does not have: \"omit\" them, or \"reject\" the container.",
     ),
+    key(
+        "policy",
+        "spoofing",
+        "Frames with another hardware address than the interface's, claims to another address, and routers that nobody asked for: \
+         \"drop\" them, or \"allow\" them, for containers that add addresses themselves.",
+    ),
     Key {
         example: Some("\"stream:/run/passt/{id}.sock\""),
         ..key(
@@ -88,12 +94,6 @@ pub const KEYS: &[Key] = &[
         example: Some("\"10.0.2.2,fd00::2\""),
         ..key("network", "gateway", "By whom all else is reached from these addresses. Default: nobody.")
     },
-    key(
-        "policy",
-        "spoofing",
-        "Frames with another hardware address than the interface's, claims to another address, and routers that nobody asked for: \
-         \"drop\" them, or \"allow\" them, for containers that add addresses themselves.",
-    ),
     key(
         "annotations",
         "allow",

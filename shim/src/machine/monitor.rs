@@ -467,7 +467,7 @@ mod tests {
             cpus: 3,
         };
         let devices = "run --control fd:3 --jail /m/jail --share containers=/m/tree:cache=auto \
-                       --share binds=/m/tree:cache=fresh --tap none,mac=02:73:6d:00:00:01 \
+                       --share binds=/m/tree:cache=fresh:news=1936523264 --tap none,mac=02:73:6d:00:00:01 \
                        --tap none,mac=02:73:6d:00:00:02 --tap none,mac=02:73:6d:00:00:03 \
                        --tap none,mac=02:73:6d:00:00:04 --tap none,mac=02:73:6d:00:00:05 \
                        --vsock /m/vsock --console file:/m/console";

@@ -235,7 +235,10 @@ impl Guest {
 
     /// Another that goes on, with the same share or a copy of it.
     fn moved(&self, path: &Path) -> Result<Self, StateError> {
-        let guest = Self::new(path, self.share.is_read_only());
+        let mut guest = Self::new(path, self.share.is_read_only());
+        if self.share.news.is_some() {
+            guest.share = guest.share.with_news(news::first());
+        }
         guest.share.restore(&self.share.save()?)?;
         Ok(guest)
     }

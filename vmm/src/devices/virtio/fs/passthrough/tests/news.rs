@@ -21,6 +21,11 @@ const FILE_VANISHES: u32 = FIRST + 1;
 const DIRECTORY_VANISHES: u32 = FIRST + 2;
 const CHANGES: u32 = FIRST + 3;
 
+/// The groups that bring news in these tests.
+pub(super) fn first() -> News {
+    News::from(FIRST).unwrap()
+}
+
 const TOP: u64 = 1 << 63;
 
 fn of_group(mut header: [u8; 40], gid: u32) -> [u8; 40] {
@@ -40,7 +45,7 @@ fn mknod(name: &[u8], mode: u32) -> Vec<u8> {
 impl Guest {
     fn hearing(path: &Path, read_only: bool) -> Self {
         let mut guest = Self::mounted(path, read_only);
-        guest.share = guest.share.with_news(News::from(FIRST).unwrap());
+        guest.share = guest.share.with_news(first());
         guest
     }
 
@@ -109,7 +114,7 @@ fn a_guest_says_of_every_request_whose_it_is() {
     };
     let plain = Guest::new(&directory.0, false);
     let mut hearing = Guest::new(&directory.0, false);
-    hearing.share = hearing.share.with_news(News::from(FIRST).unwrap());
+    hearing.share = hearing.share.with_news(first());
     let (plainly, heard) = (agreed(&plain), agreed(&hearing));
     assert_eq!((plainly & idmap, heard), (idmap, plainly & !idmap));
     // That holds where the guest goes on.
@@ -122,6 +127,12 @@ fn a_guest_says_of_every_request_whose_it_is() {
     };
     plain.lookup(ROOT, "file").unwrap();
     assert_eq!([&plain, &hearing, &moved].map(saved), [idmap | others, others, others]);
+    // Who does not say it cannot hear news afterwards.
+    let state = plain.share.save().unwrap();
+    let mut deaf = Guest::new(&directory.0, false);
+    deaf.share = deaf.share.with_news(first());
+    let refused = deaf.share.restore(&state).unwrap_err().to_string();
+    assert!(refused.contains("its news was without"), "{refused}");
     // There is no more of it than what it says.
     assert!(hearing.ask(INIT, 0, &words(&[6, 0, 0, 0])).is_err());
     assert!(hearing.ask_of(header(44, INIT, 0), &[7], ROOM).is_err());
@@ -225,8 +236,7 @@ fn what_vanishes_is_made_up_and_stays_here() {
         }
         assert_eq!(state(&directory), before);
         // To whoever asks, also where the guest goes on.
-        let mut moved = guest.moved(&directory.0).unwrap();
-        moved.share = moved.share.with_news(News::from(FIRST).unwrap());
+        let moved = guest.moved(&directory.0).unwrap();
         for guest in [&guest, &moved] {
             for gid in [0, APPEARS, FILE_VANISHES, DIRECTORY_VANISHES, CHANGES] {
                 for opcode in (1..53).filter(|opcode| ![FORGET, INTERRUPT, BATCH_FORGET].contains(opcode)) {
@@ -457,7 +467,7 @@ proptest! {
     ) {
         let directory = populated();
         let share = Passthrough::open(&directory.0, read_only, Cache::Auto).unwrap();
-        let share = share.with_news(News::from(FIRST).unwrap());
+        let share = share.with_news(first());
         let ram = ram();
         let answered = std::thread::spawn(move || {
             share.enter_thread().unwrap();
