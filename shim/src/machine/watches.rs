@@ -81,9 +81,8 @@ impl Watches {
 
     /// Opens a place of a bind, as its guest calls it, and not to read or write. Links that the guest has laid are not followed.
     fn find(&self, place: &Path) -> io::Result<OwnedFd> {
-        let mut parts = place.components();
-        let id = parts.next().filter(|part| matches!(part, Component::Normal(_)));
-        if id.is_none() || parts.next() != Some(Component::Normal("binds".as_ref())) {
+        let is_plain = place.components().all(|part| matches!(part, Component::Normal(_)));
+        if !is_plain || place.components().nth(1) != Some(Component::Normal("binds".as_ref())) {
             return Err(io::Error::other(format!("{} is no place of a bind", place.display())));
         }
         let how = OpenHow::new()
@@ -189,4 +188,95 @@ impl Watches {
 
 fn is(mode: u32, kind: SFlag) -> bool {
     SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == kind
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// A tree with a bind, until it is dropped.
+    struct Tree(PathBuf);
+
+    impl Tree {
+        fn new(name: &str) -> Self {
+            let tree = std::env::temp_dir().join(format!("watches-{name}-{}", std::process::id()));
+            fs::create_dir_all(tree.join("c1/binds/0/below")).unwrap();
+            Self(tree)
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn told(news: &[News]) -> Vec<(String, String, What)> {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        news.iter().map(|one| (text(&one.place), text(&one.name), one.what.enum_value_or_default())).collect()
+    }
+
+    /// What is watched, where this process may.
+    fn watching(tree: &Tree, monitor: u32, places: &[&str]) -> Option<Watches> {
+        let mut watches = Watches::new(&tree.0, monitor).unwrap();
+        match watches.set(places.iter().map(PathBuf::from).collect()) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            set => set.map(|()| Some(watches)).unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_others_do_is_told() {
+        let tree = Tree::new("others");
+        let bind = "c1/binds/0";
+        let Some(watches) = watching(&tree, 1, &[bind]) else { return };
+        let at = tree.0.join(bind);
+        let one = |name: &str, what| (bind.to_owned(), name.to_owned(), what);
+        fs::write(at.join("a"), "1").unwrap();
+        assert_eq!(told(&watches.next().await.unwrap()), [one("a", What::APPEARED), one("a", What::CHANGED)]);
+        fs::set_permissions(at.join("a"), Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(told(&watches.next().await.unwrap()), [one("a", What::ATTRIBUTES)]);
+        fs::rename(at.join("a"), at.join("b")).unwrap();
+        assert_eq!(
+            told(&watches.next().await.unwrap()),
+            [one("a", What::VANISHED), one("b", What::APPEARED)]
+        );
+        fs::remove_dir(at.join("below")).unwrap();
+        let news = watches.next().await.unwrap();
+        assert_eq!(told(&news), [one("below", What::VANISHED)]);
+        assert_eq!(news[0].type_, SFlag::S_IFDIR.bits());
+    }
+
+    #[tokio::test]
+    async fn what_the_machine_itself_does_is_not() {
+        let tree = Tree::new("own");
+        let Some(watches) = watching(&tree, std::process::id(), &["c1/binds/0"]) else { return };
+        fs::write(tree.0.join("c1/binds/0/a"), "1").unwrap();
+        assert!(timeout(Duration::from_millis(200), watches.next()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn only_places_of_binds_are_watched() {
+        let tree = Tree::new("wrong");
+        symlink("/etc", tree.0.join("c1/binds/0/link")).unwrap();
+        fs::create_dir(tree.0.join("c1/rootfs")).unwrap();
+        let mut watches = Watches::new(&tree.0, 1).unwrap();
+        for wrong in [
+            "c1/rootfs",
+            "c1",
+            "",
+            "/etc",
+            "../binds/0",
+            "c1/binds/0/link/passwd",
+            "c1/binds/0/../../..",
+            "c1/binds/1",
+        ] {
+            assert!(watches.set(vec![wrong.into()]).is_err(), "{wrong}");
+        }
+    }
 }
