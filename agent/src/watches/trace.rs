@@ -42,6 +42,8 @@ impl Trace {
         let own = tracing.join(OWN);
         fs::create_dir(&own).with_context(|| format!("making {}", own.display()))?;
         set(&format!("{OWN}/buffer_size_kb"), BUFFER_KIB)?;
+        // Nobody reads who it was, and to know it the kernel would look at each change of processes.
+        set(&format!("{OWN}/options/record-cmd"), "0")?;
         // Whoever waits is woken by the first line.
         set(&format!("{OWN}/buffer_percent"), "0")?;
         let mut options = OpenOptions::new();
