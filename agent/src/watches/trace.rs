@@ -39,11 +39,12 @@ impl Trace {
                 .with_context(|| format!("writing {text:?} to {}", path.display()))
         };
         set("kprobe_events", &format!("p:supermachine/watch {CALL}\n"))?;
+        // Nobody reads who it was, and to know it the kernel would look at each change of processes. Traces have that from
+        // the first one. It would work all the same.
+        let _ = set("options/record-cmd", "0");
         let own = tracing.join(OWN);
         fs::create_dir(&own).with_context(|| format!("making {}", own.display()))?;
         set(&format!("{OWN}/buffer_size_kb"), BUFFER_KIB)?;
-        // Nobody reads who it was, and to know it the kernel would look at each change of processes.
-        set(&format!("{OWN}/options/record-cmd"), "0")?;
         // Whoever waits is woken by the first line.
         set(&format!("{OWN}/buffer_percent"), "0")?;
         let mut options = OpenOptions::new();
