@@ -90,14 +90,19 @@ impl Shim {
     async fn follow_files(&self, machine: &Machine) -> Result<()> {
         let ask = |known| Box::pin(machine.guest.watched(known));
         let mut watches = machine.watches()?;
-        let (mut known, mut asking) = (0, ask(0));
+        let (mut known, mut asking, mut refused) = (0, ask(0), false);
         loop {
             tokio::select! {
                 answer = &mut asking => {
                     match answer {
                         Ok((version, places)) if version != known => {
                             known = version;
-                            watches.set(places).attempt("watching what the guest watches")?;
+                            // It may be gone already, and others come.
+                            if let Err(error) = watches.set(places)
+                                && !std::mem::replace(&mut refused, true)
+                            {
+                                warn!("of what the guest watches nothing can be watched on the host: {error}");
+                            }
                         }
                         Ok(_) => {}
                         // A guest that is busy answers late, and then again.
