@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 
+use crate::filter::Filter;
 use crate::leaks::Scope;
 use crate::logs::LogSources;
 use crate::test::{Rounds, Test};
@@ -53,7 +54,7 @@ pub(crate) struct One {
 pub(crate) struct Options {
     pub list: bool,
     pub help: bool,
-    pub filter: Vec<String>,
+    pub filter: Filter,
     pub results: Option<PathBuf>,
     pub logs: Option<PathBuf>,
     pub scale: Scale,
@@ -69,10 +70,6 @@ const COMMON: &str = "  --list                    print the tests and what they 
   --minutes N               begin no test after that time; those that are left are skipped, and said to be
   --results FILE            append one line of JSON for each test
   --logs DIR                keep the full logs of every test there";
-
-fn words(text: &str) -> impl Iterator<Item = String> {
-    text.split(',').filter(|word| !word.is_empty()).map(str::to_owned)
-}
 
 pub(crate) fn usage<W: World>(program: &str) -> String {
     let own = W::OPTIONS;
@@ -97,7 +94,7 @@ impl Options {
             match name.as_str() {
                 "help" => options.help = true,
                 "list" => options.list = true,
-                "filter" => options.filter.extend(words(&parser.value()?.string()?)),
+                "filter" => options.filter.add(&parser.value()?.string()?),
                 "results" => options.results = Some(parser.value()?.into()),
                 "logs" => options.logs = Some(parser.value()?.into()),
                 "scale" => options.scale = parser.value()?.parse_with(scale)?,
@@ -122,32 +119,11 @@ impl Options {
         Ok(options)
     }
 
-    pub(crate) fn selects<W>(&self, test: &Test<W>) -> bool {
-        let (without, with): (Vec<_>, Vec<_>) = self.filter.iter().partition(|word| word.starts_with('-'));
-        let chosen = with.is_empty() || with.iter().any(|word| matches(word, test.name));
-        chosen && !without.iter().any(|word| matches(word, test.name))
-    }
-
-    /// The first word of the filter that no test's name has.
-    pub(crate) fn unmatched<W>(&self, tests: &[Test<W>]) -> Option<&str> {
-        let known = |word: &&String| !tests.iter().any(|test| matches(word, test.name));
-        self.filter.iter().find(known).map(String::as_str)
-    }
-
     pub(crate) fn rounds(&self, rounds: Rounds) -> u32 {
         self.count.unwrap_or(match self.scale {
             Scale::Short => rounds.short,
             Scale::Long => rounds.long,
         })
-    }
-}
-
-/// Whether a word of the filter is about a test, for or against it.
-fn matches(word: &str, name: &str) -> bool {
-    let word = word.strip_prefix('-').unwrap_or(word);
-    match word.strip_prefix('=') {
-        Some(whole) => name == whole,
-        None => name.contains(word),
     }
 }
 
@@ -168,7 +144,7 @@ fn count(text: &str) -> Result<u32> {
 
 /// The table, for `--list`.
 pub(crate) fn list<W>(tests: &[Test<W>], options: &Options) -> String {
-    let selected = || tests.iter().filter(|test| options.selects(test));
+    let selected = || tests.iter().filter(|test| options.filter.selects(test.name));
     let width = selected().map(|test| test.name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for test in selected() {
@@ -211,34 +187,13 @@ mod tests {
         let (options, world) =
             parse("--filter runc,kvm --address /s --scale long --results r --logs l --filter share").unwrap();
         assert_eq!(world.address, "/s");
-        assert_eq!(options.filter, ["runc", "kvm", "share"]);
-        let test = |name| Test::<()> {
-            name,
-            proves: "",
-            run: |_| Ok(crate::test::Outcome::Passed),
-            deadline: std::time::Duration::from_secs(1),
-            rounds: Rounds::once_or(1),
-            tags: &[],
-        };
-        assert!(options.selects(&test("a.kvm-b")) && !options.selects(&test("other")));
-        assert_eq!(options.unmatched(&[test("a.kvm-b"), test("runc"), test("share")]), None);
-        assert_eq!(options.unmatched(&[test("a.kvm-b"), test("runc")]), Some("share"));
-        let without = parse("--filter a.,-b,-=a.d").unwrap().0;
-        let selected = |name| without.selects(&test(name));
-        assert!(
-            selected("a.c") && selected("a.d-e") && !selected("a.b") && !selected("a.d") && !selected("c")
-        );
-        assert_eq!(without.unmatched(&[test("a.b")]), Some("-=a.d"));
-        let all_but = parse("--filter -b").unwrap().0;
-        assert!(all_but.selects(&test("a")) && !all_but.selects(&test("b")));
-        let exact = parse("--filter =a.b").unwrap().0;
-        assert!(exact.selects(&test("a.b")) && !exact.selects(&test("a.b-c")));
-        assert_eq!(exact.unmatched(&[test("a.b-c")]), Some("=a.b"));
+        let mut filter = Filter::default();
+        filter.add("runc,kvm,share");
+        assert_eq!(options.filter, filter);
         let rounds = Rounds { short: 1, long: 20 };
         assert_eq!(options.rounds(rounds), 20);
         assert_eq!(parse("").unwrap().0.rounds(rounds), 1);
         assert_eq!(parse("--scale long --count 3").unwrap().0.rounds(rounds), 3);
-        assert!(parse("").unwrap().0.selects(&test("anything")));
     }
 
     #[test]

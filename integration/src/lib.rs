@@ -16,6 +16,7 @@ pub mod command;
 pub mod container_time;
 pub mod containerd;
 pub mod fifo;
+mod filter;
 pub mod guest;
 pub mod leaks;
 mod logs;
@@ -31,6 +32,7 @@ pub mod tree;
 pub mod wait;
 
 pub use cli::{Scale, World};
+pub use filter::Filter;
 pub use logs::LogSources;
 pub use record::{Record, Verdict};
 pub use runner::{NO_SUCH_TEST, run};

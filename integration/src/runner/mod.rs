@@ -50,8 +50,8 @@ fn dispatch<W: World>(name: &str, tests: &[Test<W>], arguments: &[OsString]) -> 
     if let Some(one) = &options.one {
         return child::run(tests, &world, one, options.scale);
     }
-    let selected: Vec<&Test<W>> = tests.iter().filter(|test| options.selects(test)).collect();
-    if let Some(word) = options.unmatched(tests) {
+    let selected: Vec<&Test<W>> = tests.iter().filter(|test| options.filter.selects(test.name)).collect();
+    if let Some(word) = options.filter.unmatched(tests.iter().map(|test| test.name)) {
         bail!("{NO_SUCH_TEST} {word}; --list shows all");
     }
     if options.list {

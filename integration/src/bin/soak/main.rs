@@ -17,8 +17,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use integration::Verdict;
 use integration::command::Cmd;
+use integration::{Filter, Verdict};
 use kept::Kept;
 use lexopt::{Arg, Parser, ValueExt};
 use part::{Part, Suite};
@@ -31,7 +31,7 @@ were run longest ago, but for those of this commit. The page has all parts, whic
 root of the repository, with `outside` and `inside` built beside this program.
 
   --list                    print the parts and which are done
-  --filter TEXT[,TEXT]      only parts whose name contains one of these
+  --filter TEXT[,TEXT]      only tests whose name contains one of these, or is it (=TEXT), and none of those (-TEXT)
   --arch ARCH[,ARCH]        of the emulated hosts (x86_64,aarch64)
   --containerd V[,V]        for the tests inside (1.7,2.1)
   --minutes N               begin no part after that time
@@ -44,7 +44,7 @@ root of the repository, with `outside` and `inside` built beside this program.
 
 struct Options {
     list: bool,
-    filter: Vec<String>,
+    filter: Filter,
     archs: Vec<String>,
     containerds: Vec<String>,
     count: Option<u32>,
@@ -68,10 +68,7 @@ impl Options {
             Suite::Outside => true,
             Suite::Inside { containerd, .. } => self.containerds.contains(containerd),
         };
-        let named = |text: &String| part.name().contains(text.as_str());
-        of_containerd
-            && self.archs.contains(&part.arch)
-            && (self.filter.is_empty() || self.filter.iter().any(named))
+        of_containerd && self.archs.contains(&part.arch) && self.filter.selects(&part.test)
     }
 }
 
@@ -96,11 +93,13 @@ fn run() -> Result<bool> {
     let mut due: Vec<Part> = all.iter().filter(|part| options.choose(part)).cloned().collect();
     if due.is_empty() {
         bail!(
-            "nothing to soak: no part is of these architectures and containerds, and has one of these words in its name"
+            "nothing to soak: no part is of these architectures and containerds, and of a test that --filter selects"
         );
     }
-    // What was never run has no time, which comes first; the others keep their order where it is the same.
-    due.sort_by_key(|part| kept.get(part).map(|done| done.began));
+    // What was never run, or is to be run again, has no time, which comes first; the others keep their order where it is the
+    // same.
+    let again = |done: &&part::Done| !(options.retry_failed && done.record.verdict == Verdict::Failed);
+    due.sort_by_key(|part| kept.get(part).filter(again).map(|done| done.began));
     if options.list {
         for part in &due {
             let done = kept.get(part);
@@ -143,7 +142,7 @@ fn write_page(options: &Options, parts: &[Part], kept: &Kept) -> Result<page::Pa
 fn parse() -> Result<Option<Options>> {
     let mut options = Options {
         list: false,
-        filter: Vec::new(),
+        filter: Filter::default(),
         archs: ARCHS.map(str::to_owned).to_vec(),
         containerds: CONTAINERDS.map(str::to_owned).to_vec(),
         count: None,
@@ -159,7 +158,7 @@ fn parse() -> Result<Option<Options>> {
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Long("list") => options.list = true,
-            Arg::Long("filter") => options.filter = words(parser.value()?.string()?),
+            Arg::Long("filter") => options.filter.add(&parser.value()?.string()?),
             Arg::Long("arch") => options.archs = words(parser.value()?.string()?),
             Arg::Long("containerd") => options.containerds = words(parser.value()?.string()?),
             Arg::Long("count") => options.count = Some(parser.value()?.parse()?),
