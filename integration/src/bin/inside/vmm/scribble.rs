@@ -49,7 +49,7 @@ pub fn tests() -> Vec<Test<Inside>> {
             "a guest that writes garbage to every register, ring and port does not hurt its monitor, and after it \
              every device works",
             scribbled,
-            20,
+            10,
         ),
         test(
             "vmm.scribble-flood",
@@ -212,7 +212,7 @@ fn scribbled(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     works(ctx, &guest)?;
     let before = Taken::by(&guest)?;
     // 10,000 for each device in all rounds of a soak; each has numbers of its own.
-    let (seed, rounds) = (u64::from(ctx.round), ctx.either(60, 500));
+    let (seed, rounds) = (u64::from(ctx.round), ctx.either(60, 300));
     let said = apart(ctx, &mut guest, &before, &format!("guest-part scribble {seed} {rounds}"))?;
     ctx.note(&said);
     // Of all that was tried, some must have been noticed.
