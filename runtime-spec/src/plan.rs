@@ -9,7 +9,7 @@ use oci_spec::runtime::{ContainerState, Hook, LinuxResources, Spec, State};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::CgroupPath;
-use crate::config::{Addresses, Boot, Gateways, NetworkSocket, Spoofing, Warm};
+use crate::config::{Addresses, Boot, Gateways, NetworkSocket, Spoofing, Vhost, Warm};
 use crate::kind::Kind;
 
 /// All that has to be done for a container.
@@ -82,6 +82,8 @@ pub struct Machine {
     pub warm: Option<Warm>,
     /// What its guest may say of itself on networks.
     pub spoofing: Spoofing,
+    /// Who moves its packets.
+    pub vhost: Vhost,
     /// The guest's kernel, if not the installed one.
     pub kernel: Option<PathBuf>,
     /// The guest's initrd, if not the installed one.

@@ -85,6 +85,7 @@ fn of(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<
         boot: vm.boot,
         warm: settings.warm.clone(),
         spoofing: settings.config.policy.spoofing,
+        vhost: settings.config.network.vhost,
         kernel: vm.kernel.clone(),
         initrd: vm.initrd.clone(),
     })

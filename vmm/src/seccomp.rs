@@ -153,6 +153,8 @@ const OLDER: &[i64] = &[];
 
 /// The type byte of KVM's ioctls.
 const KVMIO: u64 = 0xae;
+/// That of vhost's, which are for a descriptor that was handed in.
+const VHOST: u64 = 0xaf;
 const IOCTL_TYPE: u64 = 0xff00;
 
 /// Other ioctls, each by its number: sockets that do not block, taps, a terminal's console.
@@ -215,6 +217,7 @@ fn conditional() -> Vec<(i64, Vec<Condition>)> {
         // To itself: a processor is called out of the guest, a panic aborts.
         (libc::SYS_tgkill, vec![(0, Len::Dword, Op::Eq, pid)]),
         (libc::SYS_ioctl, vec![(1, Len::Dword, Op::MaskedEq(IOCTL_TYPE), KVMIO << 8)]),
+        (libc::SYS_ioctl, vec![(1, Len::Dword, Op::MaskedEq(IOCTL_TYPE), VHOST << 8)]),
     ];
     calls.extend(IOCTLS.iter().map(|number| (libc::SYS_ioctl, vec![(1, Len::Dword, Op::Eq, *number)])));
     for option in PRCTLS {

@@ -131,7 +131,7 @@ fn a_machine_is_driven_from_first_to_last() {
         (Request::Resize { memory: Some(1 << 30), vcpus: None }, RefusalKind::Invalid),
         (Request::Resize { memory: None, vcpus: Some(4) }, RefusalKind::Unsupported),
         (Request::Resize { memory: None, vcpus: None }, RefusalKind::Invalid),
-        (Request::AttachTap { slot: "net.0".into() }, RefusalKind::Invalid),
+        (Request::AttachTap { slot: "net.0".into(), vhost: false }, RefusalKind::Invalid),
         (Request::ConsoleAttach { replay: false }, RefusalKind::Invalid),
         (Request::Kill, RefusalKind::Unsupported),
     ] {

@@ -51,7 +51,8 @@ fn dispatch<W: World>(name: &str, tests: &[Test<W>], arguments: &[OsString]) -> 
         return child::run(tests, &world, one, options.scale);
     }
     let selected: Vec<&Test<W>> = tests.iter().filter(|test| options.filter.selects(test.name)).collect();
-    if let Some(word) = options.filter.unmatched(tests.iter().map(|test| test.name)) {
+    let names: Vec<_> = tests.iter().map(|test| test.name).collect();
+    if let Some(word) = options.filter.unmatched(&names) {
         bail!("{NO_SUCH_TEST} {word}; --list shows all");
     }
     if options.list {

@@ -75,6 +75,12 @@ pub const KEYS: &[Key] = &[
         "Frames with another hardware address than the interface's, claims to another address, and routers that nobody asked for: \
          \"drop\" them, or \"allow\" them, for containers that add addresses themselves.",
     ),
+    key(
+        "network",
+        "vhost",
+        "Who moves the packets between a guest and an interface of its network namespace: \"auto\": the host's kernel, where it \
+         has vhost-net; \"off\": the monitor, a process without rights.",
+    ),
     Key {
         example: Some("\"stream:/run/passt/{id}.sock\""),
         ..key(

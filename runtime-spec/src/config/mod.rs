@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use bytes::Bytes;
 pub use keys::{KEYS, Key, default_file};
 pub use layers::{Layer, load};
-pub use network::{Addresses, Frames, Gateways, Network, NetworkSocket, Subnet};
+pub use network::{Addresses, Frames, Gateways, Network, NetworkSocket, Subnet, Vhost};
 
 /// Where the configuration is by default.
 pub const FILE: &str = "/etc/supermachine/config.toml";

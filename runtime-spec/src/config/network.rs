@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 /// More than anybody needs, and few enough for a line.
 const ADDRESSES_MAX: usize = 16;
 
-/// The network of machines that have none of a namespace's.
+/// The network of machines.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Network {
-    /// Who has it.
+    /// Who moves the packets of interfaces.
+    pub vhost: Vhost,
+    /// Who has the network of machines that have none of a namespace's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<NetworkSocket>,
     /// The addresses of the machine in it.
@@ -49,6 +51,17 @@ pub enum Frames {
     Stream,
     /// Each is a datagram.
     Datagram,
+}
+
+/// Whether the host's kernel moves the packets between a guest and an interface of its namespace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vhost {
+    /// It does where it has vhost-net.
+    #[default]
+    Auto,
+    /// The monitor does.
+    Off,
 }
 
 /// Where a network is: `stream:/path` or `datagram:/path`.
@@ -256,7 +269,7 @@ mod tests {
             ("dhcp", "10.0.2.2", false),
         ] {
             let (address, gateway) = (address.parse().unwrap(), gateway.parse().unwrap());
-            let network = Network { socket: None, address, gateway };
+            let network = Network { address, gateway, ..Network::default() };
             assert_eq!(network.check().is_ok(), good, "{network:?}");
         }
     }

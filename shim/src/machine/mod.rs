@@ -21,7 +21,7 @@ use vmm::control::{Reply, Request};
 use vmm::snapshot::Form;
 
 use self::monitor::{Boot, Monitor, Origin, Start};
-use self::net::{Ends, Network, Uplink};
+use self::net::{Ends, Network, Rules, Uplink};
 use self::watches::Watches;
 use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
@@ -70,7 +70,8 @@ impl Recipe<'_> {
     fn network(&self) -> Result<Network> {
         let namespace = self.network.try_clone().attempt("duplicating a descriptor")?;
         let uplink = self.uplink.map(|uplink| Uplink::of(uplink.clone(), &self.paths.machine()));
-        Network::new(namespace, self.network_path.map(Path::to_owned), self.machine.spoofing, uplink)
+        let rules = Rules { spoofing: self.machine.spoofing, vhost: self.machine.vhost };
+        Network::new(namespace, self.network_path.map(Path::to_owned), rules, uplink)
     }
 }
 
@@ -488,7 +489,7 @@ fn first_configuration() -> ConfigureRequest {
 
 #[cfg(test)]
 mod tests {
-    use runtime_spec::config::{Boot, Spoofing};
+    use runtime_spec::config::{Boot, Spoofing, Vhost};
     use runtime_spec::plan::{Shape, Size};
 
     use super::*;
@@ -511,6 +512,7 @@ mod tests {
                 kernel: None,
                 initrd: None,
                 spoofing: Spoofing::Drop,
+                vhost: Vhost::Auto,
             };
             assert_eq!(Change::of(&machine), change, "{size:?}");
         }

@@ -30,10 +30,29 @@ enum Command {
     Events,
     /// Into a new directory, over the snapshot in another one, if that is wanted.
     Snapshot(PathBuf, Option<PathBuf>),
-    /// A slot, the name of a tap, how many queues of it.
-    Tap(String, String, usize),
+    /// A slot, and what is to be plugged into it.
+    Tap(String, Tap),
     /// A slot, and where the network is.
     Nic(String, String),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Tap {
+    name: String,
+    queues: usize,
+    /// The host's kernel moves the packets.
+    vhost: bool,
+}
+
+impl Tap {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (tap, vhost) = text.strip_suffix(",vhost").map_or((text, false), |tap| (tap, true));
+        let (name, queues) = tap.split_once(':').unwrap_or((tap, "1"));
+        match queues.parse() {
+            Ok(queues) if !name.contains(',') => Ok(Self { name: name.into(), queues, vhost }),
+            _ => Err(format!("{text} is no tap: give NAME or NAME:N, and ,vhost behind it")),
+        }
+    }
 }
 
 fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
@@ -71,9 +90,7 @@ fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
         "tap" => {
             let slot = args.value().map_err(|_| "the network slot is missing")?.string()?;
             let tap = args.value().map_err(|_| "the name of the tap is missing")?.string()?;
-            let (name, queues) = tap.split_once(':').unwrap_or((&tap, "1"));
-            let queues = queues.parse().map_err(|_| format!("{tap} is no tap: give NAME or NAME:N"))?;
-            Command::Tap(slot, name.into(), queues)
+            Command::Tap(slot, Tap::parse(&tap)?)
         }
         "nic" => {
             let slot = args.value().map_err(|_| "the network slot is missing")?.string()?;
@@ -107,7 +124,7 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
             Command::Console => console(&mut client),
             Command::Events => events(&mut client),
             Command::Snapshot(directory, over) => snapshot(&mut client, &directory, over.as_deref()),
-            Command::Tap(slot, name, queues) => tap(&mut client, slot, &name, queues),
+            Command::Tap(slot, wanted) => tap(&mut client, slot, &wanted),
             Command::Nic(slot, address) => nic(&mut client, slot, &address),
         });
     Ok(match done {
@@ -167,15 +184,19 @@ fn snapshot(client: &mut Client, directory: &Path, over: Option<&Path>) -> anyho
 }
 
 #[cfg(target_os = "linux")]
-fn tap(client: &mut Client, slot: String, name: &str, queues: usize) -> anyhow::Result<()> {
-    let taps = vmm::devices::virtio::net::tap::open(name, queues)?;
-    let fds: Vec<BorrowedFd<'_>> = taps.iter().map(AsFd::as_fd).collect();
-    client.call(Request::AttachTap { slot }, &fds, WITHIN)?;
+fn tap(client: &mut Client, slot: String, wanted: &Tap) -> anyhow::Result<()> {
+    let mut all = vmm::devices::virtio::net::tap::open(&wanted.name, wanted.queues)?;
+    if wanted.vhost {
+        all.extend(super::net::open_vhost(wanted.queues)?);
+    }
+    let fds: Vec<BorrowedFd<'_>> = all.iter().map(AsFd::as_fd).collect();
+    client.call(Request::AttachTap { slot, vhost: wanted.vhost }, &fds, WITHIN)?;
     Ok(())
 }
 
 #[cfg(not(target_os = "linux"))]
-fn tap(_client: &mut Client, slot: String, name: &str, queues: usize) -> anyhow::Result<()> {
+fn tap(_client: &mut Client, slot: String, wanted: &Tap) -> anyhow::Result<()> {
+    let Tap { name, queues, vhost: _ } = wanted;
     bail!("cannot give {slot} {queues} queue(s) of the tap {name}: this system has no taps")
 }
 
@@ -266,6 +287,9 @@ mod tests {
     #[test]
     fn commands() {
         let parse = |args: &[&str]| parse(lexopt::Parser::from_args(args)).map(|(_, command)| command).ok();
+        let tap = |name: &str, queues, vhost| {
+            Command::Tap("net.0".into(), Tap { name: name.into(), queues, vhost })
+        };
         for (args, command) in [
             (&["/s", "state"][..], Some(Command::Call(Request::State))),
             (&["/s", "pause"], Some(Command::Call(Request::Pause { within_ms: PAUSE }))),
@@ -276,8 +300,11 @@ mod tests {
             ),
             (&["/s", "console"], Some(Command::Console)),
             (&["/s", "events"], Some(Command::Events)),
-            (&["/s", "tap", "net.0", "t:2"], Some(Command::Tap("net.0".into(), "t".into(), 2))),
-            (&["/s", "tap", "net.0", "t"], Some(Command::Tap("net.0".into(), "t".into(), 1))),
+            (&["/s", "tap", "net.0", "t:2"], Some(tap("t", 2, false))),
+            (&["/s", "tap", "net.0", "t"], Some(tap("t", 1, false))),
+            (&["/s", "tap", "net.0", "t,vhost"], Some(tap("t", 1, true))),
+            (&["/s", "tap", "net.0", "t:2,vhost"], Some(tap("t", 2, true))),
+            (&["/s", "tap", "net.0", "t,vhosts"], None),
             (&["/s", "snapshot", "d"], Some(Command::Snapshot("d".into(), None))),
             (&["/s", "snapshot", "d", "--over", "b"], Some(Command::Snapshot("d".into(), Some("b".into())))),
             (&["/s", "snapshot", "d", "b"], None),

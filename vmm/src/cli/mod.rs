@@ -62,10 +62,11 @@ Options of run:
                      a disk with this raw image or block device, again for more disks; the guest sees
                      its serial number, without one its name. A FILE whose own name ends like that is
                      given with both behind it
-  --tap NAME[:N][,rx=SIZE][,tx=SIZE][,mac=ADDRESS]
+  --tap NAME[:N][,rx=SIZE][,tx=SIZE][,mac=ADDRESS][,vhost]
                      a network device on this tap, with N queues (1), again for more; rx and tx limit
-                     the bytes a second to and from the guest. Instead of a name: fd:N+N... for the
-                     descriptors of an open tap, none[:N] for one that comes later by ctl tap
+                     the bytes a second to and from the guest; with vhost the host's kernel moves its
+                     packets (/dev/vhost-net). Instead of a name: fd:N+N... for the descriptors of an
+                     open tap, none[:N] for one that comes later by ctl tap
   --nic stream:PATH|datagram:PATH[,rx=SIZE][,tx=SIZE][,mac=ADDRESS]
                      a network device whose cable ends in a unix socket that somebody listens on: passt
                      (stream), gvproxy or vmnet-helper (datagram); counts as one more --tap
@@ -88,7 +89,8 @@ Commands of ctl:
                      write the machine into a new directory; a guest that runs stands still meanwhile.
                      Of its memory only what it has changed since it was restored from the second
   reset              put a machine that was restored, and is paused, back to where its snapshot was taken
-  tap SLOT NAME[:N]  plug a tap into a network device, like net.0, the first --tap
+  tap SLOT NAME[:N][,vhost]
+                     plug a tap into a network device, like net.0, the first --tap
   nic SLOT stream:PATH|datagram:PATH
                      plug a socket into one, as --nic does
   log | console      print what the console shows; join it (Ctrl-] leaves)

@@ -6,7 +6,7 @@ mod none;
 use std::os::fd::RawFd;
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::Network;
+pub(super) use linux::{Network, open_vhost};
 #[cfg(not(target_os = "linux"))]
 pub(super) use none::Network;
 
@@ -18,6 +18,8 @@ pub(super) struct Port {
     rate: [Option<u64>; 2],
     /// Its hardware address, where that is not to be drawn.
     mac: Option<[u8; 6]>,
+    /// The host's kernel moves the packets.
+    vhost: bool,
 }
 
 /// Where its cable comes from.
@@ -37,20 +39,28 @@ impl Port {
     /// Of `--tap`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let (tap, rates) = text.split_once(',').map_or((text, None), |(tap, rates)| (tap, Some(rates)));
-        let mut port = Self { cable: Cable::parse(tap)?, rate: [None; 2], mac: None };
+        let mut port = Self { cable: Cable::parse(tap)?, rate: [None; 2], mac: None, vhost: false };
         for part in rates.into_iter().flat_map(|rates| rates.split(',')) {
-            if !port.set(part)? {
+            if part == "vhost" {
+                port.vhost = true;
+            } else if !port.set(part)? {
                 return Err(format!(
-                    "{part} says nothing of a tap: give rx=SIZE or tx=SIZE, a second, or mac=ADDRESS"
+                    "{part} says nothing of a tap: give rx=SIZE or tx=SIZE, a second, mac=ADDRESS or vhost"
                 ));
             }
+        }
+        if port.vhost && port.waits() {
+            return Err(format!("{text}: vhost comes with the tap (ctl tap)"));
+        }
+        if port.vhost && port.rate != [None; 2] {
+            return Err(format!("{text}: vhost has no limits: take it, or rx and tx, away"));
         }
         Ok(port)
     }
 
     /// Of `--nic`. Options are taken from the end, so that a path may have commas in its name.
     pub(super) fn parse_socket(text: &str) -> Result<Self, String> {
-        let mut port = Self { cable: Cable::Later(1), rate: [None; 2], mac: None };
+        let mut port = Self { cable: Cable::Later(1), rate: [None; 2], mac: None, vhost: false };
         let mut rest = text;
         while let Some((before, option)) = rest.rsplit_once(',') {
             if !port.set(option)? {
@@ -126,7 +136,7 @@ mod linux {
     use vmm::devices::virtio::Device;
     use vmm::devices::virtio::limit::{Limits, Rate};
     use vmm::devices::virtio::net::dial::Address;
-    use vmm::devices::virtio::net::{Config, Handle, Net, tap};
+    use vmm::devices::virtio::net::{Config, Handle, Net, tap, vhost};
     use vmm::slots::SlotId;
 
     use super::super::WITHIN;
@@ -169,7 +179,7 @@ mod linux {
                     refuse(format!("there is no network device {slot}: this machine has {known}"))
                 })?;
                 let plugged = match cable {
-                    control::Cable::Taps(taps) => handle.attach(taps),
+                    control::Cable::Taps { taps, vhost } => handle.attach(taps, vhost),
                     control::Cable::Socket(socket) => handle.connect(socket),
                 };
                 plugged.map_err(|error| refuse(error.to_string()))
@@ -197,7 +207,15 @@ mod linux {
         };
         let mac = port.mac.map_or_else(drawn, Ok)?;
         let [rx, tx] = port.rate.map(limits);
-        Ok(Net::new(Config { pairs, taps, socket, mac, mtu, rx, tx })?)
+        let vhost = if port.vhost { open_vhost(pairs)? } else { Vec::new() };
+        Ok(Net::new(Config { pairs, taps, vhost, socket, mac, mtu, rx, tx })?)
+    }
+
+    /// One for each queue pair.
+    pub(in crate::cli) fn open_vhost(pairs: usize) -> anyhow::Result<Vec<OwnedFd>> {
+        vhost::open(pairs).map_err(|error| {
+            anyhow!("cannot open {}: {error}; load the module vhost_net, or leave vhost away", vhost::PATH)
+        })
     }
 
     /// A hardware address of one machine's, given by nobody.
@@ -232,6 +250,8 @@ mod tests {
             ("none", Some(Cable::Later(1)), [None; 2]),
             ("none:2,rx=1", Some(Cable::Later(2)), [Some(1), None]),
             ("none,mac=02:00:00:00:00", None, [None; 2]),
+            ("none,vhost", None, [None; 2]),
+            ("tap0,vhost,rx=1", None, [None; 2]),
             ("none,mac=02:00:00:00:00:0g", None, [None; 2]),
             ("none,mac=02:00:00:00:00:001", None, [None; 2]),
             ("fd:", None, [None; 2]),
@@ -244,10 +264,21 @@ mod tests {
             (":2", None, [None; 2]),
             ("", None, [None; 2]),
         ] {
-            assert_eq!(Port::parse(text).ok(), tap.map(|cable| Port { cable, rate, mac: None }), "{text:?}");
+            assert_eq!(
+                Port::parse(text).ok(),
+                tap.map(|cable| Port { cable, rate, mac: None, vhost: false }),
+                "{text:?}"
+            );
         }
-        let port = Port { cable: Cable::Later(1), rate: [None, Some(9)], mac: Some([2, 0, 0, 0, 1, 0xff]) };
+        let port = Port {
+            cable: Cable::Later(1),
+            rate: [None, Some(9)],
+            mac: Some([2, 0, 0, 0, 1, 0xff]),
+            vhost: false,
+        };
         assert_eq!(Port::parse("none,mac=02:00:00:00:01:fF,tx=9").unwrap(), port);
+        let port = Port { cable: name("tap0", 2), rate: [None; 2], mac: None, vhost: true };
+        assert_eq!(Port::parse("tap0:2,vhost").unwrap(), port);
     }
 
     #[test]
@@ -257,12 +288,14 @@ mod tests {
             ("datagram:/s,rx=1K", Some("datagram:/s"), [Some(1024), None]),
             ("stream:/a,b:c,tx=5,rx=6", Some("stream:/a,b:c"), [Some(6), Some(5)]),
             ("stream:/s,rx=fast", None, [None; 2]),
+            ("stream:/s,vhost", Some("stream:/s,vhost"), [None; 2]),
             ("stream:,rx=1", None, [None; 2]),
             ("stream:", None, [None; 2]),
             ("/s", None, [None; 2]),
             ("", None, [None; 2]),
         ] {
-            let port = path.map(|path| Port { cable: Cable::Socket(path.into()), rate, mac: None });
+            let port =
+                path.map(|path| Port { cable: Cable::Socket(path.into()), rate, mac: None, vhost: false });
             assert_eq!(Port::parse_socket(text).ok(), port, "{text:?}");
         }
     }

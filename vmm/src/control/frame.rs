@@ -14,7 +14,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 /// The most bytes of a payload.
 pub const FRAME_MAX: usize = 512 * 1024;
 /// The most descriptors of a frame.
-pub const FDS_MAX: usize = 8;
+pub const FDS_MAX: usize = 16;
 
 const HEADER: usize = 8;
 const READ: usize = 4096;

@@ -74,6 +74,9 @@ pub enum Request {
     AttachTap {
         /// The slot's name.
         slot: String,
+        /// As many descriptors of `/dev/vhost-net` follow: the host's kernel is to move the packets, where it can.
+        #[serde(default)]
+        vhost: bool,
     },
     /// Puts a socket, the descriptor with this frame, into a network slot, instead of what it may have had: a unix socket
     /// that is connected with who has a network. On a stream each frame is behind its length, four bytes, the highest

@@ -44,8 +44,13 @@ pub struct Error(#[from] io::Error);
 /// What a network device can be connected with.
 #[derive(Debug)]
 pub enum Cable {
-    /// A descriptor for each queue of a tap.
-    Taps(Vec<OwnedFd>),
+    /// A descriptor for each queue of a tap, and of vhost-net as many or none.
+    Taps {
+        /// Of the tap.
+        taps: Vec<OwnedFd>,
+        /// Of vhost-net.
+        vhost: Vec<OwnedFd>,
+    },
     /// A connected unix socket.
     Socket(OwnedFd),
 }

@@ -96,7 +96,12 @@ impl Worker {
                 RefusalKind::Invalid,
                 "no descriptor came with the request: it takes one for each queue of the tap",
             )),
-            Request::AttachTap { slot } => self.plug(&slot, Cable::Taps(job.fds)),
+            Request::AttachTap { slot, vhost } => {
+                let mut taps = job.fds;
+                // Whoever gave an odd number is told what is missing by the device.
+                let vhost = if vhost { taps.split_off(taps.len().div_ceil(2)) } else { Vec::new() };
+                self.plug(&slot, Cable::Taps { taps, vhost })
+            }
             Request::AttachSocket { slot } => {
                 self.plug(&slot, Cable::Socket(one(job.fds, "the connected socket")?))
             }

@@ -17,6 +17,7 @@ pub mod testing;
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -133,6 +134,11 @@ pub trait IrqLine: Send + Sync {
     /// Drives the wire. On an [`Trigger::Edge`] wire each `true` is one interrupt and `false` does
     /// nothing.
     fn set(&self, high: bool) -> Result<(), Error>;
+
+    /// What the host's kernel can interrupt the guest with by itself: an eventfd, of which each write is one interrupt.
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// One processor, owned by the thread that created it.

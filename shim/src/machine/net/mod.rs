@@ -24,12 +24,13 @@ use std::time::Duration;
 use agent_api::agent::SetNetworkRequest;
 use log::info;
 use rtnl::{Changes, Interface, Mac, Netlink};
-use runtime_spec::config::Spoofing;
+use runtime_spec::config::{Spoofing, Vhost};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::sleep;
 use vmm::control::Request;
+use vmm::devices::virtio::net::vhost;
 
 use crate::blocking::blocking;
 use crate::deadlines;
@@ -67,8 +68,7 @@ pub struct Network {
     inode: u64,
     /// Where it can be found again by whoever tidies up, if it outlives the machine.
     path: Option<PathBuf>,
-    /// What a guest may say of itself there.
-    spoofing: Spoofing,
+    rules: Rules,
     /// What the machine has besides.
     uplink: Option<Uplink>,
     /// Hears of changes since before the namespace was first looked at.
@@ -78,6 +78,15 @@ pub struct Network {
     forwards: AtomicBool,
     /// Who answers questions for names in it.
     pub resolvers: Resolvers,
+}
+
+/// How a machine's interfaces are plugged in.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// What a guest may say of itself there.
+    pub spoofing: Spoofing,
+    /// Who moves the packets.
+    pub vhost: Vhost,
 }
 
 #[derive(Debug, Default)]
@@ -123,7 +132,7 @@ impl Network {
     pub fn new(
         namespace: OwnedFd,
         path: Option<PathBuf>,
-        spoofing: Spoofing,
+        rules: Rules,
         uplink: Option<Uplink>,
     ) -> Result<Self> {
         let namespace = File::from(namespace);
@@ -131,7 +140,7 @@ impl Network {
         let (watch, forwards, resolvers) = (OnceCell::new(), AtomicBool::new(false), Resolvers::default());
         let plugged = Mutex::default();
         let namespace = namespace.into();
-        Ok(Self { namespace, inode, path, spoofing, uplink, watch, plugged, forwards, resolvers })
+        Ok(Self { namespace, inode, path, rules, uplink, watch, plugged, forwards, resolvers })
     }
 
     /// Gives the guest what is in the namespace now, unless it was told so already; a guest that may have something from
@@ -231,7 +240,7 @@ impl Network {
 
     /// Gives an interface a device, or lets the guest speak there in the names that it has by now.
     async fn bring_one(&self, plugged: &mut Plugged, interface: &Interface, ends: Ends<'_>) -> Result<()> {
-        let names = match self.spoofing {
+        let names = match self.rules.spoofing {
             Spoofing::Drop => Some(Names::of(interface).attempt("reading its addresses")?),
             Spoofing::Allow => None,
         };
@@ -281,12 +290,24 @@ impl Network {
             redirect::join(&wanted, names.as_ref(), note)
         };
         let taps = within(&self.namespace, "joining a tap to it", joining).await?;
-        let request = Request::AttachTap { slot: slot_name(slot) };
+        let vhost = self.open_vhost(taps.len());
+        let request = Request::AttachTap { slot: slot_name(slot), vhost: !vhost.is_empty() };
         let attach = move |control: &mut vmm::control::Client| {
-            let fds: Vec<_> = taps.iter().map(AsFd::as_fd).collect();
+            let fds: Vec<_> = taps.iter().chain(&vhost).map(AsFd::as_fd).collect();
             control.call(request, &fds, deadlines::MONITOR_CALL).map(drop)
         };
         ends.monitor.ask("plugging in a network device", attach).await
+    }
+
+    /// One for each tap, or none: a host need not have it.
+    fn open_vhost(&self, taps: usize) -> Vec<OwnedFd> {
+        match self.rules.vhost {
+            Vhost::Off => Vec::new(),
+            Vhost::Auto => vhost::open(taps).unwrap_or_else(|error| {
+                info!("the monitor moves the packets itself: {}: {error}", vhost::PATH);
+                Vec::new()
+            }),
+        }
     }
 }
 

@@ -111,6 +111,11 @@ impl Limiter {
         self.0.as_ref().map(|buckets| buckets.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether anything ever has to wait.
+    pub fn is_limited(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// How long the next operation has to wait, if it has to.
     pub fn wait(&self) -> Option<Duration> {
         let mut buckets = self.lock()?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 
 use super::{Counters, Signals};
 use crate::event::Event;
@@ -76,6 +76,17 @@ pub struct VirtQueue {
     track: Arc<Track>,
 }
 
+/// Guest-physical addresses of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts {
+    /// The table of descriptors.
+    pub descriptors: u64,
+    /// The driver's ring.
+    pub available: u64,
+    /// The device's ring.
+    pub used: u64,
+}
+
 /// A request: a chain of descriptors.
 pub type Chain = DescriptorChain<Arc<GuestRam>>;
 
@@ -120,6 +131,38 @@ impl VirtQueue {
     /// How many requests can be under way.
     pub fn size(&self) -> u16 {
         self.queue.size()
+    }
+
+    /// Where its three parts are, for who else is to serve it. None of a part that is not in one piece of RAM: what is
+    /// behind the end of a piece in this process is not what is behind it in the guest.
+    pub fn parts(&self) -> Option<Parts> {
+        let size = usize::from(self.size());
+        let parts = Parts {
+            descriptors: self.queue.desc_table(),
+            available: self.queue.avail_ring(),
+            used: self.queue.used_ring(),
+        };
+        // Each ring has an index more behind its end, for notifications.
+        let lengths = [
+            (parts.descriptors, size * 16),
+            (parts.available, RING_HEADER as usize + size * 2 + 2),
+            (parts.used, RING_HEADER as usize + size * USED_ELEMENT as usize + 2),
+        ];
+        let whole = lengths.iter().all(|(at, len)| self.ram.get_slice(GuestAddress(*at), *len).is_ok());
+        whole.then_some(parts)
+    }
+
+    /// How many requests were taken. As many were given back, if whoever serves it says so.
+    pub fn taken(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// Somebody else has served it so far: `taken` requests were taken and given back, and the driver was told.
+    pub fn go_on_from(&mut self, taken: u16) {
+        self.queue.set_next_avail(taken);
+        self.queue.set_next_used(taken);
+        self.signalled = Wrapping(taken);
+        self.moved();
     }
 
     /// Takes the next request.
@@ -312,6 +355,37 @@ mod tests {
             }
             assert!(other.pop().unwrap().is_none());
             assert_eq!(other.track.get(), at(5, 2, 2));
+        }
+    }
+
+    #[test]
+    fn who_else_serves_a_queue_finds_it_whole_and_leaves_it_where_it_came_to() {
+        // In the guest they are one piece.
+        let ram = Arc::new(memory::anonymous(&[(0, 0x8000), (0x8000, 0x8000)]).unwrap());
+        // Entries, where the rings are, and whether each is in one piece: 256, 38 and 134 bytes.
+        for (descriptors, available, used, whole) in [
+            (0x1000u32, 0x2000u32, 0x3000u32, true),
+            (0x7f00, 0x2000, 0x3000, true),
+            (0x7f10, 0x2000, 0x3000, false),
+            (0x1000, 0x7fda, 0x3000, true),
+            (0x1000, 0x7fdc, 0x3000, false),
+            (0x1000, 0x2000, 0x7f78, true),
+            (0x1000, 0x2000, 0x7f7c, false),
+            (0x1000, 0x2000, 0xff78, true),
+            (0x1000, 0x2000, 0xff7c, false),
+        ] {
+            let mut queue = Queue::new(16).unwrap();
+            queue.set_desc_table_address(Some(descriptors), None);
+            queue.set_avail_ring_address(Some(available), None);
+            queue.set_used_ring_address(Some(used), None);
+            let bell = Arc::new(Event::new().unwrap());
+            let mut queue = VirtQueue::new(queue, Arc::clone(&ram), bell, Arc::default());
+            let [descriptors, available, used] = [descriptors, available, used].map(u64::from);
+            let parts = Parts { descriptors, available, used };
+            assert_eq!(queue.parts(), whole.then_some(parts));
+            queue.go_on_from(7);
+            assert_eq!(queue.taken(), 7);
+            assert_eq!(queue.track.get(), Position { taken: 7, given: 7, signalled: 7 });
         }
     }
 

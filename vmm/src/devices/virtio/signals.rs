@@ -1,6 +1,7 @@
 //! From the device to the driver: interrupts, and the two facts they stand for.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -57,6 +58,8 @@ pub struct Signals {
     interrupt_status: AtomicU32,
     config_generation: AtomicU32,
     needs_reset: AtomicBool,
+    /// How many of the host's own are at work, who interrupt and cannot say why.
+    silent: AtomicU32,
     counters: Arc<Counters>,
 }
 
@@ -74,8 +77,17 @@ impl Signals {
             interrupt_status: AtomicU32::new(0),
             config_generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
+            silent: AtomicU32::new(0),
             counters: Arc::default(),
         }
+    }
+
+    /// Has the host's kernel use buffers and interrupt the driver by itself, through what this returns, as long as it
+    /// lives. Whoever was interrupted finds that buffers were used, if any were or not. None where it cannot.
+    pub fn silently(self: &Arc<Self>) -> Option<Silently> {
+        self.irq.event()?;
+        self.silent.fetch_add(1, Ordering::AcqRel);
+        Some(Silently(Arc::clone(self)))
     }
 
     /// What the device has done.
@@ -113,7 +125,8 @@ impl Signals {
     }
 
     pub(super) fn interrupt_status(&self) -> u32 {
-        self.interrupt_status.load(Ordering::Acquire)
+        let said = self.interrupt_status.load(Ordering::Acquire);
+        if self.silent.load(Ordering::Acquire) == 0 { said } else { said | USED_BUFFER }
     }
 
     pub(super) fn acknowledge(&self, causes: u32) {
@@ -138,5 +151,71 @@ impl Signals {
         self.counters.resets.fetch_add(1, Ordering::Relaxed);
         self.interrupt_status.store(0, Ordering::Release);
         self.needs_reset.store(false, Ordering::Release);
+    }
+}
+
+/// The host's kernel interrupts the driver by itself. At its end the driver is interrupted once more, as the last may not have
+/// come to it.
+#[derive(Debug)]
+pub struct Silently(Arc<Signals>);
+
+impl Silently {
+    /// An eventfd, of which each write is an interrupt.
+    pub fn event(&self) -> Option<BorrowedFd<'_>> {
+        self.0.irq.event()
+    }
+}
+
+impl Drop for Silently {
+    fn drop(&mut self) {
+        self.0.used();
+        self.0.silent.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::event::Event;
+    use crate::hypervisor::Error;
+    use crate::hypervisor::testing::Wire;
+
+    struct Bell(Event);
+
+    impl IrqLine for Bell {
+        fn set(&self, high: bool) -> Result<(), Error> {
+            if high {
+                self.0.set();
+            }
+            Ok(())
+        }
+
+        fn event(&self) -> Option<BorrowedFd<'_>> {
+            Some(self.0.as_fd())
+        }
+    }
+
+    #[test]
+    fn while_somebody_else_interrupts_buffers_may_have_been_used() {
+        assert!(Arc::new(Signals::new(Arc::new(Wire::default()))).silently().is_none());
+        let bell = Arc::new(Bell(Event::new().unwrap()));
+        let signals = Arc::new(Signals::new(bell.clone()));
+        let [one, other] = [(); 2].map(|()| signals.silently().unwrap());
+        assert!(one.event().is_some());
+        signals.acknowledge(USED_BUFFER);
+        assert_eq!(signals.interrupt_status(), USED_BUFFER);
+        signals.config_changed();
+        assert_eq!(signals.interrupt_status(), USED_BUFFER | CONFIGURATION);
+        bell.0.take();
+        drop(one);
+        assert!(bell.0.take(), "the driver looks once more");
+        signals.acknowledge(USED_BUFFER | CONFIGURATION);
+        assert_eq!(signals.interrupt_status(), USED_BUFFER, "another is at it");
+        drop(other);
+        assert_eq!(signals.interrupt_status(), USED_BUFFER, "and was heard of");
+        signals.acknowledge(USED_BUFFER);
+        assert_eq!(signals.interrupt_status(), 0);
     }
 }

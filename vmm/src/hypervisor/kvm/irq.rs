@@ -1,7 +1,7 @@
 //! Wires into the in-kernel interrupt controller, and doorbells out of the guest.
 
 use std::fmt;
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 use std::sync::Arc;
 
 use kvm_ioctls::IoEventAddress;
@@ -81,5 +81,10 @@ impl IrqLine for Edge {
                 Err(Error::Call { call: "write", object: format!("interrupt line {}", self.line), source })
             }
         }
+    }
+
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the descriptor is `event`'s, which lives as long as what is borrowed here.
+        Some(unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) })
     }
 }

@@ -32,15 +32,20 @@ pub fn kill_hard(process: &Process) -> Result<()> {
         .with_context(|| format!("killing {}", process.describe()))
 }
 
+/// The monitor of a container's machine.
+pub fn monitor_of(id: &str) -> Result<Process> {
+    let below = process::descendants(shim_of(id)?.pid);
+    let monitor = below.iter().find(|process| process.arguments.contains("supermachine-vmm run"));
+    monitor.cloned().with_context(|| format!("below the shim are only {below:?}"))
+}
+
 fn monitor_killed(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let api = ctx.world.api()?;
     let events = Events::listen(ctx)?;
     let mut task = Piped::new(ctx, &api, OURS, &["sh", "-c", "echo ready; exec sleep 1000"], |_| {})?;
     task.container.start()?;
     task.stdout.read_until("ready", A_WHILE)?;
-    let below = process::descendants(shim_of(&task.id)?.pid);
-    let monitor = below.iter().find(|process| process.arguments.contains("supermachine-vmm run"));
-    kill_hard(monitor.with_context(|| format!("below the shim are only {below:?}"))?)?;
+    kill_hard(&monitor_of(&task.id)?)?;
     let code = task.container.wait(A_WHILE)?;
     ensure!(code == 137, "exit code {code}");
     let id = task.id.clone();

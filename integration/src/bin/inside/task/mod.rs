@@ -21,6 +21,7 @@ mod network_localhost;
 mod network_resolver;
 mod network_socket;
 mod network_spoofing;
+mod network_vhost;
 mod network_wrong;
 mod operator;
 mod outlived;
@@ -109,6 +110,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         network_resolver::tests(),
         network_socket::tests(),
         network_spoofing::tests(),
+        network_vhost::tests(),
         network_wrong::tests(),
         disks::tests(),
         template::tests(),

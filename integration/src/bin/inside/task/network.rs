@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::containerd::shim_of;
-use integration::process;
 use integration::wait::{Attempt, until};
 use integration::{Ctx, Outcome, Test, pattern};
 use serde_json::{Value, json};
 
-use super::ended::kill_hard;
+use super::ended::{kill_hard, monitor_of};
 use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::{Inside, RUNC};
 
@@ -77,7 +76,8 @@ pub struct Cable {
 }
 
 impl Cable {
-    fn outside(&self) -> [IpAddr; 2] {
+    /// The addresses of this host.
+    pub fn outside(&self) -> [IpAddr; 2] {
         self.end(1)
     }
 
@@ -246,9 +246,8 @@ fn killed(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         let between = hung(&cabled)?;
         let joined = between.contains("ffff:fff1") && between.contains("smtap");
         ensure!(joined, "of a machine is to be seen {between}");
-        let shim = shim_of(&task.id)?;
         if who == "shim" {
-            kill_hard(&shim)?;
+            kill_hard(&shim_of(&task.id)?)?;
             let name = format!("task {}/{}", ctx.world.namespace, task.id);
             until("containerd to forget the task", A_WHILE, || match api.objects() {
                 Ok(objects) if !objects.contains(&name) => Attempt::Done(()),
@@ -256,9 +255,7 @@ fn killed(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
             })?;
             task.container.delete()?;
         } else {
-            let below = process::descendants(shim.pid);
-            let monitor = below.iter().find(|process| process.arguments.contains("supermachine-vmm run"));
-            kill_hard(monitor.with_context(|| format!("below the shim are only {below:?}"))?)?;
+            kill_hard(&monitor_of(&task.id)?)?;
             let code = task.container.wait(A_WHILE)?;
             ensure!(code == 137, "exit code {code}");
             task.end(code)?;

@@ -3,11 +3,11 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use integration::containerd::{Stdio, shim_of};
-use integration::process;
+use integration::containerd::Stdio;
 use integration::{Ctx, Outcome, Test};
 use serde_json::{Value, json};
 
+use super::ended::monitor_of;
 use super::{A_WHILE, OURS, Piped, test};
 use crate::world::{Inside, RUNC};
 
@@ -155,13 +155,7 @@ fn cgroup(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
             spec["linux"]["resources"] = json!({ "cpu": { "cpus": "1" } });
         })?;
         task.container.start()?;
-        let who = if runtime == OURS {
-            let below = process::descendants(shim_of(&task.id)?.pid);
-            let monitor = below.iter().find(|process| process.arguments.contains("supermachine-vmm run"));
-            monitor.with_context(|| format!("below the shim are only {below:?}"))?.pid.to_string()
-        } else {
-            task.pid.to_string()
-        };
+        let who = if runtime == OURS { monitor_of(&task.id)?.pid.to_string() } else { task.pid.to_string() };
         let found = fs::read_to_string(format!("/proc/{who}/cgroup")).context("reading where it is")?;
         ensure!(found.trim_end() == format!("0::{place}"), "{runtime}: it is in {found:?}");
         let list = fs::read_to_string(format!("/sys/fs/cgroup{place}/cpuset.cpus"))?;

@@ -26,16 +26,37 @@ const LARGE: u64 = 2 * MTU;
 const ETHTOOL: &str = "chroot /h /usr/sbin/ethtool";
 
 pub fn tests() -> Vec<Test<Inside>> {
-    vec![Test {
-        name: "vmm.net",
-        proves: "TCP carries 2 GiB (16 MiB for every change) each way unharmed through a tap, in large writes, \
-                 which travel in large packets, and in small ones; a tap of two queues uses both; one with limits \
-                 keeps them; a tap that goes is a cable that falls out",
+    let test = |name, proves, run| Test {
+        name,
+        proves,
         run,
         deadline: Duration::from_mins(40),
         rounds: Rounds::once_or(1),
         tags: &[],
-    }]
+    };
+    vec![
+        test(
+            "vmm.net",
+            "TCP carries 2 GiB (16 MiB for every change) each way unharmed through a tap, in large writes, \
+             which travel in large packets, and in small ones; a tap of two queues uses both; one with limits \
+             keeps them; a tap that goes is a cable that falls out",
+            |ctx| run(ctx, By::Monitor),
+        ),
+        test(
+            "vmm.net-vhost",
+            "the same, but for limits, while the host's kernel moves the packets, and while the guest is paused and \
+             goes on, and its cable is taken out and put in again",
+            |ctx| run(ctx, By::Kernel),
+        ),
+    ]
+}
+
+/// Who moves packets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Monitor,
+    /// By vhost-net.
+    Kernel,
 }
 
 /// A tap of this test's own. Host and guest have the addresses 1 and 2 of its network.
@@ -89,11 +110,13 @@ impl Drop for Tap {
     }
 }
 
-fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+fn run(ctx: &mut Ctx<'_, Inside>, by: By) -> Result<Outcome> {
+    let vhost = if by == By::Kernel { ",vhost" } else { "" };
     let (plain, wide, slow) = (Tap::make(ctx, 201, 1)?, Tap::make(ctx, 202, 2)?, Tap::make(ctx, 203, 1)?);
     let machine = boot(ctx, "g")
         .controlled()
-        .options(["--cpus", "2", "--tap", &plain.name, "--tap", &format!("{}:2", wide.name)])
+        .options(["--cpus", "2", "--tap", &format!("{}{vhost}", plain.name)])
+        .options(["--tap", &format!("{}:2{vhost}", wide.name)])
         .options(["--tap", &format!("{},rx=1M,tx=1M", slow.name)])
         .share("host", Path::new("/"), true);
     let mut guest = up(ctx, machine, &initrd_with_part(ctx)?)?;
@@ -116,9 +139,14 @@ fn run(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     offloads(&guest)?;
     let _serving = serve(&guest, ctx.left(), PORT, "3")?;
     streams(ctx, &plain)?;
-    queues(ctx, &guest, &wide)?;
-    limited(ctx, &slow)?;
-    counted(&guest)?;
+    queues(ctx, &guest, &wide, by)?;
+    match by {
+        By::Monitor => {
+            limited(ctx, &slow)?;
+            counted(&guest)?;
+        }
+        By::Kernel => handed_back(ctx, &guest, &plain)?,
+    }
     removed(&mut guest, &plain, &wide)?;
     let done = guest.power_off()?.expect_code(0)?;
     ensure!(
@@ -244,8 +272,8 @@ fn moved(pid: i32, name: &str) -> Result<[u64; 2]> {
 }
 
 /// Each processor of the guest sends by a queue of its own, and is answered by it: each pair of queues is a
-/// thread of the monitor's.
-fn queues(ctx: &Ctx<'_, Inside>, guest: &Guest, tap: &Tap) -> Result<()> {
+/// thread of the monitor's, which has nothing to do when the kernel moves the packets.
+fn queues(ctx: &Ctx<'_, Inside>, guest: &Guest, tap: &Tap, by: By) -> Result<()> {
     const LENGTH: u64 = 2 * MIB;
     let _serving = [(PORT + 1, "1"), (PORT + 2, "2")]
         .map(|(port, mask)| serve(guest, ctx.left(), port, mask))
@@ -262,9 +290,49 @@ fn queues(ctx: &Ctx<'_, Inside>, guest: &Guest, tap: &Tap) -> Result<()> {
         let moved = [after[0] - before[0], after[1] - before[1]];
         ctx.note(format!("{name}: {} bytes to the guest, {} from it", moved[0], moved[1]));
         // How the streams are spread is up to both kernels; that they are is not.
-        ensure!(moved.iter().all(|bytes| *bytes > LENGTH / 256), "{name} has moved {moved:?} bytes");
+        let right = match by {
+            By::Monitor => moved.iter().all(|bytes| *bytes > LENGTH / 256),
+            By::Kernel => moved.iter().all(|bytes| *bytes < 4096),
+        };
+        ensure!(right, "{name} has moved {moved:?} bytes");
     }
     Ok(())
+}
+
+/// A stream survives that the queues go from the kernel to the monitor, and back, with whatever is in them.
+fn handed_back(ctx: &Ctx<'_, Inside>, guest: &Guest, tap: &Tap) -> Result<()> {
+    const LENGTH: u64 = 8 * MIB;
+    let threads = || -> Result<usize> {
+        let names = fs::read_dir(format!("/proc/{}/task", guest.pid()))?
+            .map(|task| Ok(fs::read_to_string(task?.path().join("comm"))?))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(names.iter().filter(|name| name.starts_with("vhost-")).count())
+    };
+    ensure!(threads()? == 3, "{} threads of the kernel's serve three pairs of queues", threads()?);
+    let times = ctx.either(5, 100);
+    std::thread::scope(|scope| -> Result<()> {
+        let stream = scope.spawn(|| -> Result<u64> {
+            let (mut carried, end) = (0, Instant::now() + Duration::from_secs(2));
+            loop {
+                take(&connect(ctx, tap, PORT)?, Ask::Give, 11, LENGTH)?;
+                give(&connect(ctx, tap, PORT)?, 12, LENGTH, || pattern::CHUNK)?;
+                carried += 2 * LENGTH;
+                if Instant::now() > end {
+                    return Ok(carried);
+                }
+            }
+        });
+        let mut done = 0;
+        while done < times || !stream.is_finished() {
+            guest.ctl(["pause"])?;
+            guest.ctl(["resume"])?;
+            std::thread::sleep(Duration::from_millis(30));
+            done += 1;
+        }
+        let carried = stream.join().map_err(|_| anyhow::anyhow!("the stream panicked"))??;
+        ctx.note(format!("{} KiB while the guest was paused {done} times", carried >> 10));
+        Ok(())
+    })
 }
 
 /// At a MiB a second, the first of which may come at once.

@@ -98,7 +98,7 @@ fn of_tap(result: io::Result<usize>) -> Moved {
         Ok(bytes) => Moved::Bytes(bytes),
         Err(error) => match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EAGAIN | Errno::EINTR) => Moved::NotNow,
-            Some(Errno::EBADFD | Errno::ENODEV) => Moved::Gone("the tap was removed from the host".into()),
+            Some(Errno::EBADFD | Errno::ENODEV) => Moved::Gone(tap::GONE.into()),
             // Such as a header that makes no sense, or an interface that is down.
             _ => Moved::Refused,
         },

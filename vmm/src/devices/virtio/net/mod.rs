@@ -1,7 +1,7 @@
 //! The network device, section 5.1, on a tap of the host, or on a socket behind which somebody has a network.
 //!
 //! `tap` and `socket` are the host's side, as `cable` has them; `pair` moves packets between one queue pair and one
-//! queue of the tap, or the socket, on a thread of its own; `control` hears how many pairs the driver wants, and that it
+//! queue of the tap, or the socket, on a thread of its own, or lets the host's kernel do so (`vhost`); `control` hears how many pairs the driver wants, and that it
 //! has announced itself after it came from elsewhere. To a tap, checksums and the cutting of large packets are left to
 //! whoever is last to see them, in both directions: the header that the driver and the tap put before each packet is the
 //! same, and goes through as it is. Through a socket go finished frames and no header.
@@ -15,6 +15,7 @@ mod pair;
 mod port;
 mod socket;
 pub mod tap;
+pub mod vhost;
 
 use std::ffi::c_uint;
 use std::fmt;
@@ -82,6 +83,9 @@ pub struct Config {
     /// and with IFF_MULTI_QUEUE when there are several. None at all: the link is down until
     /// [`Handle::attach`] or [`Handle::connect`].
     pub taps: Vec<OwnedFd>,
+    /// Descriptors of [`vhost::PATH`], one for each tap, or none: the host's kernel is to move the packets, which it does
+    /// where it can and no limit is set.
+    pub vhost: Vec<OwnedFd>,
     /// A connected socket instead of them: the driver is not offered to send packets that are to be cut up.
     pub socket: Option<OwnedFd>,
     /// The guest's hardware address.
@@ -106,6 +110,14 @@ pub enum Error {
         /// How many there are.
         given: usize,
         /// How many are needed.
+        pairs: usize,
+    },
+    /// As many as taps, or none.
+    #[error("{given} descriptors of vhost-net for {pairs} queue pair(s): give one for each, or none")]
+    Vhost {
+        /// How many there are.
+        given: usize,
+        /// How many there can be.
         pairs: usize,
     },
     /// The host gave no descriptor.
@@ -167,14 +179,20 @@ impl Shared {
         self.offload.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn attach(&self, taps: Vec<OwnedFd>) -> Result<(), Error> {
+    fn attach(&self, taps: Vec<OwnedFd>, vhost: Vec<OwnedFd>) -> Result<(), Error> {
         let pairs = self.ports.len();
         if taps.len() != pairs {
             return Err(Error::Descriptors { given: taps.len(), pairs });
         }
-        let taps: Result<Vec<_>, _> =
-            taps.into_iter().map(|fd| Tap::new(fd, pairs).map(Cable::Tap)).collect();
-        self.plug(taps?)
+        if !vhost.is_empty() && vhost.len() != pairs {
+            return Err(Error::Vhost { given: vhost.len(), pairs });
+        }
+        let taps: Result<Vec<_>, _> = taps.into_iter().map(|fd| Tap::new(fd, pairs)).collect();
+        let mut taps = taps?;
+        for (tap, vhost) in taps.iter_mut().zip(vhost) {
+            tap.set_vhost(vhost);
+        }
+        self.plug(taps.into_iter().map(Cable::Tap).collect())
     }
 
     fn connect(&self, socket: OwnedFd) -> Result<(), Error> {
@@ -202,9 +220,13 @@ impl Shared {
     }
 
     fn set_link(&self, up: bool) {
-        if self.link.swap(up, Ordering::AcqRel) != up
-            && let Some(signals) = &*self.signals.lock().unwrap_or_else(PoisonError::into_inner)
-        {
+        if self.link.swap(up, Ordering::AcqRel) == up {
+            return;
+        }
+        for port in &self.ports {
+            port.changed().set();
+        }
+        if let Some(signals) = &*self.signals.lock().unwrap_or_else(PoisonError::into_inner) {
             signals.config_changed();
         }
     }
@@ -233,9 +255,9 @@ pub struct Handle(Arc<Shared>);
 
 impl Handle {
     /// Connects the device with a tap, instead of the one it may have had, and plugs the cable in: as many
-    /// descriptors as it has queue pairs, opened as [`Config`] says.
-    pub fn attach(&self, taps: Vec<OwnedFd>) -> Result<(), Error> {
-        self.0.attach(taps)
+    /// descriptors as it has queue pairs, opened as [`Config`] says, and as many of [`vhost::PATH`] or none.
+    pub fn attach(&self, taps: Vec<OwnedFd>, vhost: Vec<OwnedFd>) -> Result<(), Error> {
+        self.0.attach(taps, vhost)
     }
 
     /// Connects the device with a socket, instead of what it may have had, and plugs the cable in: with one that is
@@ -303,7 +325,7 @@ impl Net {
         let ports: Result<_, _> = (0..pairs).map(|_| Port::new(pairs > 1).map(Arc::new)).collect();
         let shared = Shared::new(ports.map_err(Error::Host)?);
         if !config.taps.is_empty() {
-            shared.attach(config.taps)?;
+            shared.attach(config.taps, config.vhost)?;
         }
         if let Some(socket) = config.socket {
             shared.connect(socket)?;
@@ -379,7 +401,7 @@ impl Net {
                 signals: Arc::clone(&signals),
                 rx_limit: self.rx.clone(),
                 tx_limit: self.tx.clone(),
-                mergeable: features & F_MRG_RXBUF != 0,
+                features,
                 packet_max: packet_max(features, self.mtu),
                 name: format!("net{}", self.pairs.len()),
             };

@@ -13,10 +13,11 @@ use nix::poll::{PollFd, PollFlags};
 use super::super::limit::Limiter;
 use super::super::scatter::{PARTS_MAX, Part, Scatter};
 use super::super::{Broken, Signals, VirtQueue};
-use super::Shared;
 use super::cable::{Cable, Moved};
 use super::port::Port;
-use super::tap;
+use super::tap::{self, Tap};
+use super::vhost::{self, Lent};
+use super::{F_MRG_RXBUF, Shared};
 use crate::event;
 use crate::memory::GuestRam;
 use crate::standstill::{Follower, Leash, Standstill};
@@ -25,6 +26,9 @@ use crate::vcpu::Go;
 const STACK: usize = 256 * 1024;
 /// Packets to the guest before those from it get their turn.
 const BURST: usize = 64;
+/// How often a tap that the kernel serves is asked whether it is still there. Whoever waits for it to say so by itself is
+/// woken by each packet.
+const TAP_IS_THERE: Duration = Duration::from_secs(2);
 /// No packet is larger: what segmentation can handle, with Ethernet and VLAN headers.
 const PACKET_MAX: u64 = HEADER + 18 + 65535;
 /// Bytes before each packet.
@@ -46,8 +50,8 @@ pub struct Pair {
     pub rx_limit: Limiter,
     /// Limits of what comes from the guest.
     pub tx_limit: Limiter,
-    /// A packet may fill several buffers (VIRTIO_NET_F_MRG_RXBUF).
-    pub mergeable: bool,
+    /// What both sides have agreed on.
+    pub features: u64,
     /// The largest packet that a tap hands over, with its header.
     pub packet_max: u64,
     /// Of the thread.
@@ -72,6 +76,11 @@ impl Drop for Running {
 }
 
 impl Pair {
+    /// A packet may fill several buffers.
+    fn mergeable(&self) -> bool {
+        self.features & F_MRG_RXBUF != 0
+    }
+
     /// Starts moving packets; those to the guest come only when its port is on.
     pub fn spawn(self, rx: VirtQueue, tx: VirtQueue, standstill: &Arc<Standstill>) -> io::Result<Running> {
         let leash = Leash::new(standstill)?;
@@ -92,6 +101,19 @@ struct Buffer {
     bytes: u64,
 }
 
+/// Why the kernel is to leave queues alone.
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    /// A checkpoint is due.
+    Due,
+    /// Something of the port is different.
+    Port,
+    /// The tap is gone.
+    Gone,
+    /// The driver has broken the rules.
+    Broken,
+}
+
 struct Mover {
     pair: Pair,
     rx: VirtQueue,
@@ -108,6 +130,8 @@ struct Mover {
     starved: bool,
     /// The cable takes no packet: the guest is left alone until it does.
     full: bool,
+    /// The kernel does not serve the queues on this cable.
+    unserved: bool,
 }
 
 impl Mover {
@@ -126,6 +150,7 @@ impl Mover {
             used: Vec::new(),
             starved: false,
             full: false,
+            unserved: false,
         }
     }
 
@@ -141,6 +166,9 @@ impl Mover {
 
     fn serve(&mut self) -> Result<(), Broken> {
         while self.follower.checkpoint() == Go::On {
+            if self.lend()? {
+                continue;
+            }
             loop {
                 let tx_wait = self.transmit()?;
                 let rx_wait = self.receive()?;
@@ -162,7 +190,76 @@ impl Mover {
         self.starved = false;
     }
 
-    /// Waits for anything to do. True when a checkpoint is due.
+    fn look_at_port(&mut self) {
+        self.pair.port.changed().take();
+        self.cable = self.pair.port.cable();
+        self.full = false;
+        self.unserved = false;
+    }
+
+    /// Lets the kernel serve the queues, if it can, until a checkpoint is due, or all is to be looked at again. False when
+    /// they have to be served here.
+    fn lend(&mut self) -> Result<bool, Broken> {
+        let limited = self.pair.rx_limit.is_limited() || self.pair.tx_limit.is_limited();
+        let here = self.unserved || limited || !self.pair.port.is_on() || !self.pair.shared.link();
+        let Some(cable) = self.cable.clone().filter(|_| !here) else { return Ok(false) };
+        let Cable::Tap(tap) = &*cable else { return Ok(false) };
+        let Some(device) = tap.vhost() else { return Ok(false) };
+        let queues = [&self.rx, &self.tx];
+        let lent = Lent::new(device, &self.pair.ram, queues, self.pair.features, &self.pair.signals);
+        let served = lent.and_then(|lent| {
+            let started = lent.start(tap.as_fd());
+            let waited = started.as_ref().ok().map(|()| self.wait_for_kernel(&lent, tap));
+            Ok((started, waited, lent.end()?))
+        });
+        let (started, waited, [rx, tx]) = match served {
+            Ok(served) => served,
+            Err(error @ vhost::Error::Lost(_)) => return Err(Broken(error.to_string())),
+            Err(error) => return Ok(self.serve_here(&error)),
+        };
+        self.rx.go_on_from(rx);
+        self.tx.go_on_from(tx);
+        if let Err(error) = started {
+            return Ok(self.serve_here(&error));
+        }
+        match waited.transpose().map_err(|error| Broken(format!("poll: {error}")))? {
+            Some(Ended::Broken) => return Err(Broken("what the kernel found in it".into())),
+            Some(Ended::Port) => self.look_at_port(),
+            Some(Ended::Gone) => self.lose(tap::GONE),
+            Some(Ended::Due) | None => {}
+        }
+        Ok(true)
+    }
+
+    fn serve_here(&mut self, why: &vhost::Error) -> bool {
+        log::info!("{}: its packets go through this process, not through vhost-net: {why}", self.pair.name);
+        self.unserved = true;
+        false
+    }
+
+    /// Waits until the kernel is to leave the queues alone.
+    fn wait_for_kernel(&self, lent: &Lent<'_>, tap: &Tap) -> io::Result<Ended> {
+        let [stop, pause] = self.follower.fds();
+        let input = PollFlags::POLLIN;
+        let polled = [
+            (lent.trouble(), input, Ended::Broken),
+            (stop, input, Ended::Due),
+            (pause, input, Ended::Due),
+            (self.pair.port.changed().as_fd(), input, Ended::Port),
+            // It says only that it is gone, and that not before it is asked.
+            (tap.as_fd(), PollFlags::empty(), Ended::Gone),
+        ];
+        let mut fds = polled.map(|(fd, flags, _)| PollFd::new(fd, flags));
+        loop {
+            event::wait(&mut fds, Some(TAP_IS_THERE))?;
+            let happened = |fd: &PollFd<'_>| fd.revents().is_none_or(|flags| !flags.is_empty());
+            if let Some(which) = fds.iter().position(happened) {
+                return Ok(polled[which].2);
+            }
+        }
+    }
+
+    /// Waits for anything to do. True when a checkpoint is due, or all is to be looked at again.
     fn wait(&mut self, rx_wait: Option<Duration>, tx_wait: Option<Duration>) -> io::Result<bool> {
         let on = self.pair.port.is_on();
         let mut wanted = PollFlags::empty();
@@ -201,9 +298,8 @@ impl Mover {
                 _ if flags.is_empty() => {}
                 "checkpoint" => return Ok(true),
                 "port" => {
-                    self.pair.port.changed().take();
-                    self.cable = self.pair.port.cable();
-                    self.full = false;
+                    self.look_at_port();
+                    return Ok(true);
                 }
                 "rx" => {
                     self.rx.doorbell().take();
@@ -324,7 +420,7 @@ impl Mover {
 
     /// Takes buffers until the largest packet has room. False when the driver has to provide more.
     fn stock_up(&mut self) -> Result<bool, Broken> {
-        let wanted = if self.pair.mergeable { self.pair.packet_max } else { 1 };
+        let wanted = if self.pair.mergeable() { self.pair.packet_max } else { 1 };
         while self.room.bytes() < wanted && self.room.parts() < PARTS_MAX {
             let Some(chain) = self.rx.pop()? else {
                 if self.rx.enable_doorbell()? {

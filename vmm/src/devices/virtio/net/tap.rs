@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 const CONTROL: &str = "/dev/net/tun";
+/// Why it is used no longer.
+pub const GONE: &str = "the tap was removed from the host";
 /// Bytes of `struct virtio_net_hdr_v1`.
 pub const HEADER: u8 = 12;
 
@@ -64,6 +66,8 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
+    /// Through which the kernel can serve it.
+    vhost: Option<OwnedFd>,
 }
 
 impl AsFd for Tap {
@@ -167,7 +171,7 @@ pub fn mtu(name: &str) -> Result<u16, Error> {
 impl Tap {
     /// From a descriptor on which TUNSETIFF has been called, one of `queues`.
     pub fn new(fd: OwnedFd, queues: usize) -> Result<Self, Error> {
-        let tap = Self { fd };
+        let tap = Self { fd, vhost: None };
         let mut found = request("?", 0)?;
         let wanted = libc::IFF_TAP
             | libc::IFF_NO_PI
@@ -195,7 +199,17 @@ impl Tap {
     /// From anything that keeps packets apart and does not block.
     #[cfg(test)]
     pub fn like(fd: impl Into<OwnedFd>) -> Self {
-        Self { fd: fd.into() }
+        Self { fd: fd.into(), vhost: None }
+    }
+
+    /// Gives it a [`vhost`](super::vhost) of its own.
+    pub fn set_vhost(&mut self, vhost: OwnedFd) {
+        self.vhost = Some(vhost);
+    }
+
+    /// Through which the kernel can serve it.
+    pub fn vhost(&self) -> Option<BorrowedFd<'_>> {
+        self.vhost.as_ref().map(OwnedFd::as_fd)
     }
 
     fn failed(&self, call: &'static str, errno: Errno) -> Error {

@@ -12,6 +12,7 @@ fn what_cannot_be_is_named() {
     let config = |pairs: usize, mac, mtu| Config {
         pairs,
         taps: (0..pairs).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect(),
+        vhost: vec![],
         socket: None,
         mac,
         mtu,
@@ -35,7 +36,8 @@ fn what_cannot_be_is_named() {
 fn net(pairs: usize, mtu: Option<u16>) -> Net {
     let limits = Limits::default();
     let mac = [2, 0, 0, 0, 0, 1];
-    Net::new(Config { pairs, taps: vec![], socket: None, mac, mtu, rx: limits, tx: limits }).unwrap()
+    Net::new(Config { pairs, taps: vec![], vhost: vec![], socket: None, mac, mtu, rx: limits, tx: limits })
+        .unwrap()
 }
 
 #[test]
@@ -43,7 +45,7 @@ fn what_nobody_would_cut_up_is_not_offered_to_be_sent() {
     let large = F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN | F_HOST_USO;
     let config = |pairs, socket| {
         let (limits, mac) = (Limits::default(), [2, 0, 0, 0, 0, 1]);
-        Config { pairs, taps: vec![], socket, mac, mtu: None, rx: limits, tx: limits }
+        Config { pairs, taps: vec![], vhost: vec![], socket, mac, mtu: None, rx: limits, tx: limits }
     };
     let socket = || Some(std::os::unix::net::UnixDatagram::pair().unwrap().0.into());
     let net = Net::new(config(1, socket())).unwrap();

@@ -95,7 +95,7 @@ impl Bed {
             signals: Arc::clone(&self.signals),
             rx_limit: Limiter::default(),
             tx_limit: Limiter::new(self.shape.tx),
-            mergeable: self.shape.mergeable,
+            features: if self.shape.mergeable { F_MRG_RXBUF } else { 0 },
             packet_max: 4000,
             name: "net".into(),
         };
