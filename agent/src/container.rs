@@ -21,11 +21,10 @@ use tokio::time::timeout;
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::events::{Events, now};
-use crate::helper::client::{Made, make, run};
+use crate::helper::client::{Helpers, Made};
 use crate::helper::{Create, Join, Request, mounted};
 use crate::machine::disks;
 use crate::process::{Life, Process};
-use crate::reaper::Reaper;
 use crate::sockets::{Forwarded, forward};
 use crate::watches;
 
@@ -84,7 +83,7 @@ impl Container {
     }
 
     /// Makes it, up to its process, which waits to be started. What fails is to be removed.
-    pub async fn create(self: &Arc<Self>, reaper: &Reaper, guest: Box<Guest>) -> Result<i32> {
+    pub async fn create(self: &Arc<Self>, helpers: &Helpers, guest: Box<Guest>) -> Result<i32> {
         self.cgroup.create()?;
         let resources = guest.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
         let resources = resources.unwrap_or_default();
@@ -107,7 +106,7 @@ impl Container {
             cgroup: self.cgroup.name(),
             size: self.init.size(),
         }));
-        let made = make(reaper, &request, streams, CREATE_DEADLINE).await?;
+        let made = helpers.make(&request, streams, CREATE_DEADLINE).await?;
         let pid = made.pid;
         self.publish_namespaces(pid)?;
         self.adopt(Arc::clone(&self.init), made, Life::Created(pid))?;
@@ -128,7 +127,7 @@ impl Container {
     /// Makes a process that was announced.
     pub async fn start_exec(
         self: &Arc<Self>,
-        reaper: &Reaper,
+        helpers: &Helpers,
         exec: &Arc<Process>,
         process: oci_spec::runtime::Process,
     ) -> Result<i32> {
@@ -141,7 +140,7 @@ impl Container {
             cgroup: self.cgroup.path().to_owned(),
             size: exec.size(),
         }));
-        let made = make(reaper, &request, streams, JOIN_DEADLINE).await?;
+        let made = helpers.make(&request, streams, JOIN_DEADLINE).await?;
         let pid = made.pid;
         self.adopt(Arc::clone(exec), made, Life::Running(pid))?;
         Ok(pid)
@@ -271,7 +270,7 @@ impl Container {
     }
 
     /// Removes all that there is of it. Goes on as far as it can, and returns the first that failed.
-    pub async fn remove(&self, reaper: &Reaper, shm: Option<PathBuf>) -> Result<()> {
+    pub async fn remove(&self, helpers: &Helpers, shm: Option<PathBuf>) -> Result<()> {
         let execs: Vec<_> = self.inner().execs.drain().map(|(_, exec)| exec).collect();
         let cgroup = self.cgroup.remove().await;
         for process in execs.iter().chain([&self.init]) {
@@ -284,7 +283,7 @@ impl Container {
         let unmounted = if places.is_empty() {
             Ok(())
         } else {
-            run(reaper, &Request::Unmount(places), UNMOUNT_DEADLINE).await
+            helpers.run(&Request::Unmount(places), UNMOUNT_DEADLINE).await
         };
         for directory in [
             self.namespaces(),

@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -15,14 +16,21 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{Pid, pipe2};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::{NOT_STARTED, Request, Response, Streams, WORD, receive, send};
+use super::{NOT_STARTED, Request, Response, Streams, WAITS, WORD, receive, send};
 use crate::polled;
 use crate::reaper::{Reaper, Status};
 
 /// More of a failure's story than anybody reads.
 const LONGEST_STORY: u64 = 16 * 1024;
+
+/// How many wait: the first container of a machine needs one that mounts the share before its own.
+const WAITING: usize = 2;
+/// How long they may take to come to that.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+/// When others take the place of those who were asked.
+const REFILL_AFTER: Duration = Duration::from_millis(100);
 
 /// A process that a helper made.
 pub struct Made {
@@ -34,24 +42,79 @@ pub struct Made {
     pub terminal: Option<OwnedFd>,
 }
 
-/// Lets a helper do something that makes a process.
-pub async fn make(reaper: &Reaper, request: &Request, streams: Streams, within: Duration) -> Result<Made> {
-    let mut helper = Helper::start(reaper, request, &streams)?;
-    drop(streams);
-    match helper.response(within).await? {
-        (Response::Made(pid), terminal) => Ok(Made { pid, end: reaper.watch(pid), terminal }),
-        (other, _) => bail!("a helper answered {other:?}"),
-    }
-    // Only now the helper is let go, which makes the process ours.
+/// Those who work in the agent's stead. Some wait for a request before there is one: to become a process is most of what a
+/// helper has to do, and a machine that is restored has had it done.
+#[derive(Clone)]
+pub struct Helpers {
+    reaper: Reaper,
+    waiting: Arc<Mutex<Vec<Helper>>>,
 }
 
-/// Lets a helper do something that makes none.
-pub async fn run(reaper: &Reaper, request: &Request, within: Duration) -> Result<()> {
-    let streams = Streams { stdin: null()?, stdout: null()?, stderr: null()? };
-    let mut helper = Helper::start(reaper, request, &streams)?;
-    match helper.response(within).await? {
-        (Response::Done, _) => Ok(()),
-        (other, _) => bail!("a helper answered {other:?}"),
+impl Helpers {
+    /// With nobody who waits.
+    pub fn new(reaper: Reaper) -> Self {
+        Self { reaper, waiting: Arc::default() }
+    }
+
+    /// Lets a helper do something that makes a process.
+    pub async fn make(&self, request: &Request, streams: Streams, within: Duration) -> Result<Made> {
+        let mut helper = self.ask(request, &streams)?;
+        drop(streams);
+        match helper.response(within).await? {
+            (Response::Made(pid), terminal) => Ok(Made { pid, end: self.reaper.watch(pid), terminal }),
+            (other, _) => bail!("a helper answered {other:?}"),
+        }
+        // Only now the helper is let go, which makes the process ours.
+    }
+
+    /// Lets a helper do something that makes none.
+    pub async fn run(&self, request: &Request, within: Duration) -> Result<()> {
+        let streams = Streams { stdin: null()?, stdout: null()?, stderr: null()? };
+        let mut helper = self.ask(request, &streams)?;
+        match helper.response(within).await? {
+            (Response::Done, _) => Ok(()),
+            (other, _) => bail!("a helper answered {other:?}"),
+        }
+    }
+
+    /// Has as many wait as are wanted, and returns when they do, or have been given up.
+    pub async fn get_ready(&self) -> Result<()> {
+        self.fill()?;
+        let mut waiting = std::mem::take(&mut *self.waiting());
+        let mut result = Ok(());
+        for helper in &mut waiting {
+            result = result.and(helper.waits(READY_WITHIN).await);
+        }
+        *self.waiting() = waiting;
+        result
+    }
+
+    fn ask(&self, request: &Request, streams: &Streams) -> Result<Helper> {
+        let later = self.clone();
+        tokio::spawn(async move {
+            // Whoever has asked wants the processors now.
+            sleep(REFILL_AFTER).await;
+            if let Err(error) = later.fill() {
+                log::warn!("no helper waits: {error:#}");
+            }
+        });
+        let ready = std::iter::from_fn(|| self.waiting().pop()).find(Helper::lives);
+        let helper = ready.map_or_else(|| Helper::start(&self.reaper), Ok)?;
+        helper.ask(request, streams)?;
+        Ok(helper)
+    }
+
+    fn fill(&self) -> Result<()> {
+        let mut waiting = self.waiting();
+        waiting.retain(Helper::lives);
+        while waiting.len() < WAITING {
+            waiting.push(Helper::start(&self.reaper)?);
+        }
+        Ok(())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Helper>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -62,23 +125,24 @@ pub fn null() -> Result<OwnedFd> {
 }
 
 /// A helper that runs. Dropped, it is let go; or killed, if it has not answered.
+#[derive(Debug)]
 struct Helper {
     socket: AsyncFd<OwnedFd>,
     story: File,
     pid: i32,
-    end: oneshot::Receiver<Status>,
+    /// Locked to ask whether it has come.
+    end: Mutex<oneshot::Receiver<Status>>,
     answered: bool,
 }
 
 impl Helper {
-    fn start(reaper: &Reaper, request: &Request, streams: &Streams) -> Result<Self> {
+    fn start(reaper: &Reaper) -> Result<Self> {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .context("making a socket for a helper")?;
         let (story, teller) =
             pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context("making a pipe for a helper")?;
         fcntl(&teller, FcntlArg::F_SETFL(OFlag::empty())).context("making a pipe for a helper")?;
-        let file = memory_file(request)?;
         let child = Command::new("/proc/self/exe")
             .arg0("supermachine-agent")
             .arg(WORD)
@@ -92,26 +156,53 @@ impl Helper {
             .context("starting a helper")?;
         let pid = child.id().cast_signed();
         // Its end is the reaper's business, as everybody's is.
-        let end = reaper.watch(pid);
+        let end = Mutex::new(reaper.watch(pid));
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("starting a helper")?;
+        let socket = polled(ours).context("starting a helper")?;
+        Ok(Self { socket, story: story.into(), pid, end, answered: false })
+    }
+
+    fn lives(&self) -> bool {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(end.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+    }
+
+    fn ask(&self, request: &Request, streams: &Streams) -> Result<()> {
+        let file = memory_file(request)?;
         let fds = [
             file.as_raw_fd(),
             streams.stdin.as_raw_fd(),
             streams.stdout.as_raw_fd(),
             streams.stderr.as_raw_fd(),
         ];
-        send(ours.as_raw_fd(), b"r", &fds).context("asking a helper")?;
-        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("asking a helper")?;
-        let socket = polled(ours).context("asking a helper")?;
-        Ok(Self { socket, story: story.into(), pid, end, answered: false })
+        send(self.socket.as_raw_fd(), b"r", &fds).context("asking a helper")
+    }
+
+    /// Returns when it waits for a request.
+    async fn waits(&mut self, within: Duration) -> Result<()> {
+        match timeout(within, self.receive()).await {
+            Ok(Ok((bytes, _))) if bytes == WAITS => Ok(()),
+            other => bail!("a helper does not come to wait: {other:?}{}", self.told()),
+        }
+    }
+
+    async fn receive(&self) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let received = ready.try_io(|fd| receive(fd.as_raw_fd(), 1).map_err(std::io::Error::from));
+            if let Ok(received) = received {
+                return received;
+            }
+        }
     }
 
     async fn response(&mut self, within: Duration) -> Result<(Response, Option<OwnedFd>)> {
         let answer = timeout(within, async {
             loop {
-                let mut ready = self.socket.readable().await?;
-                let received = ready.try_io(|fd| receive(fd.as_raw_fd(), 1).map_err(std::io::Error::from));
-                if let Ok(received) = received {
-                    return received;
+                match self.receive().await {
+                    // It was asked before it said so.
+                    Ok((bytes, _)) if bytes == WAITS => {}
+                    other => return other,
                 }
             }
         });
@@ -149,7 +240,7 @@ impl Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         // As long as its end has not been told, the number is its own.
-        if !self.answered && matches!(self.end.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+        if !self.answered && self.lives() {
             let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         }
     }

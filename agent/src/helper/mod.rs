@@ -4,7 +4,7 @@
 //! for whatever a mount or a hook waits for. So it is called in a process with one thread, made of the agent's own
 //! binary, which the agent gives up and kills when its time is over.
 //!
-//! A helper's standard input is a socket. The agent sends one message: a file with a [`Request`], and the descriptors
+//! A helper's standard input is a socket, by which it says when it waits for a request. The agent sends one message: a file with a [`Request`], and the descriptors
 //! that become the container's streams. The helper answers with a [`Response`], and with the terminal's master if it
 //! made one. Then it stays until the agent hangs up: until then it is the new process's parent, whose end
 //! thus cannot be missed. What it writes to standard error is the story of a failure.
@@ -40,6 +40,9 @@ pub const WORD: &str = "helper";
 
 /// How runc begins what it says of a program that cannot be run.
 const NOT_STARTED: &str = "unable to start container process";
+
+/// What a helper says when it waits for its request.
+const WAITS: &[u8] = b"waits";
 
 /// The longest answer.
 const LONGEST: usize = 32 * 1024;
@@ -125,7 +128,12 @@ pub fn main() -> ExitCode {
 
 fn serve() -> Result<()> {
     const AGENT: RawFd = 0;
-    let (_, mut fds) = receive(AGENT, MOST_FDS)?;
+    send(AGENT, WAITS, &[])?;
+    let (bytes, mut fds) = receive(AGENT, MOST_FDS)?;
+    if bytes.is_empty() {
+        // It is not needed.
+        return Ok(());
+    }
     if fds.len() != MOST_FDS {
         bail!("{} descriptors came with a request", fds.len());
     }

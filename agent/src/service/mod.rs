@@ -27,7 +27,8 @@ use ttrpc::Code;
 use crate::boot::Booted;
 use crate::container::Container;
 use crate::events::Events;
-use crate::helper::{Request, client};
+use crate::helper::Request;
+use crate::helper::client::Helpers;
 use crate::machine::dhcp::Leases;
 use crate::machine::modules::Modules;
 use crate::machine::network::Devices;
@@ -80,7 +81,7 @@ pub struct Agent {
     leases: tokio::sync::Mutex<Leases>,
     events: Arc<Events>,
     watches: Arc<Watches>,
-    reaper: Reaper,
+    helpers: Helpers,
     watcher: Watcher,
 }
 
@@ -112,9 +113,13 @@ async fn run(booted: Booted) -> Result<std::convert::Infallible> {
         leases: tokio::sync::Mutex::default(),
         events: Arc::default(),
         watches: Arc::default(),
-        reaper: Reaper::start()?,
+        helpers: Helpers::new(Reaper::start()?),
         watcher: Watcher::start()?,
     });
+    if let Err(error) = agent.helpers.get_ready().await {
+        // Each is then made when it is needed.
+        log::warn!("{error:#}");
+    }
     let streams = listen(STDIO_PORT)?;
     let forwarded = listen(FORWARD_PORT)?;
     let calls = listen(RPC_PORT)?;
@@ -199,7 +204,7 @@ impl Agent {
         if let Some(name) = &guest.hostname {
             crate::machine::settings::set_hostname(name)?;
         }
-        let pid = container.create(&self.reaper, guest).await?;
+        let pid = container.create(&self.helpers, guest).await?;
         self.watcher.watch(container)?;
         Ok(pid)
     }
@@ -211,7 +216,7 @@ impl Agent {
             provided.modules.need(&mount.typ)?;
         }
         if !provided.share {
-            client::run(&self.reaper, &Request::Share, SHARE_DEADLINE).await?;
+            self.helpers.run(&Request::Share, SHARE_DEADLINE).await?;
             provided.share = true;
         }
         Ok(())
@@ -276,7 +281,7 @@ impl Agent {
         process.advance(&Life::Announced, Life::Starting).map_err(|life| wrong(&life))?;
         let spec = self.announced().remove(&(id.to_owned(), exec_id.to_owned()));
         let spec = spec.context("the process is not announced")?;
-        match container.start_exec(&self.reaper, &process, spec).await {
+        match container.start_exec(&self.helpers, &process, spec).await {
             Ok(pid) => Ok(pid.cast_unsigned()),
             Err(error) => {
                 process.exit(Exit { status: 255, ..Exit::default() });
@@ -346,7 +351,7 @@ impl Agent {
                 shm.remove(path);
             })
         };
-        container.remove(&self.reaper, unused).await
+        container.remove(&self.helpers, unused).await
     }
 
     fn container(&self, id: &str) -> Outcome<Arc<Container>> {

@@ -218,9 +218,12 @@ impl<'a> Process<'a> {
     }
 }
 
+/// How long a process may say nothing, as one does that sleeps while others are looked at.
+const SILENCE: Duration = Duration::from_mins(15);
+
 fn collect(mut stream: UnixStream) -> JoinHandle<Result<Vec<u8>>> {
     thread::spawn(move || {
-        stream.set_read_timeout(Some(super::CALL))?;
+        stream.set_read_timeout(Some(SILENCE))?;
         let mut all = Vec::new();
         stream.read_to_end(&mut all).context("reading a stream")?;
         Ok(all)
