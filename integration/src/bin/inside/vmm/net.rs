@@ -45,7 +45,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         test(
             "vmm.net-vhost",
             "the same, but for limits, while the host's kernel moves the packets, and while the guest is paused and \
-             goes on, and its cable is taken out and put in again",
+             goes on",
             |ctx| run(ctx, By::Kernel),
         ),
     ]
