@@ -28,7 +28,7 @@ const LONGEST_STORY: u64 = 16 * 1024;
 /// How many wait: the first container of a machine needs one that mounts the share before its own.
 const WAITING: usize = 2;
 /// How long they may take to come to that.
-const READY_WITHIN: Duration = Duration::from_secs(30);
+const READY_WITHIN: Duration = Duration::from_secs(10);
 /// When others take the place of those who were asked.
 const REFILL_AFTER: Duration = Duration::from_millis(100);
 
@@ -77,16 +77,15 @@ impl Helpers {
         }
     }
 
-    /// Has as many wait as are wanted, and returns when they do, or have been given up.
+    /// Has as many wait as are wanted, and returns when they do. Who does not come to that is given up.
     pub async fn get_ready(&self) -> Result<()> {
         self.fill()?;
-        let mut waiting = std::mem::take(&mut *self.waiting());
-        let mut result = Ok(());
-        for helper in &mut waiting {
-            result = result.and(helper.waits(READY_WITHIN).await);
+        let starting = std::mem::take(&mut *self.waiting());
+        for mut helper in starting {
+            helper.waits(READY_WITHIN).await?;
+            self.waiting().push(helper);
         }
-        *self.waiting() = waiting;
-        result
+        Ok(())
     }
 
     fn ask(&self, request: &Request, streams: &Streams) -> Result<Helper> {
@@ -98,8 +97,12 @@ impl Helpers {
                 log::warn!("no helper waits: {error:#}");
             }
         });
-        let ready = std::iter::from_fn(|| self.waiting().pop()).find(Helper::lives);
-        let helper = ready.map_or_else(|| Helper::start(&self.reaper), Ok)?;
+        // One that was killed meanwhile hears nothing.
+        let mut waiting = std::iter::from_fn(|| self.waiting().pop());
+        if let Some(helper) = waiting.find(|helper| helper.ask(request, streams).is_ok()) {
+            return Ok(helper);
+        }
+        let helper = Helper::start(&self.reaper)?;
         helper.ask(request, streams)?;
         Ok(helper)
     }

@@ -4,8 +4,8 @@
 //! for whatever a mount or a hook waits for. So it is called in a process with one thread, made of the agent's own
 //! binary, which the agent gives up and kills when its time is over.
 //!
-//! A helper's standard input is a socket, by which it says when it waits for a request. The agent sends one message: a file with a [`Request`], and the descriptors
-//! that become the container's streams. The helper answers with a [`Response`], and with the terminal's master if it
+//! A helper's standard input is a socket, by which it says when it waits for a request. The agent sends one message: a
+//! file with a [`Request`], and the descriptors that become the container's streams. The helper answers with a [`Response`], and with the terminal's master if it
 //! made one. Then it stays until the agent hangs up: until then it is the new process's parent, whose end
 //! thus cannot be missed. What it writes to standard error is the story of a failure.
 

@@ -46,8 +46,8 @@ pub enum Error {
     /// It does not know all that was agreed upon.
     #[error("the kernel lacks the features {0:#x}")]
     Features(u64),
-    /// A queue is where it would not be found.
-    #[error("a queue is not in one piece of RAM")]
+    /// A queue, or RAM, is where it would not be found.
+    #[error("a queue is not in one piece of RAM that this process has")]
     Scattered,
     /// Nobody knows where the kernel has come to.
     #[error("the kernel has a queue and does not give it back: {0}")]
@@ -121,7 +121,8 @@ impl Device<'_> {
                 mmap_handle: -1,
             })
         };
-        let regions: Vec<_> = self.ram.iter().filter_map(region).collect();
+        let regions: Option<Vec<_>> = self.ram.iter().map(region).collect();
+        let regions = regions.ok_or(Error::Scattered)?;
         self.set_mem_table(&regions).map_err(to("VHOST_SET_MEM_TABLE"))
     }
 
