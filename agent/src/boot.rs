@@ -19,7 +19,7 @@ use runtime_spec::layout;
 
 use crate::cgroup;
 use crate::machine::modules::Modules;
-use crate::machine::network;
+use crate::machine::{disks, network};
 use crate::watches::Trace;
 
 /// Where the initrd has the modules.
@@ -66,6 +66,7 @@ pub fn boot() -> Result<Booted> {
             .with_context(|| format!("linking /dev/{link}"))?;
     }
     modules.load_devices()?;
+    disks::leave_empty().context("letting go of empty drives")?;
     cgroup::prepare()?;
     // A machine's memory may grow later: what is plugged in is there for use, and can be taken away again.
     let _ = fs::write("/sys/devices/system/memory/auto_online_blocks", "online_movable");

@@ -52,6 +52,8 @@ pub struct Container {
     pub init: Arc<Process>,
     seccomp: Option<LinuxSeccomp>,
     mounts: Vec<PathBuf>,
+    /// Serial numbers of its disks.
+    disks: Vec<String>,
     inner: Mutex<Inner>,
     events: Arc<Events>,
 }
@@ -76,6 +78,7 @@ impl Container {
             cgroup: Cgroup::of(&init.id),
             seccomp: seccomp_of(&guest.spec),
             mounts: mounted(&guest.mounts),
+            disks: guest.disks(),
             init,
             inner: Mutex::default(),
             events,
@@ -87,10 +90,12 @@ impl Container {
         self.cgroup.create()?;
         let resources = guest.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
         let resources = resources.unwrap_or_default();
-        let disks = guest.devices.clone();
-        let disks =
-            tokio::task::spawn_blocking(move || disk_rules(&disks)).await.context("looking for disks")??;
-        self.inner().disks = disks;
+        let (disks, devices) = (self.disks.clone(), guest.devices.clone());
+        let rules = tokio::task::spawn_blocking(move || {
+            disks::take_up(&disks).context("taking up disks")?;
+            disk_rules(&devices)
+        });
+        self.inner().disks = rules.await.context("looking for disks")??;
         self.guard_devices(resources.devices().as_deref().unwrap_or_default())?;
         self.limit(resources).await?;
         for socket in &guest.sockets {
@@ -292,6 +297,13 @@ impl Container {
             Path::new(layout::GUEST_SOCKETS).join(&self.id),
         ] {
             let _ = fs::remove_dir_all(directory);
+        }
+        if !self.disks.is_empty() {
+            let disks = self.disks.clone();
+            // The host finds them in use then, and leaves them where they are.
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || disks::let_go(&disks)).await {
+                log::warn!("{}: letting go of disks: {error:#}", self.id);
+            }
         }
         if unmounted.is_ok() && !self.mounts.is_empty() {
             let _ = remove_empty(&Path::new(layout::GUEST_CONTAINERS).join(&self.id));

@@ -79,6 +79,8 @@ pub struct Pod {
     pub tasks: Vec<Task>,
     /// The network namespace of the machine.
     pub netns: Option<PathBuf>,
+    /// Drives of the machine in which there is no disk.
+    pub free_drives: usize,
 }
 
 /// A container of a pod, as the host sees it.

@@ -206,8 +206,11 @@ mod tests {
 
     fn in_pod(mut case: Case) -> Case {
         let task = |container: &str, pid| Task { container: container.to_owned(), pid };
-        case.pod =
-            Some(Pod { id: "p1".to_owned(), tasks: vec![task("p1", 100), task("c0", 101)], netns: None });
+        case.pod = Some(Pod {
+            id: "p1".to_owned(),
+            tasks: vec![task("p1", 100), task("c0", 101)],
+            ..Pod::default()
+        });
         let network = json!({ "type": "network", "path": "/proc/100/ns/net" });
         let list = case.spec["linux"]["namespaces"].as_array_mut().unwrap();
         list.retain(|entry| entry["type"] != "network");

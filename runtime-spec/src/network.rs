@@ -121,6 +121,7 @@ mod tests {
             id: "p1".to_owned(),
             tasks: vec![Task { container: "p1".to_owned(), pid: 100 }],
             netns: Some("/run/netns/a".into()),
+            free_drives: 0,
         });
         case
     }

@@ -152,6 +152,18 @@ pub struct Guest {
     pub hostname: Option<String>,
 }
 
+impl Guest {
+    /// The serial numbers of all disks that it needs, in no order.
+    pub fn disks(&self) -> Vec<String> {
+        let sources = self.mounts.iter().flat_map(|mount| mount.devices.iter().chain([&mount.source]));
+        let mounted = sources.filter_map(|source| match source {
+            Source::Disk(serial) => Some(serial.clone()),
+            Source::Path(_) => None,
+        });
+        mounted.chain(self.devices.iter().map(|device| device.serial.clone())).collect()
+    }
+}
+
 /// A tmpfs for shared memory, with mode 1777 and neither devices, nor set-user-ids, nor programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shm {
@@ -268,6 +280,9 @@ pub enum Access {
     /// The guest may not, also in what is mounted below.
     ReadOnlyRecursive,
 }
+
+/// Drives of a machine, each of which takes one disk at a time.
+pub const DRIVES: usize = 12;
 
 /// A disk of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]

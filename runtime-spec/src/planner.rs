@@ -12,7 +12,7 @@ use crate::config::{Config, Settings};
 use crate::error::{Result, invalid};
 use crate::host::{Host, Pod};
 use crate::kind::Kind;
-use crate::plan::{Demand, Guest, HostCgroup, HostHooks, Monitor, Network, Plan, Share};
+use crate::plan::{DRIVES, Demand, Guest, HostCgroup, HostHooks, Monitor, Network, Plan, Share};
 use crate::{
     annotations, cgroup, devices, hooks, labels, logger, mounts, namespaces, network, platform, process,
     resources, rootfs, seccomp, size, sysctl,
@@ -60,6 +60,11 @@ impl Context<'_> {
     /// A place in the shared tree, on the host.
     pub(crate) fn shared(&self, place: &Path) -> PathBuf {
         self.request.share.join(place)
+    }
+
+    /// Drives of its machine that take a disk for it.
+    pub(crate) fn free_drives(&self) -> usize {
+        self.request.pod.map_or(DRIVES, |pod| pod.free_drives)
     }
 
     /// A path of the spec; relative ones are relative to the bundle.

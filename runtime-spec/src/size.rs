@@ -316,8 +316,11 @@ mod tests {
     #[test]
     fn members_make_no_machine() {
         let mut case = Case::with(&json!({ "annotations": { "dev.supermachine.cpus": "2" } }));
-        case.pod =
-            Some(crate::host::Pod { id: "p1".to_owned(), netns: Some("/run/netns/a".into()), tasks: vec![] });
+        case.pod = Some(crate::host::Pod {
+            id: "p1".to_owned(),
+            netns: Some("/run/netns/a".into()),
+            ..Default::default()
+        });
         case.spec["linux"]["namespaces"][4]["path"] = json!("/run/netns/a");
         let plan = case.plan();
         assert_eq!(plan.machine, None);

@@ -278,6 +278,7 @@ fn ask(document: &Value, rootfs: &[RootfsMount], member: bool, seed: u64) -> Res
             Task { container: "c0".to_owned(), pid: 100 },
         ],
         netns: None,
+        free_drives: 3,
     };
     let request = Request {
         id: "c1",

@@ -208,6 +208,7 @@ fn pod() -> Pod {
         id: "6d1e7a".to_owned(),
         tasks: vec![task("6d1e7a", 4100), task("other", 4200)],
         netns: Some("/var/run/netns/cni-1".into()),
+        free_drives: 12,
     }
 }
 

@@ -16,12 +16,13 @@ use std::path::{Path, PathBuf};
 use agent_api::is_id;
 use oci_spec::runtime::Spec;
 use runtime_spec::Kind;
-use runtime_spec::plan::Plan;
+use runtime_spec::plan::{Block, Plan};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vmm::snapshot::{MEMORY_FILE, STATE_FILE};
 
 use crate::error::{Attempt, Error, Result};
+use crate::machine::drives::path_of;
 use crate::paths::hex;
 use crate::stdio::StreamSet;
 use crate::template::Making;
@@ -33,6 +34,8 @@ pub const VERSION: u32 = 1;
 const LARGEST: u64 = 1 << 20;
 /// At once.
 const PIECE: usize = 1 << 20;
+/// As much of a disk is compared.
+const HEAD: u64 = 64 << 10;
 
 /// What a shim has to know of a container that was saved with its machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +52,9 @@ pub struct About {
     pub last_event: u64,
     /// What of the host it has mounted.
     pub mounts: Vec<Mount>,
+    /// What is in the drives of its machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
 }
 
 /// All of it that every version has.
@@ -79,6 +85,28 @@ pub struct Mount {
     pub source: PathBuf,
 }
 
+/// A disk, which is read-only and has to be the same when its machine goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Its serial number.
+    pub serial: String,
+    /// The digest of its beginning, where file systems say which they are.
+    pub head: String,
+}
+
+/// What is at the beginning of these disks.
+pub fn disks(blocks: &[Block]) -> Result<Vec<Disk>> {
+    let of = |block: &Block| {
+        let path = path_of(block)?;
+        let what = format!("reading the disk {}", path.display());
+        let mut head = Vec::new();
+        File::open(&path).attempt(&what)?.take(HEAD).read_to_end(&mut head).attempt(what)?;
+        Ok(Disk { serial: block.serial.clone(), head: hex(&Sha256::digest(&head)) })
+    };
+    blocks.iter().map(of).collect()
+}
+
 /// The mounts of a guest's spec that lead out of its machine.
 fn mounts(spec: &Spec) -> Vec<Mount> {
     let mounts = spec.mounts().as_deref().unwrap_or_default();
@@ -93,8 +121,11 @@ fn mounts(spec: &Spec) -> Vec<Mount> {
 /// Why a container of this plan cannot be written down, nor be what was, if so.
 pub fn obstacle(plan: &Plan) -> Option<&'static str> {
     match plan.kind {
-        Kind::Single if plan.blocks.is_empty() => None,
-        Kind::Single => Some("its machine has disks; mount them on the host and bind them instead"),
+        Kind::Single if plan.blocks.iter().all(|block| block.readonly) => None,
+        Kind::Single => Some(
+            "it has a disk that it can write to, which would not be what its memory says later; mount that on the host and \
+             bind it instead",
+        ),
         Kind::Sandbox | Kind::Member { .. } => Some("it is one of a pod's, which share a machine"),
     }
 }
@@ -110,6 +141,7 @@ impl About {
             execs: Vec::new(),
             last_event,
             mounts: mounts(spec),
+            disks: Vec::new(),
         }
     }
 
@@ -123,6 +155,22 @@ impl About {
                 "the container that was written down had {} terminal, and this one is to have {}",
                 if terminal { "no" } else { "a" },
                 if terminal { "one" } else { "none" }
+            )));
+        }
+        let here = disks(&plan.blocks)?;
+        if here.len() != self.disks.len() {
+            return Err(Error::precondition(format!(
+                "the container that was written down had {} disks, and this one is to have {}",
+                self.disks.len(),
+                here.len()
+            )));
+        }
+        if let Some((block, _)) =
+            plan.blocks.iter().zip(here.iter().zip(&self.disks)).find(|(_, (here, saved))| here != saved)
+        {
+            return Err(Error::precondition(format!(
+                "the disk {} is not the one that the container had; restore it with the image that it had",
+                path_of(block)?.display()
             )));
         }
         let now = mounts(&plan.guest.spec);

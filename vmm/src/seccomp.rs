@@ -157,7 +157,8 @@ const KVMIO: u64 = 0xae;
 const VHOST: u64 = 0xaf;
 const IOCTL_TYPE: u64 = 0xff00;
 
-/// Other ioctls, each by its number: sockets that do not block, taps, a terminal's console.
+/// Other ioctls, each by its number: sockets that do not block, taps, a terminal's console, and what blocks a disk has that
+/// is put into a drive.
 const IOCTLS: &[u64] = &[
     libc::FIONBIO,
     libc::TUNGETIFF,
@@ -169,6 +170,7 @@ const IOCTLS: &[u64] = &[
     libc::TCSETSW,
     libc::TCSETSF,
     libc::TIOCGWINSZ,
+    crate::devices::virtio::block::BLKSSZGET,
 ];
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 

@@ -10,8 +10,11 @@ pub struct Slot {
     pub base: u64,
     /// Size of the window.
     pub len: u64,
-    /// Line of the interrupt controller, as [`Vm::irq_line`](crate::hypervisor::Vm::irq_line) counts.
+    /// Line of the interrupt controller, as [`Vm::irq_line`](crate::hypervisor::Vm::irq_line) counts. Others may have it
+    /// too.
     pub line: u32,
+    /// Whether others may.
+    pub shared: bool,
 }
 
 /// The name of a device that stays the same from machine to machine and in snapshots: `vsock`,
@@ -44,19 +47,22 @@ pub struct Window {
     pub base: u64,
     /// From one slot to the next, and the size of each.
     pub stride: u64,
-    /// Line of the first slot; the others follow, one each.
+    /// The first line.
     pub first_line: u32,
+    /// How many lines there are.
+    pub lines: u32,
     /// How many slots there can be.
     pub count: u32,
 }
 
+/// Devices that may share lines take no more than these, and then one more each of them.
+const SHARED_MOST: usize = 6;
+
 /// No slot for a device.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// The interrupt controller has no line left.
-    #[error(
-        "no interrupt is left for {id}: this machine has {count}, one for each device; leave devices out"
-    )]
+    /// No line is left, or no address.
+    #[error("no interrupt is left for {id}: this machine has {count}, one for a device; leave devices out")]
     Full {
         /// Who wants one.
         id: SlotId,
@@ -77,16 +83,30 @@ pub struct SlotMap {
     window: Window,
     slots: BTreeMap<SlotId, Slot>,
     order: Vec<SlotId>,
+    /// Lines that are taken.
+    lines: u32,
+    /// Those of them that are shared, and who gets the next of them.
+    shared: Vec<u32>,
+    sharers: usize,
 }
 
 impl SlotMap {
     /// With all slots free.
     pub fn new(window: Window) -> Self {
-        Self { window, slots: BTreeMap::new(), order: Vec::new() }
+        Self { window, slots: BTreeMap::new(), order: Vec::new(), lines: 0, shared: Vec::new(), sharers: 0 }
     }
 
-    /// Takes the next slot.
+    /// Takes the next slot, with a line of its own.
     pub fn add(&mut self, id: SlotId) -> Result<Slot, Error> {
+        self.take(id, false)
+    }
+
+    /// Takes the next slot, with a line that others of this sort have, too. There are always some left.
+    pub fn add_sharing(&mut self, id: SlotId) -> Result<Slot, Error> {
+        self.take(id, true)
+    }
+
+    fn take(&mut self, id: SlotId, shared: bool) -> Result<Slot, Error> {
         if self.slots.contains_key(&id) {
             return Err(Error::Twice { id });
         }
@@ -95,14 +115,35 @@ impl SlotMap {
         if index >= self.window.count {
             return Err(Error::Full { id, count: self.window.count });
         }
+        let line = if shared { self.shared_line() } else { self.own_line() };
+        let Some(line) = line else { return Err(Error::Full { id, count: self.window.lines }) };
         let slot = Slot {
             base: self.window.base + u64::from(index) * self.window.stride,
             len: self.window.stride,
-            line: self.window.first_line + index,
+            line,
+            shared,
         };
         self.slots.insert(id.clone(), slot);
         self.order.push(id);
         Ok(slot)
+    }
+
+    fn own_line(&mut self) -> Option<u32> {
+        let line = self.window.first_line + self.lines;
+        self.lines += 1;
+        (self.lines <= self.window.lines).then_some(line)
+    }
+
+    fn shared_line(&mut self) -> Option<u32> {
+        if self.shared.len() < SHARED_MOST
+            && self.lines < self.window.lines
+            && let Some(line) = self.own_line()
+        {
+            self.shared.push(line);
+        }
+        let line = self.shared.get(self.sharers % self.shared.len().max(1)).copied();
+        self.sharers += 1;
+        line
     }
 
     /// The slot of a device.
@@ -120,7 +161,7 @@ impl SlotMap {
 mod tests {
     use super::*;
 
-    const WINDOW: Window = Window { base: 0x1000, stride: 0x200, first_line: 5, count: 3 };
+    const WINDOW: Window = Window { base: 0x1000, stride: 0x200, first_line: 5, lines: 3, count: 9 };
 
     #[test]
     fn addresses_and_lines_ascend_in_the_order_of_the_devices() {
@@ -143,6 +184,33 @@ mod tests {
         let full = map.add(SlotId::new("d")).unwrap_err();
         assert_eq!(full, Error::Full { id: SlotId::new("d"), count: 3 });
         assert!(full.to_string().contains("for d"));
+    }
+
+    #[test]
+    fn some_share_what_lines_there_are() {
+        let lines = |own: usize, window| {
+            let mut map = SlotMap::new(window);
+            for index in 0..own {
+                map.add(SlotId::new(format!("own{index}"))).unwrap();
+            }
+            let shared = (0..window.count as usize - own)
+                .map(|index| Some(map.add_sharing(SlotId::new(format!("shared{index}"))).ok()?.line));
+            shared.collect::<Vec<_>>()
+        };
+        assert_eq!(lines(1, WINDOW), [6, 7, 6, 7, 6, 7, 6, 7].map(Some));
+        assert_eq!(lines(3, WINDOW), [None; 6]);
+        let many = lines(0, Window { lines: 20, ..WINDOW });
+        assert_eq!(many, [5, 6, 7, 8, 9, 10, 5, 6, 7].map(Some));
+    }
+
+    #[test]
+    fn there_are_no_more_addresses_than_fit() {
+        let mut map = SlotMap::new(Window { lines: 20, ..WINDOW });
+        for index in 0..9 {
+            map.add(SlotId::new(format!("{index}"))).unwrap();
+        }
+        assert_eq!(map.add(SlotId::new("d")).unwrap_err(), Error::Full { id: SlotId::new("d"), count: 9 });
+        assert!(map.add_sharing(SlotId::new("d")).is_err());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The kernel's modules that the initrd brings, in files whose names begin with a number: that is the order in
 //! which they load.
 //!
-//! Drivers are loaded at boot. File systems only when one is to be mounted, as most containers have none of
-//! their own: a module is loaded after all that stand before it.
+//! Drivers are loaded at boot. File systems only when one is to be mounted, and the driver of disks when there is one, as
+//! most containers have none of their own: a module is loaded after all that stand before it.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use crate::boot::load_module;
 
 /// Those that wait until they are needed, by their names in [`need`](Modules::need).
-const LATER: &[&str] = &["overlay", "erofs", "ext4"];
+const LATER: &[&str] = &["overlay", "erofs", "ext4", "virtio_blk"];
 
 /// Modules, open because the directory they are in disappears.
 pub struct Modules(VecDeque<(String, File)>);

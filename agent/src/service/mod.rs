@@ -30,6 +30,7 @@ use crate::events::Events;
 use crate::helper::Request;
 use crate::helper::client::Helpers;
 use crate::machine::dhcp::Leases;
+use crate::machine::disks;
 use crate::machine::modules::Modules;
 use crate::machine::network::Devices;
 use crate::machine::resolvers::Resolvers;
@@ -214,6 +215,9 @@ impl Agent {
         let mut provided = self.provided.lock().await;
         for mount in &guest.mounts {
             provided.modules.need(&mount.typ)?;
+        }
+        if !guest.disks().is_empty() {
+            disks::need_driver(&mut provided.modules)?;
         }
         if !provided.share {
             self.helpers.run(&Request::Share, SHARE_DEADLINE).await?;

@@ -21,7 +21,6 @@ const GUEST_MODULES: [&str; 11] = [
     "virtio_mmio",
     "vmw_vsock_virtio_transport",
     "virtio_rng",
-    "virtio_blk",
     "virtio_net",
     "virtio_balloon",
     "virtio_mem",
@@ -29,6 +28,7 @@ const GUEST_MODULES: [&str; 11] = [
     "erofs",
     "crc32c_generic",
     "ext4",
+    "virtio_blk",
 ];
 
 /// What fetching and unpacking a kernel takes.

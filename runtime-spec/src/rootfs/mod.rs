@@ -4,8 +4,8 @@
 //!
 //! - **In the guest**, when all of it is images (erofs, ext4) and what is made of them by reference
 //!   (`{{ mount 0 }}`). The images are disks of the machine, and its kernel mounts them and the overlay.
-//! - **On the host** otherwise: the shim mounts it to a place in the shared tree. So it is too where the machine cannot
-//!   have these disks: because it runs already, as that of a pod does, or because they are too many.
+//! - **On the host** otherwise: the shim mounts it to a place in the shared tree. So it is too where the machine has not
+//!   as many drives, or others of its pod have disks in them.
 //!
 //! Without any mounts the root is the directory that the spec names, bound like on the second way.
 
@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use crate::devices::next_serial;
 use crate::error::{Error, Result, at, invalid, missing, unsupported};
 use crate::host::Found;
-use crate::kind::Kind;
 use crate::plan::{Block, BlockSource, Directory, Mount, Plan, Source};
 use crate::planner::Context;
 use crate::{layout, mounts};
@@ -27,9 +26,6 @@ pub(crate) const IMAGES: &[&str] = &["erofs", "ext4"];
 pub(crate) const HOST_TYPES: &[&str] = &["bind", "overlay", "btrfs", "zfs", "xfs"];
 /// What containerd's mount manager would do to a mount, and we do: it hands them over raw if told so.
 pub(crate) const TRANSFORMS: &[&str] = &["mkdir", "format"];
-
-/// More disks than these are left to the host: each takes one of a machine's interrupts, of which x86_64 has 18.
-const MOST_DISKS: usize = 12;
 
 /// Options that are for the mount manager, of which this one is done here.
 const CONTAINERD: &str = "X-containerd.";
@@ -99,8 +95,7 @@ pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
     } else {
         let mounts = request.rootfs.iter().enumerate();
         let parts = mounts.map(|(index, given)| part(index, given)).collect::<Result<Vec<_>>>()?;
-        let in_guest = !matches!(context.kind, Kind::Member { .. })
-            && (1..=MOST_DISKS).contains(&parts.iter().map(Part::disks).sum())
+        let in_guest = (1..=context.free_drives()).contains(&parts.iter().map(Part::disks).sum())
             && parts.iter().all(|part| part.is_image() || part.refers_only());
         if in_guest { of_images(context, plan, &parts)? } else { on_host(context, plan, &parts)? }
     };

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::plan::DRIVES;
 use crate::testing::Case;
 
 fn mount(typ: &str, source: &str, options: &[&str]) -> RootfsMount {
@@ -180,7 +181,7 @@ fn images_under_a_directory_of_the_host_are_composed_there() {
     assert_eq!(plan.share.rootfs[1].options[2], "lowerdir=/share/c1/layers/0");
 }
 
-/// A machine that runs takes no more disks, and one that is made not any number of them.
+/// A machine takes as many disks as it has drives, and one that runs as many as are left.
 #[test]
 fn images_that_the_machine_cannot_have_are_composed_on_the_host() {
     let compose = |layers: usize| {
@@ -191,24 +192,26 @@ fn images_that_the_machine_cannot_have_are_composed_on_the_host() {
         list.push(mount("format/overlay", "overlay", &upper));
         list
     };
-    for (layers, member, at) in [
-        (1, false, COMPOSED),
-        (MOST_DISKS - 1, false, COMPOSED),
-        (MOST_DISKS, false, SHARED),
-        (1, true, SHARED),
+    for (layers, free, at) in [
+        (1, None, COMPOSED),
+        (DRIVES - 1, None, COMPOSED),
+        (DRIVES, None, SHARED),
+        (1, Some(2), COMPOSED),
+        (2, Some(2), SHARED),
+        (1, Some(0), SHARED),
     ] {
         let mut case = case(&compose(layers));
-        if member {
+        if let Some(free_drives) = free {
             case.spec["annotations"] = json!({ "io.containerd.runc.v2.group": "pod" });
             let namespaces = case.spec["linux"]["namespaces"].as_array_mut().unwrap();
             namespaces.retain(|namespace| namespace["type"] != "network");
             namespaces.push(json!({ "type": "network", "path": "/run/netns/a" }));
             let netns = Some("/run/netns/a".into());
-            case.pod = Some(crate::host::Pod { id: "pod".to_owned(), tasks: Vec::new(), netns });
+            case.pod = Some(crate::host::Pod { id: "pod".to_owned(), tasks: Vec::new(), netns, free_drives });
         }
         let plan = case.plan();
         let on_host = at == SHARED;
-        assert_eq!((root(&plan), plan.blocks.is_empty()), (at, on_host), "{layers} {member}");
+        assert_eq!((root(&plan), plan.blocks.is_empty()), (at, on_host), "{layers} {free:?}");
         let mounted = if on_host { plan.share.rootfs.len() } else { plan.guest.mounts.len() };
         assert_eq!(mounted, layers + 2);
     }

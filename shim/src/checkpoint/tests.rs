@@ -129,3 +129,30 @@ fn directories_that_containerd_forgets_are_removed_and_no_others() {
     dispose(&other.0);
     assert!(other.0.exists());
 }
+
+#[test]
+fn a_disk_is_known_by_its_beginning() {
+    let bed = Bed::new();
+    let path = bed.0.join("image");
+    let block = Block {
+        serial: "c0b0".into(),
+        source: runtime_spec::plan::BlockSource::Path(path.clone()),
+        readonly: true,
+    };
+    let known = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        disks(std::slice::from_ref(&block)).unwrap()
+    };
+    let first = known(&[1; 4096]);
+    assert_eq!((first.len(), first[0].serial.as_str()), (1, "c0b0"));
+    assert_eq!(first, known(&[1; 4096]));
+    assert_ne!(first, known(&[2; 4096]));
+    assert_ne!(first, known(&[1; 4608]));
+    // No more of a large one is read.
+    let mut large = vec![1; HEAD as usize + 512];
+    let before = known(&large);
+    large[HEAD as usize] = 2;
+    assert_eq!(before, known(&large));
+    fs::remove_file(&path).unwrap();
+    assert!(disks(&[block]).unwrap_err().text.contains("image"));
+}

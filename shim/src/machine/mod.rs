@@ -1,5 +1,6 @@
 //! A machine: the way from nothing to an agent that serves, by a boot or from a template.
 
+pub mod drives;
 pub mod monitor;
 pub mod net;
 mod watches;
@@ -20,6 +21,7 @@ use ttrpc::Code;
 use vmm::control::{Reply, Request};
 use vmm::snapshot::Form;
 
+use self::drives::Drives;
 use self::monitor::{Boot, Monitor, Origin, Start};
 use self::net::{Ends, Network, Rules, Uplink};
 use self::watches::Watches;
@@ -50,7 +52,7 @@ pub struct Recipe<'a> {
     pub paths: &'a Paths,
     /// The plan for it.
     pub machine: &'a plan::Machine,
-    /// Its disks.
+    /// The disks that are in its drives from the beginning, in their order.
     pub blocks: &'a [Block],
     /// The network namespace that it is in.
     pub network: &'a OwnedFd,
@@ -86,6 +88,7 @@ pub struct Machine {
     paths: Paths,
     monitor: Monitor,
     network: Network,
+    drives: Drives,
     /// What it has to become yet.
     change: Change,
     /// What it runs on, which is not pruned as long.
@@ -152,8 +155,9 @@ impl Machine {
         };
         info!("machine of monitor {} booted in {:?}", monitor.process().pid, begun.elapsed());
         let (paths, heard) = (paths.clone(), AtomicU64::new(0));
-        let network = recipe.network()?;
-        Ok(Self { guest, journal, heard, paths, monitor, network, change: Change::default(), template: None })
+        let (network, drives) = (recipe.network()?, Drives::holding(recipe.blocks));
+        let change = Change::default();
+        Ok(Self { guest, journal, heard, paths, monitor, network, drives, change, template: None })
     }
 
     /// Restores one, which is then to change. What it takes is written into `journal` first.
@@ -187,7 +191,8 @@ impl Machine {
                 template.worked();
                 info!("machine of monitor {} restored in {:?}", monitor.process().pid, begun.elapsed());
                 let (paths, heard) = (paths.clone(), AtomicU64::new(0));
-                Ok(Self { guest, journal, heard, paths, monitor, network, change, template: Some(template) })
+                let (drives, template) = (Drives::holding(recipe.blocks), Some(template));
+                Ok(Self { guest, journal, heard, paths, monitor, network, drives, change, template })
             }
             Err(error) => {
                 let error = monitor.stuck(error).await;
@@ -203,6 +208,23 @@ impl Machine {
     /// `in_any_case` also if it has been told so, as one that comes from elsewhere may have other things.
     pub async fn bring_network(&self, in_any_case: bool) -> Result<()> {
         self.network.bring(self.ends(), in_any_case).await.map_err(|error| self.explain(error))
+    }
+
+    /// Puts disks of a container's into its drives, all or none.
+    pub async fn insert(&self, disks: &[Block]) -> Result<()> {
+        self.drives.insert(&self.monitor, disks).await.map_err(|error| self.explain(error))
+    }
+
+    /// Takes out disks of a container that is gone from its guest.
+    pub async fn eject(&self, disks: &[Block]) {
+        if !self.is_over() {
+            self.drives.eject(&self.monitor, disks).await;
+        }
+    }
+
+    /// How many drives have no disk.
+    pub fn free_drives(&self) -> usize {
+        self.drives.free()
     }
 
     /// Has connections to localhost of its network namespace be its guest's.

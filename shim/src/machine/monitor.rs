@@ -17,7 +17,7 @@ use log::warn;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sched::{CloneFlags, unshare};
 use runtime_spec::layout::BINDS_TAG;
-use runtime_spec::plan::{Block, BlockSource};
+use runtime_spec::plan::{Block, DRIVES};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
@@ -26,11 +26,12 @@ use tokio::time::timeout;
 use ttrpc::Code;
 use vmm::control::{Client as Control, Look, Reply, Request};
 
+use super::drives::path_of;
 use super::net;
+use crate::deadlines;
 use crate::error::{Attempt, Error, Result};
 use crate::process::Process;
 use crate::template::key::SHARES;
-use crate::{deadlines, host};
 
 /// Lines of the monitor's that are kept for an error.
 const LINES: usize = 20;
@@ -72,7 +73,7 @@ pub struct Start<'a> {
     pub directory: &'a Path,
     /// What its guest begins with.
     pub origin: Origin,
-    /// Its disks.
+    /// The disks that are in its drives from the beginning, in their order.
     pub blocks: &'a [Block],
     /// The network namespace that it is in; without, one of its own.
     pub network: Option<OwnedFd>,
@@ -367,6 +368,10 @@ fn arguments(start: &Start<'_>) -> Result<Vec<OsString>> {
         let news = if tag == BINDS_TAG { format!(":news={NEWS_GROUP}") } else { String::new() };
         option("--share", place(&format!("{tag}="), places::TREE, &format!(":cache={cache}{news}")));
     }
+    for index in 0..DRIVES {
+        let disk = start.blocks.get(index).map_or_else(|| Ok("none".into()), drive_argument)?;
+        option("--drive", disk);
+    }
     for slot in 0..net::SLOTS {
         option("--tap", format!("none,mac={}", net::slot_mac(slot)).into());
     }
@@ -385,9 +390,6 @@ fn arguments(start: &Start<'_>) -> Result<Vec<OsString>> {
         }
         Origin::Snapshot(directory) => option("--restore", directory.clone().into()),
     }
-    for block in start.blocks {
-        option("--block", block_argument(block)?);
-    }
     Ok(words)
 }
 
@@ -398,12 +400,8 @@ fn above(fd: &impl AsFd) -> Result<OwnedFd> {
 }
 
 /// With all options, so that none is looked for in the path.
-fn block_argument(block: &Block) -> Result<OsString> {
-    let path = match &block.source {
-        BlockSource::Path(path) => path.clone(),
-        BlockSource::Device { major, minor } => host::disk(*major, *minor)?,
-    };
-    let mut argument = path.into_os_string();
+fn drive_argument(block: &Block) -> Result<OsString> {
+    let mut argument = path_of(block)?.into_os_string();
     argument.push(format!(":serial={}:{}", block.serial, if block.readonly { "ro" } else { "rw" }));
     Ok(argument)
 }
@@ -417,6 +415,7 @@ fn brief(look: &Look) -> String {
 
 #[cfg(test)]
 mod tests {
+    use runtime_spec::plan::BlockSource;
     use vmm::control::{QueueSight, Sight};
 
     use super::*;
@@ -446,7 +445,7 @@ mod tests {
         ] {
             let source = BlockSource::Path(path.into());
             let block = Block { serial: "c0b1".to_owned(), source, readonly };
-            assert_eq!(block_argument(&block).unwrap(), argument);
+            assert_eq!(drive_argument(&block).unwrap(), argument);
         }
     }
 
@@ -466,11 +465,12 @@ mod tests {
             memory_max: Some(7),
             cpus: 3,
         };
+        let drives = ["--drive none"; DRIVES].join(" ");
         let devices = "run --control fd:3 --jail /m/jail --share containers=/m/tree:cache=auto \
-                       --share binds=/m/tree:cache=fresh:news=1936523264 --tap none,mac=02:73:6d:00:00:01 \
+                       --share binds=/m/tree:cache=fresh:news=1936523264 DRIVES --tap none,mac=02:73:6d:00:00:01 \
                        --tap none,mac=02:73:6d:00:00:02 --tap none,mac=02:73:6d:00:00:03 \
                        --tap none,mac=02:73:6d:00:00:04 --tap none,mac=02:73:6d:00:00:05 \
-                       --vsock /m/vsock --console file:/m/console";
+                       --vsock /m/vsock --console file:/m/console".replace("DRIVES", &drives);
         let booted = "--kernel /k --initrd /i --append quiet --memory 5 --memory-max 7 --cpus 3";
         assert_eq!(line(Origin::Boot(boot)), format!("{devices} {booted}"));
         assert_eq!(line(Origin::Snapshot("/t".into())), format!("{devices} --restore /t"));

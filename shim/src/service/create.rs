@@ -12,7 +12,7 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use log::{info, warn};
 use oci_spec::runtime::ContainerState;
 use runtime_spec::host::{Host, Pod, Task};
-use runtime_spec::plan::{Network, Plan};
+use runtime_spec::plan::{Block, Network, Plan};
 use runtime_spec::{Kind, Request, RootfsMount, layout};
 
 use super::origin::{Past, Resumed, Source, again, rejoin, restored};
@@ -49,6 +49,8 @@ pub(super) struct Parts {
     pub(super) machine_journal: Option<Arc<Journal>>,
     /// Of its own process, and of others that it has already.
     streams: HashMap<String, Arc<Streams>>,
+    /// Its disks, which are in drives of the machine's.
+    disks: Vec<Block>,
     begins: Begins,
     warming: Option<Warming>,
     /// The directory that was filled for it.
@@ -264,11 +266,6 @@ impl Shim {
                 "the machine of pod {pod} is not there; create the pod first"
             )));
         }
-        if !plan.blocks.is_empty() && plan.machine.is_none() {
-            return Err(Error::precondition(
-                "a machine that runs takes no more disks; mount them on the host and bind them",
-            ));
-        }
         if let Some(checkpoint) = checkpoint {
             checkpoint.about.check(&plan, request.terminal)?;
         }
@@ -277,14 +274,14 @@ impl Shim {
 
     /// The pod whose machine runs.
     fn pod(&self) -> Option<Pod> {
-        self.machine()?;
+        let free_drives = self.machine()?.free_drives();
         let containers: Vec<_> = lock(&self.containers).keys().cloned().collect();
         let task = |container: String| {
             let pid = self.ledger.view(&container, "").ok()?.pid;
             Some(Task { container, pid })
         };
         let tasks = containers.into_iter().filter_map(task).collect();
-        Some(Pod { id: self.paths.group().to_owned(), tasks, netns: None })
+        Some(Pod { id: self.paths.group().to_owned(), tasks, netns: None, free_drives })
     }
 
     fn begin(&self, id: &str) -> Result<Parts> {
@@ -299,6 +296,7 @@ impl Shim {
             machine: None,
             machine_journal: None,
             streams: HashMap::new(),
+            disks: Vec::new(),
             begins: Begins::Anew,
             warming: None,
             filled: None,
@@ -367,6 +365,7 @@ impl Shim {
         let (machine, hooked) =
             tokio::join!(self.machine_for(plan, store, from, parts, network, timeline), hooks);
         parts.machine = Some(machine?);
+        parts.disks.clone_from(&plan.blocks);
         hooked?;
         let machine = parts.machine.clone().ok_or_else(|| Error::unknown("there is no machine"))?;
         let guest = &machine.guest;
@@ -473,12 +472,19 @@ impl Shim {
             let running = self.machine().ok_or_else(|| Error::precondition("the machine is gone"))?;
             running.forward(&plan.sockets)?;
             plan.resolv_conf.iter().for_each(|file| running.resolves_by(file));
+            // Last, as they are taken out again with the container.
+            running.insert(&plan.blocks).await?;
             return Ok(running);
+        };
+        // One that goes on needs them before it does.
+        let (at_once, later) = match &from {
+            Some(Source::Checkpoint(_)) => (plan.blocks.as_slice(), &[][..]),
+            _ => (&[][..], plan.blocks.as_slice()),
         };
         let recipe = Recipe {
             paths: &self.paths,
             machine,
-            blocks: &plan.blocks,
+            blocks: at_once,
             network: &network,
             network_path: match &plan.network {
                 Network::Namespace(path) => Some(path),
@@ -498,6 +504,7 @@ impl Shim {
         };
         machine.guest = machine.guest.knowing(&plan.id, &plan.guest_id);
         let machine = Arc::new(machine);
+        machine.insert(later).await?;
         machine.forward(&plan.sockets)?;
         plan.resolv_conf.iter().for_each(|file| machine.resolves_by(file));
         Ok(machine)
@@ -518,6 +525,7 @@ impl Shim {
             touched: AtomicBool::new(false),
             warming: Mutex::new(parts.warming.take()),
             stays: checkpoint::obstacle(plan),
+            disks: parts.disks.clone(),
             guest: machine.guest.clone(),
             spec: plan.guest.spec.clone(),
             environment: plan.logger.clone(),
@@ -542,7 +550,7 @@ impl Shim {
 
     /// Undoes what there is of a container that could not be made.
     async fn undo(&self, parts: Parts) {
-        let Parts { id, journal, holder, machine, machine_journal, streams, .. } = parts;
+        let Parts { id, journal, holder, machine, machine_journal, streams, disks, .. } = parts;
         drop(streams);
         if machine_journal.is_some() {
             lock(&self.machine).take();
@@ -552,6 +560,7 @@ impl Shim {
         } else if let Some(machine) = &machine {
             // What the agent did not make it does not know.
             let _ = machine.guest.delete(&id, "").await;
+            machine.eject(&disks).await;
         }
         drop(holder);
         let undone = self.teardown(journal, machine_journal).await;

@@ -23,6 +23,7 @@ use log::{info, warn};
 use oci_spec::runtime::Spec;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
+use runtime_spec::plan::Block;
 use tokio::sync::{RwLock, watch as channel};
 
 use crate::cgroup;
@@ -88,6 +89,8 @@ pub struct Container {
     warming: Mutex<Option<warm::Warming>>,
     /// Why it cannot be written down, if so.
     stays: Option<&'static str>,
+    /// Its disks, which are in drives of its machine's.
+    disks: Vec<Block>,
     /// What its execs take from it.
     spec: Spec,
     /// For its logging processes.

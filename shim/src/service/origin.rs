@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
 
-use log::{info, warn};
+use log::warn;
 use runtime_spec::config::Boot;
 use runtime_spec::plan::Plan;
 
@@ -80,10 +80,6 @@ pub(super) async fn restored(
     recipe: &Recipe<'_>,
 ) -> Result<Option<Machine>> {
     if recipe.machine.boot == Boot::Cold {
-        return Ok(None);
-    }
-    if !recipe.blocks.is_empty() {
-        info!("{id}: its machine has disks, which no template has: it boots");
         return Ok(None);
     }
     let finding = recipe.timeline.phase("template");

@@ -49,10 +49,14 @@ impl Shim {
             containers.len() == 1 && containers.contains_key(id)
         };
         let mut machine_journal = None;
-        if last && let Some(machine) = self.machine() {
-            machine.stop().await;
-            machine.leave_network().await;
-            machine_journal = Some(machine.journal.clone());
+        match self.machine() {
+            Some(machine) if last => {
+                machine.stop().await;
+                machine.leave_network().await;
+                machine_journal = Some(machine.journal.clone());
+            }
+            Some(machine) => machine.eject(&container.disks).await,
+            None => {}
         }
         let holder = lock(&container.holder).take();
         drop(holder);

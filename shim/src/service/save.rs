@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use vmm::snapshot::Form;
 
 use super::{Container, Shim, lock};
-use crate::checkpoint::{About, Exec, Writing};
+use crate::checkpoint::{About, Exec, Writing, disks};
 use crate::deadlines;
 use crate::error::{Error, Result};
 use crate::ledger::Phase;
@@ -112,6 +112,7 @@ impl Shim {
         let set = |exec: &str| held.0.get(exec).map(|streams| streams.set).unwrap_or_default();
         let heard = machine.heard.load(Ordering::Relaxed);
         let mut about = About::new(&container.guest.name(id), &container.spec, set(""), heard);
+        about.disks = disks(&container.disks)?;
         let execs = held.0.keys().filter(|exec| !exec.is_empty());
         about.execs.extend(execs.map(|exec| {
             let exited = self.ledger.view(id, exec).is_ok_and(|view| view.phase == Phase::Exited);

@@ -62,6 +62,7 @@ impl Bed {
             touched: AtomicBool::new(false),
             warming: Mutex::default(),
             stays: None,
+            disks: Vec::new(),
             spec: Spec::default(),
             environment: Vec::new(),
             poststart: None,

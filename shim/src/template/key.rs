@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use runtime_spec::layout::{BINDS_TAG, SHARE_TAG};
-use runtime_spec::plan::{self, Shape};
+use runtime_spec::plan::{self, DRIVES, Shape};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -162,6 +162,7 @@ impl Parts {
             memory,
             memory_max,
             devices: std::iter::once("vsock".to_owned())
+                .chain((0..DRIVES).map(|index| format!("drive {index}")))
                 .chain((0..net::SLOTS).map(|slot| format!("net {}", net::slot_mac(slot))))
                 .chain(SHARES.iter().map(|(tag, cache)| format!("fs {tag} {cache}")))
                 .collect(),

@@ -93,6 +93,9 @@ pub fn obstacle(plan: &Plan) -> Option<&'static str> {
     if let Some(why) = checkpoint::obstacle(plan) {
         return Some(why);
     }
+    if !plan.blocks.is_empty() {
+        return Some("it has disks of its own; mount them on the host and bind them instead");
+    }
     if plan.machine.as_ref().is_some_and(|machine| machine.boot == Boot::Cold) {
         return Some("its machine is to boot");
     }

@@ -13,8 +13,10 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use lexopt::prelude::*;
 use vmm::control::{Client, ClientError, Event, FrameError, Outcome, Reply, Request, Status};
+use vmm::devices::virtio::block;
 use vmm::snapshot::{self, Form};
 
+use super::disks::Disk;
 use super::options::size;
 use super::terminal::{Keys, Raw};
 use super::{Usage, WITHIN};
@@ -34,6 +36,8 @@ enum Command {
     Tap(String, Tap),
     /// A slot, and where the network is.
     Nic(String, String),
+    /// A drive, and what is to be put in.
+    Disk(String, Disk),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -97,6 +101,15 @@ fn parse(mut args: lexopt::Parser) -> Result<(PathBuf, Command), Usage> {
             let address = args.value().map_err(|_| "stream:PATH or datagram:PATH is missing")?.string()?;
             Command::Nic(slot, address)
         }
+        "disk" => {
+            let drive = args.value().map_err(|_| "the drive is missing")?.string()?;
+            let disk = args.value().map_err(|_| "the file of the disk is missing")?.string()?;
+            Command::Disk(drive, Disk::parse(&disk)?)
+        }
+        "eject" => {
+            let drive = args.value().map_err(|_| "the drive is missing")?.string()?;
+            Command::Call(Request::EjectDisk { drive })
+        }
         "snapshot" => {
             let directory = args.value().map_err(|_| "the directory of the snapshot is missing")?.into();
             let over = match args.next()? {
@@ -126,6 +139,7 @@ pub(super) fn main(args: lexopt::Parser) -> Result<ExitCode, Usage> {
             Command::Snapshot(directory, over) => snapshot(&mut client, &directory, over.as_deref()),
             Command::Tap(slot, wanted) => tap(&mut client, slot, &wanted),
             Command::Nic(slot, address) => nic(&mut client, slot, &address),
+            Command::Disk(drive, wanted) => disk(&mut client, drive, &wanted),
         });
     Ok(match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -180,6 +194,14 @@ fn snapshot(client: &mut Client, directory: &Path, over: Option<&Path>) -> anyho
     }
     let (memory, data) = made?;
     println!("{data} of {memory} bytes of RAM");
+    Ok(())
+}
+
+/// Without a serial number the guest is told its name, as of other disks.
+fn disk(client: &mut Client, drive: String, wanted: &Disk) -> anyhow::Result<()> {
+    let file = block::open(&wanted.path, wanted.read_only)?;
+    let request = Request::InsertDisk { drive, serial: wanted.name(), read_only: wanted.read_only };
+    client.call(request, &[file.as_fd()], WITHIN)?;
     Ok(())
 }
 
@@ -313,6 +335,17 @@ mod tests {
             (&["/s", "nic", "net.0", "stream:/n"], Some(Command::Nic("net.0".into(), "stream:/n".into()))),
             (&["/s", "nic", "net.0"], None),
             (&["/s", "tap", "net.0"], None),
+            (
+                &["/s", "disk", "drive.0", "/a.img:ro:serial=a"],
+                Some(Command::Disk("drive.0".into(), Disk::parse("/a.img:ro:serial=a").unwrap())),
+            ),
+            (&["/s", "disk", "drive.0"], None),
+            (&["/s", "disk", "drive.0", ":ro"], None),
+            (
+                &["/s", "eject", "drive.0"],
+                Some(Command::Call(Request::EjectDisk { drive: "drive.0".into() })),
+            ),
+            (&["/s", "eject"], None),
             (&["/s", "tap", "net.0", "t:x"], None),
             (&["/s", "state", "now"], None),
             (&["/s", "pause", "x"], None),

@@ -151,7 +151,8 @@ mod linux {
             }
             Origin::Snapshot(directory) => place(directory, "/snapshot".into(), ReadOnly),
         }
-        for (index, disk) in options.disks.iter_mut().enumerate() {
+        let disks = options.disks.iter_mut().chain(options.drives.iter_mut().flatten());
+        for (index, disk) in disks.enumerate() {
             // Without a serial number the guest is told its name.
             let name = disk.path.file_name().unwrap_or("disk".as_ref()).to_owned();
             let access = if disk.read_only { ReadOnly } else { ReadWrite };

@@ -3,6 +3,7 @@
 mod check;
 mod control;
 mod ctl;
+mod disks;
 mod heap;
 mod jail;
 mod log;
@@ -62,6 +63,9 @@ Options of run:
                      a disk with this raw image or block device, again for more disks; the guest sees
                      its serial number, without one its name. A FILE whose own name ends like that is
                      given with both behind it
+  --drive none|FILE[:ro|:rw][:serial=ID]
+                     a drive, empty or with such a disk, again for more drives: disks are put in and taken
+                     out while no driver of the guest's is at work on it (ctl disk, ctl eject)
   --tap NAME[:N][,rx=SIZE][,tx=SIZE][,mac=ADDRESS][,vhost]
                      a network device on this tap, with N queues (1), again for more; rx and tx limit
                      the bytes a second to and from the guest; with vhost the host's kernel moves its
@@ -93,6 +97,9 @@ Commands of ctl:
                      plug a tap into a network device, like net.0, the first --tap
   nic SLOT stream:PATH|datagram:PATH
                      plug a socket into one, as --nic does
+  disk DRIVE FILE[:ro|:rw][:serial=ID]
+                     put a disk into a drive, like drive.0, the first --drive
+  eject DRIVE        take it out
   log | console      print what the console shows; join it (Ctrl-] leaves)
   events             print what happens, one JSON object a line, until the end
 

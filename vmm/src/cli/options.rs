@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 use log::LevelFilter;
-use vmm::devices::virtio::block::SERIAL_MAX;
 use vmm::devices::virtio::fs::{Cache, News};
 use vmm::hypervisor::PsciBy;
 
 use super::control::Control;
+use super::disks::Disk;
 use super::jail::Netns;
 use super::{Usage, log as lines, net};
 
@@ -36,6 +36,8 @@ pub(super) struct Options {
     pub(super) log: LevelFilter,
     pub(super) vsock: Option<PathBuf>,
     pub(super) disks: Vec<Disk>,
+    /// Drives, and what is in them.
+    pub(super) drives: Vec<Option<Disk>>,
     pub(super) shares: Vec<Share>,
     pub(super) taps: Vec<net::Port>,
 }
@@ -122,45 +124,6 @@ fn news(text: &str) -> Result<News, String> {
     first.ok_or_else(wrong)
 }
 
-/// A disk with a raw image, or with a disk of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Disk {
-    pub(super) path: PathBuf,
-    pub(super) read_only: bool,
-    pub(super) serial: Option<String>,
-}
-
-impl Disk {
-    /// Options are taken from the end, each of them once: whoever gives both can have any name before them, also one
-    /// that looks like an option.
-    fn parse(text: &str) -> Result<Self, String> {
-        let (mut rest, mut read_only, mut serial) = (text, None, None);
-        while let Some((before, option)) = rest.rsplit_once(':') {
-            match (option, option.strip_prefix("serial=")) {
-                ("ro" | "rw", _) if read_only.is_none() => read_only = Some(option == "ro"),
-                (_, Some(given)) if serial.is_none() => serial = Some(self::serial(given)?),
-                _ => break,
-            }
-            rest = before;
-        }
-        if rest.is_empty() {
-            return Err(format!("{text} is no disk: give FILE, and behind it :ro or :serial=ID"));
-        }
-        Ok(Self { path: rest.into(), read_only: read_only.unwrap_or(false), serial })
-    }
-}
-
-/// What fits the answer to a driver's question, and needs no quotes in a guest's files.
-fn serial(text: &str) -> Result<String, String> {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if text.is_empty() || text.len() > SERIAL_MAX || !text.bytes().all(good) {
-        return Err(format!(
-            "{text:?} is no serial number: give 1 to {SERIAL_MAX} letters, digits, dots, dashes or underscores"
-        ));
-    }
-    Ok(text.to_owned())
-}
-
 /// Where the serial port leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Console {
@@ -216,6 +179,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
     let (mut memory, mut memory_max, mut vcpus, mut psci) = (None, None, None, None);
     let (mut snapshot, mut console) = (None, Console::Stdio);
     let (mut vsock, mut disks, mut shares, mut taps) = (None, Vec::new(), Vec::new(), Vec::new());
+    let mut drives = Vec::new();
     let (mut markers, mut control, mut paused) = (Vec::new(), None, false);
     let mut log = LevelFilter::Warn;
     let (mut jail, mut netns, mut cgroup) = (None, None, None);
@@ -238,6 +202,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
             Long("psci") => psci = Some(psci_by(&args.value()?.string()?)?),
             Long("paused") => paused = true,
             Long("block") => disks.push(Disk::parse(&args.value()?.string()?)?),
+            Long("drive") => drives.push(Disk::parse_in_drive(&args.value()?.string()?)?),
             Long("share") => shares.push(Share::parse(&args.value()?.string()?)?),
             Long("tap") => taps.push(net::Port::parse(&args.value()?.string()?)?),
             Long("nic") => taps.push(net::Port::parse_socket(&args.value()?.string()?)?),
@@ -290,6 +255,7 @@ pub(super) fn parse(mut args: lexopt::Parser) -> Result<Options, Usage> {
         log,
         vsock,
         disks,
+        drives,
         shares,
         taps,
     })
@@ -368,33 +334,6 @@ mod tests {
                 news,
             });
             assert_eq!(Share::parse(text).ok(), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn disks() {
-        let disk = |path: &str, read_only, serial: Option<&str>| {
-            Some(Disk { path: path.into(), read_only, serial: serial.map(str::to_owned) })
-        };
-        for (text, expected) in [
-            ("/a.img", disk("/a.img", false, None)),
-            ("/a.img:ro", disk("/a.img", true, None)),
-            ("/a.img:rw", disk("/a.img", false, None)),
-            ("/a.img:serial=c0b0", disk("/a.img", false, Some("c0b0"))),
-            ("/a.img:serial=c0b0:ro", disk("/a.img", true, Some("c0b0"))),
-            ("/a.img:ro:serial=c0b0", disk("/a.img", true, Some("c0b0"))),
-            ("/a:b=c, d\n:e", disk("/a:b=c, d\n:e", false, None)),
-            ("/a:ro:serial=x:serial=c0b0:rw", disk("/a:ro:serial=x", false, Some("c0b0"))),
-            ("/a:serial=x:ro:ro:serial=c0b0", disk("/a:serial=x:ro", true, Some("c0b0"))),
-            ("/a:serial=12345678901234567890", disk("/a", false, Some("12345678901234567890"))),
-            ("/a:serial=123456789012345678901", None),
-            ("/a:serial=", None),
-            ("/a:serial=a b", None),
-            ("", None),
-            (":ro", None),
-            (":serial=c0b0:rw", None),
-        ] {
-            assert_eq!(Disk::parse(text).ok(), expected, "{text:?}");
         }
     }
 

@@ -25,6 +25,7 @@ use vmm::snapshot::Snapshot;
 
 use super::Usage;
 use super::control;
+use super::disks::Drives;
 use super::jail;
 use super::log as lines;
 use super::options::{Console, Options, Origin, Share, parse};
@@ -195,12 +196,7 @@ fn devices(options: &Options, vcpus: u32) -> anyhow::Result<Vec<(SlotId, Box<dyn
         devices.push((SlotId::new("vsock"), Box::new(vsock)));
     }
     for (index, disk) in options.disks.iter().enumerate() {
-        let block = Block::open(&disk.path, disk.read_only)?;
-        let block = match &disk.serial {
-            Some(serial) => block.named(serial),
-            None => block,
-        };
-        devices.push((SlotId::new(format!("block.{index}")), Box::new(block)));
+        devices.push((SlotId::new(format!("block.{index}")), Box::new(Block::new(disk.medium()?))));
     }
     for share in &options.shares {
         devices.push((SlotId::new(format!("fs.{}", share.tag)), self::share(share, vcpus)?));
@@ -244,8 +240,10 @@ fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
     jail::enter(&mut options, netns)?;
     let control = options.control.as_ref().map(control::Open::at).transpose()?;
     let markers = markers(&options.markers);
+    let mut drives = Drives::open(&options.drives)?;
     let mut fit = |vcpus| {
         let mut devices = devices(&options, vcpus)?;
+        drives.add_to(&mut devices);
         network.add_to(&mut devices);
         anyhow::Ok(devices)
     };
@@ -290,7 +288,7 @@ fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
         Origin::Snapshot(directory) => Some(directory),
     };
     let _control =
-        control.map(|control| drive(&machine, control, network, raw.clone(), origin)).transpose()?;
+        control.map(|control| drive(&machine, control, network, drives, raw.clone(), origin)).transpose()?;
     say_phases(begun, prepared, machine.phases());
     if !options.paused {
         machine.resume()?;
@@ -335,6 +333,7 @@ fn drive(
     machine: &Arc<Machine>,
     mut control: control::Open,
     network: net::Network,
+    drives: Drives,
     raw: Option<Raw>,
     origin: Option<PathBuf>,
 ) -> anyhow::Result<(Server, control::Open)> {
@@ -349,6 +348,7 @@ fn drive(
         owner: control.owner.take(),
         on_kill: Some(Box::new(on_kill)),
         on_cable: Some(network.on_cable()),
+        drives: drives.slots(),
         origin,
     };
     Ok((Server::start(machine, options)?, control))

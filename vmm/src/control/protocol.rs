@@ -85,6 +85,22 @@ pub enum Request {
         /// The slot's name.
         slot: String,
     },
+    /// Puts a disk, the descriptor with this frame, into a drive that has none: an image or a block device, open for what
+    /// it is to be used for. The guest sees it when its driver begins.
+    InsertDisk {
+        /// The drive's name.
+        drive: String,
+        /// The disk's serial number, by which a guest finds it.
+        serial: String,
+        /// The guest may not write to it.
+        #[serde(default)]
+        read_only: bool,
+    },
+    /// Takes the disk out of a drive, whose driver must not be at work. One that has none is left as it is.
+    EjectDisk {
+        /// The drive's name.
+        drive: String,
+    },
     /// Writes the machine, which must be paused, into the two descriptors with this frame: empty files, open
     /// for writing, for its state and for its RAM. Naming and syncing them is the client's business. Answered
     /// by [`Reply::Snapshot`]. The machine stays paused.

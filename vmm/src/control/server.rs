@@ -22,6 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::frame::{self, Receiver};
 use super::work::{Job, Worker};
 use super::{Answer, Call, Event, Hello, Message, Refusal, RefusalKind, Reply, Request, VERSIONS, Welcome};
+use crate::devices::virtio::block::Drive;
 use crate::event::Event as Wake;
 use crate::machine::{Machine, Notice};
 
@@ -69,6 +70,8 @@ pub struct Options {
     pub on_kill: Option<Box<dyn Fn() + Send>>,
     /// Plugs in a cable; without it that is refused.
     pub on_cable: Option<OnCable>,
+    /// Drives of the machine, by their names.
+    pub drives: Vec<(String, Drive)>,
     /// The directory of the snapshot that the machine was restored from, if it was.
     pub origin: Option<PathBuf>,
 }
@@ -78,6 +81,7 @@ impl fmt::Debug for Options {
         f.debug_struct("Options")
             .field("listener", &self.listener)
             .field("owner", &self.owner)
+            .field("drives", &self.drives)
             .field("origin", &self.origin)
             .finish_non_exhaustive()
     }
@@ -134,6 +138,7 @@ impl Server {
             machine: Arc::downgrade(machine),
             started: Instant::now(),
             on_cable: options.on_cable,
+            drives: options.drives,
             origin: options.origin,
             readers: Arc::default(),
         };

@@ -19,6 +19,7 @@ use super::{
     Reply, Request, Sight, Stats, Status, stats,
 };
 use crate::console::feed;
+use crate::devices::virtio::block::{Drive, Medium, SERIAL_MAX};
 use crate::machine::{self, Machine, Notice};
 use crate::memory::GuestRam;
 use crate::snapshot::{Form, Snapshot};
@@ -40,6 +41,7 @@ pub(super) struct Worker {
     pub(super) machine: Weak<Machine>,
     pub(super) started: Instant,
     pub(super) on_cable: Option<OnCable>,
+    pub(super) drives: Vec<(String, Drive)>,
     pub(super) origin: Option<PathBuf>,
     pub(super) readers: Arc<AtomicUsize>,
 }
@@ -100,10 +102,19 @@ impl Worker {
                 let mut taps = job.fds;
                 // Whoever gave an odd number is told what is missing by the device.
                 let vhost = if vhost { taps.split_off(taps.len().div_ceil(2)) } else { Vec::new() };
-                self.plug(&slot, Cable::Taps { taps, vhost })
+                self.plug(&machine, &slot, Cable::Taps { taps, vhost })
             }
             Request::AttachSocket { slot } => {
-                self.plug(&slot, Cable::Socket(one(job.fds, "the connected socket")?))
+                self.plug(&machine, &slot, Cable::Socket(one(job.fds, "the connected socket")?))
+            }
+            Request::InsertDisk { drive, serial, read_only } => {
+                let file = File::from(one(job.fds, "the disk")?);
+                self.insert(&machine, &drive, &serial, file, read_only)
+            }
+            Request::EjectDisk { drive } => {
+                let ejected = self.drive(&drive)?.eject();
+                let why = |error| unplaced(format!("cannot take the disk out of {drive}: {error}"));
+                ejected.map(|_| Reply::Done).map_err(why)
             }
             Request::ConsoleLog => {
                 let output = machine.console_output();
@@ -116,14 +127,57 @@ impl Worker {
         }
     }
 
-    fn plug(&self, slot: &str, cable: Cable) -> Result<Reply, Refusal> {
+    fn plug(&self, machine: &Machine, slot: &str, cable: Cable) -> Result<Reply, Refusal> {
         match &self.on_cable {
-            Some(plug) => plug(slot, cable).map(|()| Reply::Done),
-            None => Err(Refusal::new(
-                RefusalKind::Unsupported,
-                "cannot plug in a cable: this machine was built without network devices",
-            )),
+            Some(plug) => plug(slot, cable)?,
+            None => {
+                return Err(Refusal::new(
+                    RefusalKind::Unsupported,
+                    "cannot plug in a cable: this machine was built without network devices",
+                ));
+            }
         }
+        // Without that it is only slower.
+        if let Err(error) = machine.engage(slot) {
+            log::warn!("{slot}: {error}");
+        }
+        Ok(Reply::Done)
+    }
+
+    fn drive(&self, name: &str) -> Result<&Drive, Refusal> {
+        let found = self.drives.iter().find(|(drive, _)| drive == name);
+        found.map(|(_, drive)| drive).ok_or_else(|| {
+            let count = self.drives.len();
+            let why =
+                format!("there is no drive {name}: this machine has {count}, drive.0 is the first --drive");
+            Refusal::new(RefusalKind::Invalid, why)
+        })
+    }
+
+    fn insert(
+        &self,
+        machine: &Machine,
+        name: &str,
+        serial: &str,
+        file: File,
+        read_only: bool,
+    ) -> Result<Reply, Refusal> {
+        let drive = self.drive(name)?;
+        let invalid = |why: String| Refusal::new(RefusalKind::Invalid, why);
+        if serial.is_empty() || serial.len() > SERIAL_MAX {
+            return Err(invalid(format!(
+                "a serial number of {} bytes: it has 1 to {SERIAL_MAX}",
+                serial.len()
+            )));
+        }
+        let medium = Medium::of(file, serial.as_ref(), read_only);
+        let medium = medium.map_err(|error| invalid(error.to_string()))?.named(serial);
+        let inserted = drive.insert(medium);
+        inserted.map_err(|error| unplaced(format!("cannot put the disk {serial} into {name}: {error}")))?;
+        if let Err(error) = machine.engage(name) {
+            log::warn!("{name}: {error}");
+        }
+        Ok(Reply::Done)
     }
 
     fn stats(&self, machine: &Machine) -> Stats {
@@ -283,6 +337,11 @@ fn one(fds: Vec<OwnedFd>, what: &str) -> Result<OwnedFd, Refusal> {
             format!("{count} descriptors came with the request: it takes one, {what}"),
         )),
     }
+}
+
+/// The drive's state does not allow it.
+fn unplaced(why: String) -> Refusal {
+    Refusal::new(RefusalKind::State, why)
 }
 
 impl Refusal {

@@ -1,6 +1,8 @@
 //! From a configuration to a machine that stands before its first instruction, or from a snapshot to one that
 //! stands where another one stood. There is one way for both, and what differs is what each part begins with.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -15,9 +17,9 @@ use super::{Config, Error, Restore};
 use crate::arch::native::{boot, layout};
 use crate::console::{Marker, Output};
 use crate::devices::virtio::mem::Mem;
-use crate::devices::virtio::mmio::{self, Transport};
+use crate::devices::virtio::mmio::Transport;
 use crate::devices::virtio::{Device, Signals};
-use crate::hypervisor::{Hypervisor, Trigger, Vm, VmPlan};
+use crate::hypervisor::{Hypervisor, IrqLine, Trigger, Vm, VmPlan};
 use crate::kernel::Image;
 use crate::memory::GuestRam;
 use crate::slots::{SlotId, SlotMap};
@@ -269,7 +271,7 @@ impl<V: Vm> Guest<V> {
     }
 }
 
-/// Gives each virtio device its slot, its wire and its doorbells.
+/// Gives each virtio device its slot, its wire and, but for those that are idle, its doorbells.
 fn attach<V: Vm>(
     vm: &V,
     ram: &Arc<GuestRam>,
@@ -278,19 +280,26 @@ fn attach<V: Vm>(
     buses: &mut Buses,
 ) -> Result<(SlotMap, Vec<Attached>), Error> {
     let mut slots = SlotMap::new(layout::VIRTIO);
+    // One end for all who share a wire: two of them would each lower what the other has just raised.
+    let mut wires: BTreeMap<u32, Arc<dyn IrqLine>> = BTreeMap::new();
     let mut attached = Vec::new();
     for (id, device) in devices {
-        let slot = slots.add(id.clone())?;
-        let signals = Signals::new(vm.irq_line(slot.line, Trigger::Edge)?);
-        let kind = device.kind();
-        let transport = Transport::new(device, Arc::clone(ram), signals, Arc::clone(standstill))
+        let slot =
+            if device.shares_wire() { slots.add_sharing(id.clone())? } else { slots.add(id.clone())? };
+        let wire = match wires.entry(slot.line) {
+            Entry::Occupied(wire) => Arc::clone(wire.get()),
+            Entry::Vacant(place) => Arc::clone(place.insert(vm.irq_line(slot.line, Trigger::Edge)?)),
+        };
+        let (kind, idle) = (device.kind(), device.is_idle());
+        let transport = Transport::new(device, Arc::clone(ram), Signals::new(wire), Arc::clone(standstill))
             .map_err(|source| Error::Transport { id: id.clone(), source })?;
-        for (index, doorbell) in (0..).zip(transport.doorbells()) {
-            vm.doorbell(slot.base + mmio::QUEUE_NOTIFY, index, doorbell)?;
-        }
         let transport = Arc::new(transport);
-        attached.push(Attached { id: id.clone(), kind, transport: Arc::clone(&transport) });
-        buses.memory.insert(id.as_str(), slot.base, slot.len, transport)?;
+        buses.memory.insert(id.as_str(), slot.base, slot.len, Arc::clone(&transport) as _)?;
+        let device = Attached { id, kind, base: slot.base, transport, engaged: Mutex::new(false) };
+        if !idle {
+            device.engage(vm)?;
+        }
+        attached.push(device);
     }
     Ok((slots, attached))
 }

@@ -13,8 +13,8 @@ use super::shell::Native;
 use crate::arch::native::Fingerprint;
 use crate::console::{InputGate, InputPort, Output, OutputStats};
 use crate::devices::virtio;
-use crate::devices::virtio::mmio::Transport;
-use crate::hypervisor::{Crash, Kick, SystemEvent};
+use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
+use crate::hypervisor::{Crash, Kick, SystemEvent, Vm};
 use crate::memory::GuestRam;
 use crate::slots::SlotId;
 use crate::snapshot::{Layers, Shape};
@@ -210,7 +210,25 @@ impl InputPort for HeldPort {
 pub(super) struct Attached {
     pub(super) id: SlotId,
     pub(super) kind: u32,
+    /// Address of its registers.
+    pub(super) base: u64,
     pub(super) transport: Arc<Transport>,
+    /// Its doorbells ring without an exit.
+    pub(super) engaged: Mutex<bool>,
+}
+
+impl Attached {
+    /// Has the hypervisor ring its doorbells, if it does not yet.
+    pub(super) fn engage(&self, vm: &impl Vm) -> Result<(), Error> {
+        let mut engaged = self.engaged.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*engaged {
+            for (index, doorbell) in (0..).zip(self.transport.doorbells()) {
+                vm.doorbell(self.base + QUEUE_NOTIFY, index, doorbell)?;
+            }
+            *engaged = true;
+        }
+        Ok(())
+    }
 }
 
 /// What a device has done so far.
@@ -416,6 +434,14 @@ impl Machine {
                 counts: device.transport.counters().get(),
             })
             .collect()
+    }
+
+    /// Has a device that was idle be served as all others are, now that it has been given something.
+    pub fn engage(&self, id: &str) -> Result<(), Error> {
+        match self.devices.iter().find(|device| device.id.as_str() == id) {
+            Some(device) => self.native.engage(device),
+            None => Ok(()),
+        }
     }
 
     /// Exits of each processor.

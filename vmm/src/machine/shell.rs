@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::life::{Notice, Shared};
+use super::life::{Attached, Notice, Shared};
 use super::{Error, OnSystemEvent};
 use crate::arch::native::{Entry, Registers};
 use crate::console::OnMarker;
@@ -154,6 +154,9 @@ pub(super) trait Native: Send + Sync {
     /// The processors' registers. The machine stands still.
     fn registers(&self) -> Result<Vec<Registers>, Error>;
 
+    /// Has the hypervisor ring a device's doorbells.
+    fn engage(&self, device: &Attached) -> Result<(), Error>;
+
     /// Reads processors and interrupt controller from a snapshot of the same shape, without touching the machine.
     fn read(&self, snapshot: &Snapshot) -> Result<Rewind<'_>, Error>;
 }
@@ -177,6 +180,10 @@ impl<V: Vm> Native for Source<V> {
 
     fn registers(&self) -> Result<Vec<Registers>, Error> {
         self.answers(self.desks.iter().map(|desk| desk.look()).collect())
+    }
+
+    fn engage(&self, device: &Attached) -> Result<(), Error> {
+        device.engage(&*self.vm)
     }
 
     fn read(&self, snapshot: &Snapshot) -> Result<Rewind<'_>, Error> {

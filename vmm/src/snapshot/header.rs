@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Base;
 
 /// The format that this build writes, and the only one that it reads.
-pub const EPOCH: u32 = 5;
+pub const EPOCH: u32 = 6;
 
 /// What a snapshot is, and what a host must be like for it to go on there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -139,7 +139,7 @@ fn what_it_is_instead_is_said() {
     for (bytes, words) in [
         (b"#!/bin/sh\nexec true # and on, and on, and on".to_vec(), vec!["no snapshot"]),
         (vec![], vec!["no snapshot"]),
-        (renumbered(&good, 0, EPOCH + 1), vec!["format 6", "reads 5"]),
+        (renumbered(&good, 0, EPOCH + 1), vec!["format 7", "reads 6"]),
         (renumbered(&good, 1, u32::MAX), vec!["damaged", "by its own account"]),
         (renumbered(&good, 2, u32::MAX), vec!["damaged", "by its own account"]),
         (renumbered(&good, 3, 0), vec!["checksum of its header"]),

@@ -32,7 +32,8 @@ pub const GENERATION_SIZE: u64 = 0x1_0000;
 /// RAM that the guest is not told of as such.
 pub const BESIDE_RAM: [(u64, u64); 1] = [(GENERATION_ID, GENERATION_SIZE)];
 /// Virtio devices; the lines below are for devices that every machine has.
-pub const VIRTIO: Window = Window { base: 0x0a00_0000, stride: 0x1000, first_line: 16, count: 112 };
+pub const VIRTIO: Window =
+    Window { base: 0x0a00_0000, stride: 0x1000, first_line: 16, lines: 112, count: 112 };
 
 /// Start of RAM.
 pub const RAM_BASE: u64 = 0x4000_0000;

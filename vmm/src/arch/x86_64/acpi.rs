@@ -140,7 +140,7 @@ fn serial(sink: &mut dyn AmlSink) {
 fn virtio(sink: &mut dyn AmlSink, index: u8, slot: Slot) {
     // The window is below 4 GiB by its layout.
     let registers = Memory32Fixed::new(true, slot.base as u32, slot.len as u32);
-    let interrupt = edge(slot.line);
+    let interrupt = Interrupt::new(true, true, false, slot.shared, slot.line);
     let resources = ResourceTemplate::new(vec![&registers, &interrupt]);
     Device::new(
         Path::new(&format!("V{index:03}")),
@@ -255,7 +255,8 @@ mod tests {
     fn slots(count: u32) -> SlotMap {
         let mut slots = SlotMap::new(layout::VIRTIO);
         for index in 0..count {
-            slots.add(SlotId::new(format!("d{index}"))).unwrap();
+            let id = SlotId::new(format!("d{index}"));
+            if index < 2 { slots.add(id) } else { slots.add_sharing(id) }.unwrap();
         }
         slots
     }
@@ -277,22 +278,24 @@ mod tests {
         assert_eq!(madt.len(), 44 + 32 * 8 + 12);
         let dsdt = table(&ram, word(&fadt, 140));
         assert_eq!((&dsdt[..4], sum(&dsdt)), (&b"DSDT"[..], 0));
-        for name in [&b"COM1"[..], b"V000", b"V017", b"GED0", b"PWRB", b"VGEN", b"PEVT", b"_S5_"] {
+        for name in [&b"COM1"[..], b"V000", b"V063", b"GED0", b"PWRB", b"VGEN", b"PEVT", b"_S5_"] {
             assert!(dsdt.windows(4).any(|window| window == name), "{name:?}");
         }
-        assert!(!dsdt.windows(4).any(|window| window == b"V018"));
+        assert!(!dsdt.windows(4).any(|window| window == b"V064"));
     }
 
     #[test]
     fn a_device_is_described_by_its_slot() {
-        let slots = slots(2);
+        let slots = slots(3);
         let dsdt = dsdt(&slots);
-        let second = slots.iter().nth(1).unwrap().1;
-        let mut resources = vec![0x86, 9, 0, 1];
-        resources.extend((second.base as u32).to_le_bytes());
-        resources.extend((second.len as u32).to_le_bytes());
-        resources.extend([0x89, 6, 0, 0b0011, 1]);
-        resources.extend(second.line.to_le_bytes());
-        assert!(dsdt.windows(resources.len()).any(|window| window == resources));
+        for (index, interrupt) in [(1, 0b0011), (2, 0b1011)] {
+            let slot = slots.iter().nth(index).unwrap().1;
+            let mut resources = vec![0x86, 9, 0, 1];
+            resources.extend((slot.base as u32).to_le_bytes());
+            resources.extend((slot.len as u32).to_le_bytes());
+            resources.extend([0x89, 6, 0, interrupt, 1]);
+            resources.extend(slot.line.to_le_bytes());
+            assert!(dsdt.windows(resources.len()).any(|window| window == resources));
+        }
     }
 }

@@ -37,7 +37,7 @@ pub const LOCAL_APIC: u32 = 0xfee0_0000;
 
 /// Virtio devices. Lines below 5 are taken by history (timer, cascade, serial ports), 5 is the
 /// generic event device, and the I/O APIC ends at 23.
-pub const VIRTIO: Window = Window { base: 0xd000_0000, stride: 0x1000, first_line: 6, count: 18 };
+pub const VIRTIO: Window = Window { base: 0xd000_0000, stride: 0x1000, first_line: 6, lines: 18, count: 64 };
 
 /// First serial port.
 pub const SERIAL_PORT: u16 = 0x3f8;

@@ -88,6 +88,17 @@ pub trait Device: Send {
     /// The largest size of each queue, powers of two.
     fn queues(&self) -> &[u16];
 
+    /// Whether another device may have the same interrupt: one of which a machine has many, and a guest uses few.
+    fn shares_wire(&self) -> bool {
+        false
+    }
+
+    /// Whether nothing is asked of it before the host has given it something, so that its doorbells may take the long way
+    /// until [`Machine::engage`](crate::machine::Machine::engage).
+    fn is_idle(&self) -> bool {
+        false
+    }
+
     /// The device's configuration space from `offset`; what lies behind it stays zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
@@ -109,6 +120,10 @@ pub trait Device: Send {
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
         if state.is_empty() { Ok(()) } else { Err(StateError("it has no state, but some was saved".into())) }
     }
+
+    /// Its machine goes back in place to where it was saved: what it was given since then goes. Comes between
+    /// [`Device::reset`] and [`Device::restore`].
+    fn rest(&mut self) {}
 
     /// The driver wants to start over, or is gone. When this returns, nothing of the device touches
     /// guest RAM any more. May be called on a device that is not active.

@@ -96,13 +96,13 @@ fn with_loops(ctx: &Ctx<'_, Inside>) -> Result<()> {
 }
 
 /// An ext4 image with what is in `tree`.
-fn ext4(ctx: &Ctx<'_, Inside>, image: &Path, tree: &Path) -> Result<()> {
+pub fn ext4(ctx: &Ctx<'_, Inside>, image: &Path, tree: &Path) -> Result<()> {
     ctx.cmd("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).arg(tree).arg(image).arg("24M").ok()?;
     Ok(())
 }
 
 /// A compressed erofs image with what is in `tree`.
-fn erofs(ctx: &Ctx<'_, Inside>, image: &Path, tree: &Path) -> Result<()> {
+pub fn erofs(ctx: &Ctx<'_, Inside>, image: &Path, tree: &Path) -> Result<()> {
     ctx.cmd("mkfs.erofs").args(["--quiet", "-zlz4hc"]).arg(image).arg(tree).ok()?;
     Ok(())
 }
@@ -113,7 +113,7 @@ fn in_ext4(ctx: &Ctx<'_, Inside>, image: &Path, file: &str) -> Result<String> {
     Ok(ctx.cmd("debugfs").args(["-R", &format!("cat {file}")]).arg(image).ok()?.out().into_owned())
 }
 
-fn push(spec: &mut Value, list: &str, item: Value) {
+pub fn push(spec: &mut Value, list: &str, item: Value) {
     if let Some(list) = spec.pointer_mut(list).and_then(Value::as_array_mut) {
         list.push(item);
     }
@@ -284,18 +284,18 @@ impl Layers {
     }
 }
 
-fn mount(typ: &str, source: &Path, options: &[&str]) -> Mount {
+pub fn mount(typ: &str, source: &Path, options: &[&str]) -> Mount {
     let options = options.iter().map(|&option| option.to_owned()).collect();
     Mount { r#type: typ.to_owned(), source: source.display().to_string(), target: String::new(), options }
 }
 
 /// A busybox, and what tells where it is.
-fn base_tree(at: &Path) -> Result<PathBuf> {
+pub fn base_tree(at: &Path) -> Result<PathBuf> {
     for directory in ["bin", "dev", "only/base", "proc", "run", "sys"] {
         fs::create_dir_all(at.join(directory))?;
     }
     fs::copy("/usr/bin/busybox", at.join("bin/busybox"))?;
-    for applet in ["awk", "cat", "ls", "rm", "sh", "touch", "tr"] {
+    for applet in ["awk", "cat", "ls", "rm", "sh", "sort", "touch", "tr"] {
         symlink("busybox", at.join("bin").join(applet))?;
     }
     fs::write(at.join("bin/gone"), "")?;
@@ -394,7 +394,7 @@ fn on_a_directory(ctx: &Ctx<'_, Inside>, api: &Api) -> Result<()> {
     same(&all)
 }
 
-/// A machine that runs takes no more disks: for a container that joins it, the host mounts.
+/// A machine that runs takes disks, too, and gives them back before it ends.
 fn in_a_pod(ctx: &Ctx<'_, Inside>, api: &Api) -> Result<()> {
     let layers = Layers::make(ctx, "pod")?;
     let (first, _) = sandbox(ctx, api, OURS)?;
@@ -402,13 +402,18 @@ fn in_a_pod(ctx: &Ctx<'_, Inside>, api: &Api) -> Result<()> {
     let id = new_id(ctx, OURS);
     let task = Piped::on(ctx, api, OURS, id, &["sh", "-c", ROOT], root, |spec| join(spec, &first))?;
     let (typ, said) = split(&said(task)?)?;
-    ensure!(typ == "virtiofs" && said.starts_with("top\n"), "the root is of type {typ}: {said}");
-    first.container.kill(9)?;
-    let code = first.container.wait(A_WHILE)?;
-    first.end(code)?;
+    ensure!(typ == "overlay" && said.starts_with("top\n"), "the root is of type {typ}: {said}");
     let written = in_ext4(ctx, &layers.rw, "/upper/written")?;
     ensure!(written == "mine\n", "the image has {written:?}");
-    Ok(())
+    // Nobody has it any more.
+    File::open(&layers.rw)?.try_lock().context("the image is still in use")?;
+    killed(first)
+}
+
+pub fn killed(task: Piped<'_>) -> Result<()> {
+    task.container.kill(9)?;
+    let code = task.container.wait(A_WHILE)?;
+    task.end(code)
 }
 
 /// What the shim is answered from now on when it mounts one of these, as by a kernel before 6.12.
@@ -453,9 +458,7 @@ fn loops(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     tracing.wait()?;
     let (typ, said) = split(&said(task)?)?;
     ensure!(typ == "virtiofs" && said.starts_with("top\n"), "the root is of type {typ}: {said}");
-    first.container.kill(9)?;
-    let code = first.container.wait(A_WHILE)?;
-    first.end(code)?;
+    killed(first)?;
     let refused = fs::read_to_string(&log)?.matches("ENOTBLK").count();
     ensure!(refused == images.len(), "{refused} mounts were refused");
     ensure!(images.iter().all(|image| behind.contains(image)), "loop devices are on {behind:?}");

@@ -6,6 +6,7 @@ mod bursts;
 mod checkpoint;
 mod cycles;
 mod disks;
+mod drives;
 mod ended;
 mod events;
 mod execs;
@@ -113,6 +114,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         network_vhost::tests(),
         network_wrong::tests(),
         disks::tests(),
+        drives::tests(),
         template::tests(),
         checkpoint::tests(),
         rounds::tests(),

@@ -289,7 +289,7 @@ fn garbage() -> Vec<(&'static str, Vec<u8>)> {
         ("ones", vec![0xff; 64]),
         ("a frame that is too large", control::header(FRAME_MAX + 1, 0)),
         ("descriptors that do not come", control::header(2, 3)),
-        ("too many descriptors", after(control::header(2, 5))),
+        ("too many descriptors", after(control::header(2, 17))),
         ("an unknown request", after(frame(r#"{"id":1,"request":"fly"}"#))),
         ("a request without a number", after(frame(r#"{"request":"stop"}"#))),
         ("a pause without end", after(frame(r#"{"id":1,"request":{"pause":{"within_ms":-1}}}"#))),

@@ -4,6 +4,7 @@ mod bad_input;
 mod block;
 mod boot;
 mod control;
+mod drives;
 mod fs;
 mod generation;
 mod grow;
@@ -38,6 +39,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         fs::tests(),
         posix::tests(),
         block::tests(),
+        drives::tests(),
         memory::tests(),
         grow::tests(),
         hostile::tests(),

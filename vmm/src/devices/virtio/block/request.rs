@@ -16,6 +16,7 @@ use super::super::queue::Chain;
 use super::super::scatter::{Part, Scatter};
 use super::super::{Broken, Serve};
 use super::counters::Counters;
+use super::medium::Medium;
 use crate::memory::RamSlice;
 
 /// The unit of all positions, whatever the disk's blocks are.
@@ -72,10 +73,10 @@ fn invalid(why: &'static str) -> Failure {
     Failure::Io(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
-/// The image while the device is active.
+/// The image while the device is active, or none, of which nothing can be read.
 #[derive(Debug)]
 pub struct Disk {
-    file: Arc<File>,
+    file: Option<Arc<File>>,
     len: u64,
     read_only: bool,
     id: [u8; ID],
@@ -113,20 +114,21 @@ pub struct Transfer {
 }
 
 impl Disk {
-    /// Of `len` bytes. The id is cut to what the guest can be told.
-    pub fn new(
-        file: Arc<File>,
-        len: u64,
-        read_only: bool,
-        name: &str,
-        limiter: Limiter,
-        counters: Arc<Counters>,
-    ) -> Self {
+    /// With this in its drive. The id is cut to what the guest can be told.
+    pub fn new(medium: Option<&Medium>, limiter: Limiter, counters: Arc<Counters>) -> Self {
         let mut id = [0; ID];
-        for (to, from) in id.iter_mut().zip(name.bytes()) {
+        for (to, from) in id.iter_mut().zip(medium.map_or("", |medium| &medium.id).bytes()) {
             *to = from;
         }
-        Self { file, len, read_only, id, limiter, counters, buffer: vec![0; BUFFER] }
+        Self {
+            file: medium.map(|medium| Arc::clone(&medium.file)),
+            len: medium.map_or(0, |medium| medium.len),
+            read_only: medium.is_none_or(|medium| medium.read_only),
+            id,
+            limiter,
+            counters,
+            buffer: vec![0; BUFFER],
+        }
     }
 
     /// Takes a request apart if it is a transfer in order, or a flush. Everything else gets the list
@@ -170,10 +172,10 @@ impl Disk {
         Some((kind, at, status))
     }
 
-    /// The image's descriptor.
+    /// The image's descriptor. Nothing is [planned](Self::plan) where there is none.
     #[cfg(target_os = "linux")]
     pub fn fd(&self) -> i32 {
-        self.file.as_raw_fd()
+        self.file.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 
     /// Counts what was done elsewhere.
@@ -208,6 +210,10 @@ impl Disk {
         }
     }
 
+    fn file(&self) -> Result<Arc<File>, Failure> {
+        self.file.clone().ok_or_else(|| invalid("there is no disk in the drive"))
+    }
+
     fn transfer(&self, sector: u64, bytes: usize) -> Result<u64, Failure> {
         let bytes = bytes as u64;
         if !bytes.is_multiple_of(SECTOR) || bytes > DATA_MAX {
@@ -223,9 +229,10 @@ impl Disk {
     fn read(&mut self, sector: u64, writer: &mut Writer<'_, RamSlice<'_>>) -> Result<(), Failure> {
         let mut left = writer.available_bytes();
         let mut at = self.transfer(sector, left)?;
+        let file = self.file()?;
         while left > 0 {
             let buffer = &mut self.buffer[..left.min(BUFFER)];
-            self.file.read_exact_at(buffer, at)?;
+            file.read_exact_at(buffer, at)?;
             writer.write_all(buffer)?;
             at += buffer.len() as u64;
             left -= buffer.len();
@@ -237,10 +244,11 @@ impl Disk {
         self.writable()?;
         let mut left = reader.available_bytes();
         let mut at = self.transfer(sector, left)?;
+        let file = self.file()?;
         while left > 0 {
             let buffer = &mut self.buffer[..left.min(BUFFER)];
             reader.read_exact(buffer)?;
-            self.file.write_all_at(buffer, at)?;
+            file.write_all_at(buffer, at)?;
             at += buffer.len() as u64;
             left -= buffer.len();
         }
@@ -250,6 +258,7 @@ impl Disk {
     /// Discards, or writes zeroes to, all ranges of a request.
     fn ranges(&self, zeroes: bool, reader: &mut Reader<'_, RamSlice<'_>>) -> Result<(), Failure> {
         self.writable()?;
+        let file = self.file()?;
         let bytes = reader.available_bytes();
         if bytes == 0 || !bytes.is_multiple_of(RANGE) || bytes / RANGE > RANGES_MAX as usize {
             return Err(invalid("not a reasonable number of ranges"));
@@ -267,7 +276,7 @@ impl Disk {
             let bytes = u64::from(sectors) * SECTOR;
             let at = self.range(sector, bytes)?;
             if bytes > 0 {
-                deallocate(&self.file, at, bytes, !zeroes || flags & RANGE_UNMAP != 0)?;
+                deallocate(&file, at, bytes, !zeroes || flags & RANGE_UNMAP != 0)?;
             }
         }
         Ok(())
@@ -285,7 +294,7 @@ impl Disk {
             T_IN => return self.read(sector, data).map(|()| Done::Read),
             T_OUT => return self.write(sector, reader).map(|()| Done::Wrote),
             T_FLUSH if self.read_only => {}
-            T_FLUSH => self.file.sync_data()?,
+            T_FLUSH => self.file()?.sync_data()?,
             T_GET_ID => {
                 let len = data.available_bytes().min(ID);
                 data.write_all(&self.id[..len])?;

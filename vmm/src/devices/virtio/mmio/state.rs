@@ -169,7 +169,9 @@ impl Transport {
 
     /// Nothing of it touches the guest until it is [restored](Self::restore) or its driver starts over.
     pub fn rest(&self) {
-        self.reset(&mut self.lock());
+        let mut inner = self.lock();
+        self.reset(&mut inner);
+        inner.device.rest();
     }
 
     /// Becomes what was saved, over the RAM that was saved with it, on a machine that stands still and whose

@@ -473,6 +473,10 @@ impl Device for Net {
         &self.sizes
     }
 
+    fn is_idle(&self) -> bool {
+        !self.shared.link()
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         config_bytes(&self.config(), offset, data);
     }

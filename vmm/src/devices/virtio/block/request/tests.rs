@@ -28,18 +28,18 @@ impl Bed {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         file.set_len(DISK).unwrap();
+        Self::with(Some(&Medium {
+            file: Arc::new(file),
+            len: DISK,
+            unit: 512,
+            read_only,
+            id: "a disk with a long name".into(),
+        }))
+    }
+
+    fn with(medium: Option<&Medium>) -> Self {
         let ram = Arc::new(memory::anonymous(&[(0, 0x10_0000)]).unwrap());
-        Self {
-            ram,
-            disk: Disk::new(
-                Arc::new(file),
-                DISK,
-                read_only,
-                "a disk with a long name",
-                Limiter::default(),
-                Arc::default(),
-            ),
-        }
+        Self { ram, disk: Disk::new(medium, Limiter::default(), Arc::default()) }
     }
 
     /// Sends the parts, each (bytes, how long if to be written by the device), and returns the status
@@ -124,6 +124,27 @@ fn what_cannot_be_is_answered_with_an_error() {
         let header = header(kind, sector);
         let parts: Vec<&[u8]> = std::iter::once(&header[..]).chain(data).collect();
         assert_eq!(bed.send(&parts, room).unwrap().0, status, "{kind} at {sector}");
+    }
+}
+
+#[test]
+fn of_an_empty_drive_nothing_is_read_or_written() {
+    let block = vec![1; 512];
+    for (kind, data, room, status) in [
+        (T_IN, None, 513, S_IOERR),
+        (T_IN, None, 1, S_IOERR),
+        (T_OUT, Some(&block[..]), 1, S_IOERR),
+        (T_DISCARD, Some(&block[..16]), 1, S_IOERR),
+        (T_WRITE_ZEROES, Some(&block[..16]), 1, S_IOERR),
+        (T_FLUSH, None, 1, S_OK),
+        (T_GET_ID, None, 21, S_OK),
+    ] {
+        let mut bed = Bed::with(None);
+        let header = header(kind, 0);
+        let parts: Vec<&[u8]> = std::iter::once(&header[..]).chain(data).collect();
+        let (code, read) = bed.send(&parts, room).unwrap();
+        assert_eq!(code, status, "{kind}");
+        assert!(read.iter().all(|byte| *byte == 0), "{kind}");
     }
 }
 

@@ -8,6 +8,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::super::super::limit::{Limiter, Limits, Rate};
 use super::super::super::queue::Track;
+use super::super::medium::Medium;
 use super::*;
 use crate::event::Event;
 use crate::hypervisor::testing::Wire;
@@ -37,8 +38,12 @@ fn image() -> Arc<File> {
     Arc::new(file)
 }
 
+fn medium(file: &Arc<File>, read_only: bool) -> Medium {
+    Medium { file: Arc::clone(file), len: DISK, unit: 512, read_only, id: "disk".into() }
+}
+
 fn disk(file: &Arc<File>, read_only: bool) -> Disk {
-    Disk::new(Arc::clone(file), DISK, read_only, "disk", Limiter::default(), Arc::default())
+    Disk::new(Some(&medium(file, read_only)), Limiter::default(), Arc::default())
 }
 
 /// Requests as (type, sector, length of the data, whether the device writes it).
@@ -212,8 +217,7 @@ fn in_a_pause_nothing_is_under_way_and_what_a_limit_holds_up_is_in_the_queue() {
         while bed.used() != bed.count {
             let standstill = Arc::new(Standstill::new().unwrap());
             standstill.set(Phase::Run);
-            let disk =
-                Disk::new(Arc::clone(&file), DISK, false, "disk", Limiter::new(limits), Arc::default());
+            let disk = Disk::new(Some(&medium(&file, false)), Limiter::new(limits), Arc::default());
             let (before, until) = (bed.used(), Instant::now() + Duration::from_secs(20));
             let Some((running, signals)) = bed.begin(disk, &track, &standstill) else { return };
             while bed.used() == before {
