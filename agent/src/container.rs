@@ -301,7 +301,8 @@ impl Container {
         if !self.disks.is_empty() {
             let disks = self.disks.clone();
             // The host finds them in use then, and leaves them where they are.
-            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || disks::let_go(&disks)).await {
+            let let_go = tokio::task::spawn_blocking(move || disks::let_go(&disks)).await;
+            if let Err(error) = let_go.map_err(anyhow::Error::from).flatten() {
                 log::warn!("{}: letting go of disks: {error:#}", self.id);
             }
         }

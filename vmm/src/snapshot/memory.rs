@@ -463,7 +463,7 @@ mod tests {
                 let _: u8 = again.read_obj(GuestAddress(addr)).unwrap();
                 again.write_obj(9u8, GuestAddress(addr)).unwrap();
             }
-            // A host that is short of memory takes back what has only zeroes.
+            // What it takes less, if the host takes pages back, is no matter here.
             assert!(taken(&saved) <= parts, "{} of {parts}", taken(&saved));
         }
     }

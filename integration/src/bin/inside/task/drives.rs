@@ -149,14 +149,16 @@ fn checkpoint(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         let go_on = |edit: &dyn Fn(&mut Value)| {
             Piped::from(ctx, &api, &checkpoint, new_id(ctx, OURS), &words, |spec| edit(spec))
         };
-        for (what, image) in [("another disk", Some(&there)), ("no disk", None)] {
+        for (why, image) in
+            [("is not the one that the container had", Some(&there)), ("this one is to have 0", None)]
+        {
             let made = go_on(&|spec| {
                 if let Some(image) = image {
                     give(spec, "erofs", image, &["ro"]);
                 }
             });
             let error = made.err().map_or_else(|| "taken".to_owned(), |error| format!("{error:#}"));
-            ensure!(error.contains("disk"), "with {what}: {error}");
+            ensure!(error.contains(why), "{why}: {error}");
         }
         // Two at a time, beside the one that goes on.
         let both = [(); 2].map(|()| go_on(&|spec| give(spec, "erofs", &here, &["ro"])));
