@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use vmm::console::Marker;
 use vmm::control::{
-    Client, ClientError, Event, Hello, Message, Options, Outcome, Receiver, Refusal, RefusalKind, Reply,
-    Request, Server, Stats, Status, frame, send,
+    Client, ClientError, Event, Hello, Message, Options, Outcome, Prepared, Receiver, Refusal, RefusalKind,
+    Reply, Request, Server, Stats, Status, frame, send,
 };
 use vmm::hypervisor::PsciBy;
 use vmm::hypervisor::kvm::{DEVICE, Kvm};
@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 struct Bed {
     machine: Arc<Machine>,
-    _server: Server,
+    server: Option<Server>,
     path: PathBuf,
     owner: Option<UnixStream>,
 }
@@ -41,6 +41,12 @@ impl Drop for Bed {
 }
 
 fn bed(name: &str, parts: &[&[u8]]) -> Option<Bed> {
+    let (mut bed, server) = prepared(name, parts)?;
+    bed.server = Some(server.start().unwrap());
+    Some(bed)
+}
+
+fn prepared(name: &str, parts: &[&[u8]]) -> Option<(Bed, Prepared)> {
     let kvm = Kvm::open(DEVICE.as_ref()).inspect_err(|error| eprintln!("not tested: {error}")).ok()?;
     let path = std::env::temp_dir().join(format!("vmm-control-{}-{name}", std::process::id()));
     let kernel = path.with_extension("kernel");
@@ -61,8 +67,8 @@ fn bed(name: &str, parts: &[&[u8]]) -> Option<Bed> {
     let listener = UnixListener::bind(&path).unwrap();
     let (owner, theirs) = UnixStream::pair().unwrap();
     let options = Options { listener: Some(listener), owner: Some(theirs), ..Options::default() };
-    let server = Server::start(&machine, options).unwrap();
-    Some(Bed { machine, _server: server, path, owner: Some(owner) })
+    let server = Server::prepare(&machine, options).unwrap();
+    Some((Bed { machine, server: None, path, owner: Some(owner) }, server))
 }
 
 impl Bed {
@@ -91,6 +97,23 @@ fn stats(client: &mut Client) -> Stats {
         Reply::Stats(stats) => *stats,
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn what_begins_a_machine_comes_before_what_its_clients_want() {
+    let Some((mut bed, server)) = prepared("begin", &[code::HI, code::DOTS]) else { return };
+    let path = bed.path.clone();
+    let eager = std::thread::spawn(move || {
+        let mut client = Client::connect(&path, SOON).unwrap();
+        call(&mut client, Request::Pause { within_ms: 10_000 }).unwrap();
+        client.welcome().status
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!eager.is_finished(), "it was answered by a server that had not been started");
+    bed.machine.resume().unwrap();
+    bed.server = Some(server.start().unwrap());
+    assert_eq!(eager.join().unwrap(), Status::Running);
+    assert_eq!(bed.machine.status().to_string(), "paused");
 }
 
 #[test]

@@ -13,13 +13,13 @@ use anyhow::anyhow;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use vmm::console::{Marker, Tail, feed};
-use vmm::control::{Options as ControlOptions, Server};
+use vmm::control::{Options as ControlOptions, Prepared, Server};
 use vmm::devices::virtio::Device;
 use vmm::devices::virtio::balloon::Balloon;
 use vmm::devices::virtio::block::Block;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::vsock::{SOCKET, Vsock};
-use vmm::machine::{Config, Machine, Notice, Outcome, Phases, Restore};
+use vmm::machine::{self, Config, Machine, Notice, Outcome, Phases, Restore};
 use vmm::slots::SlotId;
 use vmm::snapshot::Snapshot;
 
@@ -287,13 +287,23 @@ fn run(mut options: Options, begun: Instant) -> anyhow::Result<Outcome> {
         Origin::Boot(_) => None,
         Origin::Snapshot(directory) => Some(directory),
     };
-    let _control =
+    let control =
         control.map(|control| drive(&machine, control, network, drives, raw.clone(), origin)).transpose()?;
     say_phases(begun, prepared, machine.phases());
+    // Before anybody is answered: a machine that a client paused or stopped must not be made to run by this.
     if !options.paused {
-        machine.resume()?;
+        set_going(&machine)?;
     }
+    let _control = control.map(|(server, open)| anyhow::Ok((server.start()?, open))).transpose()?;
     Ok(machine.wait())
+}
+
+/// Lets the guest run, if no signal has ended the machine meanwhile, which is no failure.
+fn set_going(machine: &Machine) -> Result<(), machine::Error> {
+    match machine.resume() {
+        Err(machine::Error::Order { status: machine::Status::Ended, .. }) => Ok(()),
+        result => result,
+    }
 }
 
 /// How long each part of the start took, for benchmarks and the curious.
@@ -328,7 +338,7 @@ fn raise_file_limit() -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most).or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
 }
 
-/// Serves the control socket for as long as what it returns lives.
+/// What serves the control socket, from its start for as long as it lives.
 fn drive(
     machine: &Arc<Machine>,
     mut control: control::Open,
@@ -336,7 +346,7 @@ fn drive(
     drives: Drives,
     raw: Option<Raw>,
     origin: Option<PathBuf>,
-) -> anyhow::Result<(Server, control::Open)> {
+) -> anyhow::Result<(Prepared, control::Open)> {
     let on_kill = move || {
         if let Some(raw) = &raw {
             raw.restore();
@@ -351,7 +361,7 @@ fn drive(
         drives: drives.slots(),
         origin,
     };
-    Ok((Server::start(machine, options)?, control))
+    Ok((Server::prepare(machine, options)?, control))
 }
 
 fn markers(texts: &[Vec<u8>]) -> Vec<Marker> {

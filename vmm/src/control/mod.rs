@@ -29,4 +29,4 @@ pub use protocol::{
     Ram, Refusal, RefusalKind, Reply, Request, Sight, Stats, Status, VERSIONS, Welcome,
 };
 #[cfg(not(loom))]
-pub use server::{Cable, Error as ServerError, OnCable, Options, Server};
+pub use server::{Cable, Error as ServerError, OnCable, Options, Prepared, Server};

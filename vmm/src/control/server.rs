@@ -121,9 +121,32 @@ impl Shared {
     }
 }
 
+/// A server that hears of everything that happens to the machine, and answers nobody yet: what begins the machine
+/// comes before what clients want of it.
+pub struct Prepared(Service);
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Prepared").finish_non_exhaustive()
+    }
+}
+
+impl Prepared {
+    /// Starts serving.
+    pub fn start(self) -> Result<Server, Error> {
+        let shared = Arc::clone(&self.0.shared);
+        let service = self.0;
+        let thread = thread::Builder::new()
+            .name("control".into())
+            .stack_size(256 * 1024)
+            .spawn(move || service.serve())?;
+        Ok(Server { shared, thread: Some(thread) })
+    }
+}
+
 impl Server {
-    /// Starts serving. The machine does not live longer because of it.
-    pub fn start(machine: &Arc<Machine>, options: Options) -> Result<Self, Error> {
+    /// Has all that serving takes. The machine does not live longer because of it.
+    pub fn prepare(machine: &Arc<Machine>, options: Options) -> Result<Prepared, Error> {
         let shared = Arc::new(Shared {
             wake: Wake::new()?,
             notices: Mutex::default(),
@@ -168,11 +191,7 @@ impl Server {
         }
         let observing = Arc::clone(&shared);
         machine.observe(Box::new(move |notice| observing.note(notice)));
-        let thread = thread::Builder::new()
-            .name("control".into())
-            .stack_size(256 * 1024)
-            .spawn(move || service.serve())?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Prepared(service))
     }
 }
 
