@@ -27,7 +27,7 @@ pub fn tests() -> Vec<Test<Outside>> {
         },
         Test {
             name: "bed.warm-start",
-            proves: "with a warm cache `run -- true` takes at most 5 s (x86_64) or 6 s (aarch64)",
+            proves: "with a warm cache `run -- true` takes at most 5 s (x86_64) or 6 s (aarch64), or on a machine that is slow a third of a cold boot",
             run: warm_start,
             deadline: Duration::from_mins(4),
             rounds: Rounds::once_or(3),
@@ -54,22 +54,30 @@ fn restores(ctx: &mut Ctx<'_, Outside>) -> Result<Outcome> {
 fn warm_start(ctx: &mut Ctx<'_, Outside>) -> Result<Outcome> {
     let limit = Duration::from_secs(if ctx.world.bed()?.arch == "x86_64" { 5 } else { 6 });
     // What the cache lacks is made by this one.
-    Outside::run(ctx, &[], ["true"])?.ok()?;
-    let mut taken = Vec::new();
-    for _ in 0..3 {
-        let begun = Instant::now();
-        Outside::run(ctx, &[], ["true"])?.ok()?;
-        taken.push(begun.elapsed());
-    }
+    timed(ctx, &[])?;
+    let mut taken = [timed(ctx, &[])?, timed(ctx, &[])?, timed(ctx, &[])?];
     taken.sort();
     let told: Vec<String> = taken.iter().map(|time| format!("{:.2} s", time.as_secs_f64())).collect();
-    ctx.note(told.join(", "));
+    let told = told.join(", ");
+    if taken[1] <= limit {
+        ctx.note(told);
+        return Ok(Outcome::Passed);
+    }
+    // The seconds are those of a machine that has nothing else to do. How slow this one is now is seen by what
+    // takes five times as long on every machine.
+    let cold = timed(ctx, &["--cold"])?;
+    ctx.note(format!("{told}; cold {:.2} s", cold.as_secs_f64()));
     ensure!(
-        taken[1] <= limit,
-        "`run -- true` took {} (median {:.2} s, limit {} s); is this machine busy?",
-        told.join(", "),
-        taken[1].as_secs_f64(),
-        limit.as_secs()
+        taken[1] <= cold / 3,
+        "`run -- true` took {told}: more than {} s, and more than a third of a cold boot's {:.2} s",
+        limit.as_secs(),
+        cold.as_secs_f64()
     );
     Ok(Outcome::Passed)
+}
+
+fn timed(ctx: &mut Ctx<'_, Outside>, options: &[&str]) -> Result<Duration> {
+    let begun = Instant::now();
+    Outside::run(ctx, options, ["true"])?.ok()?;
+    Ok(begun.elapsed())
 }
