@@ -78,17 +78,29 @@ pub fn network() -> Result<()> {
 
 // KVM_CREATE_VM, whose argument 0 is the usual kind of machine.
 nix::ioctl_write_int_bad!(create_vm, nix::request_code_none!(0xae, 0x01));
+// KVM_CREATE_VCPU, whose argument is its number.
+nix::ioctl_write_int_bad!(create_vcpu, nix::request_code_none!(0xae, 0x41));
+// KVM_CREATE_IRQCHIP, which has no argument.
+#[cfg(target_arch = "x86_64")]
+nix::ioctl_write_int_bad!(create_irqchip, nix::request_code_none!(0xae, 0x60));
 
 /// Makes a virtual machine that does nothing, for as long as this process lives.
 ///
 /// With the first machine of a host and after the last one, the kernel rewrites its scheduler (the static key
 /// `preempt_notifier_key`) while all processors run it. Under emulation one of them may still run what was there
-/// before: then the host dies of a breakpoint, or forgets to tell KVM that a guest has lost its processor.
+/// before: then the host dies of a breakpoint, or forgets to tell KVM that a guest has lost its processor. The same goes
+/// for KVM itself on x86_64, with the first processor whose interrupt controller is off, as each is at first
+/// (`apic_sw_disabled`), and after the last one: that of this machine stays off.
 pub fn keep_a_machine() -> Result<()> {
     let kvm = File::options().read(true).write(true).open("/dev/kvm").context("opening /dev/kvm")?;
     // SAFETY: the descriptor is open, and the argument is a number.
     // What it gives is a descriptor, which nobody closes.
-    unsafe { create_vm(kvm.as_raw_fd(), 0) }.context("making a virtual machine")?;
+    let machine = unsafe { create_vm(kvm.as_raw_fd(), 0) }.context("making a virtual machine")?;
+    // SAFETY: the same.
+    #[cfg(target_arch = "x86_64")]
+    unsafe { create_irqchip(machine, 0) }.context("making a virtual interrupt controller")?;
+    // SAFETY: the same.
+    unsafe { create_vcpu(machine, 0) }.context("making a virtual processor")?;
     Ok(())
 }
 
