@@ -56,6 +56,8 @@ pub enum Found {
     Namespace {
         /// Whether it is the one of the host's process 1.
         initial: bool,
+        /// Its number, by which it is known whatever path leads to it.
+        id: u64,
     },
 }
 
@@ -70,14 +72,15 @@ pub struct Owner {
     pub mode: u32,
 }
 
-/// The pod whose machine runs already, for containers that join it.
+/// The pod whose machine runs already, for containers that join it. Containers without a pod that share a network
+/// namespace share a machine as well, and are to it what those of a pod are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pod {
-    /// The id of the sandbox, which is also the name of its namespaces in the guest.
+    /// The id of the sandbox.
     pub id: String,
     /// The processes that stand for its containers on the host, the sandbox's own among them.
     pub tasks: Vec<Task>,
-    /// The network namespace of the machine.
+    /// A path to the network namespace of the machine, if another than those of its tasks is taken for it.
     pub netns: Option<PathBuf>,
     /// Drives of the machine in which there is no disk.
     pub free_drives: usize,

@@ -9,9 +9,9 @@ pub enum Kind {
     Single,
     /// It is the pod's first container, whose namespaces the others share.
     Sandbox,
-    /// It joins the machine of a pod.
+    /// It joins the machine of a pod, or of another container whose network it shares.
     Member {
-        /// The pod's sandbox.
+        /// The pod's sandbox, or that container.
         pod: String,
     },
 }

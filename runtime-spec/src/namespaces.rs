@@ -105,7 +105,7 @@ pub(crate) fn whose(context: &Context<'_>, namespace: &LinuxNamespace) -> Whose 
         return Whose::Pods(layout::guest_namespace(container, kind));
     }
     match context.request.host.files.look(path) {
-        Found::Namespace { initial: true } => Whose::Host,
+        Found::Namespace { initial: true, .. } => Whose::Host,
         _ => Whose::Others(path.clone()),
     }
 }

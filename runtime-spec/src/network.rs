@@ -4,7 +4,7 @@
 //! the host the monitor is in the namespace that was asked for, or in a new one, which clients fill. A network behind a
 //! socket is for machines whose namespace nobody else has set up.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
@@ -69,8 +69,8 @@ fn of_machine(
     };
     match context.request.host.files.look(&path) {
         Found::Missing => Err(missing(place, &path)),
-        Found::Namespace { initial: true } => host(context, plan),
-        Found::Namespace { initial: false } => Ok(Network::Namespace(path)),
+        Found::Namespace { initial: true, .. } => host(context, plan),
+        Found::Namespace { initial: false, .. } => Ok(Network::Namespace(path)),
         _ => Err(invalid(place, path.display(), "this is not a namespace")),
     }
 }
@@ -86,13 +86,19 @@ fn of_member(
     let place = at("linux.namespaces", index);
     match whose(context, namespace) {
         Whose::Pods(_) => Ok(Network::Pod),
-        Whose::Others(path) if context.request.pod.and_then(|pod| pod.netns.as_ref()) == Some(&path) => {
-            Ok(Network::Pod)
-        }
+        Whose::Others(path) if is_the_machines(context, &path) => Ok(Network::Pod),
         Whose::Host => host(context, plan),
         Whose::New => Err(unsupported(place, "a new network namespace", why, instead)),
         Whose::Others(path) => Err(unsupported(place, path.display(), why, instead)),
     }
+}
+
+/// Whether a path leads to the namespace that the machine is in.
+fn is_the_machines(context: &Context<'_>, path: &Path) -> bool {
+    let files = context.request.host.files;
+    let Some(machines) = context.request.pod.and_then(|pod| pod.netns.as_ref()) else { return false };
+    let found = files.look(path);
+    matches!(found, Found::Namespace { .. }) && found == files.look(machines)
 }
 
 #[cfg(test)]
@@ -180,7 +186,8 @@ mod tests {
     fn of_a_member() {
         assert_eq!(in_pod(at_path("/proc/100/ns/net")).plan().network, Network::Pod);
         assert_eq!(in_pod(at_path("/run/netns/a")).plan().network, Network::Pod);
-        for path in ["", "/proc/7/ns/net", "/run/netns/b"] {
+        assert_eq!(in_pod(at_path("/var/run/netns/a")).plan().network, Network::Pod);
+        for path in ["", "/proc/7/ns/net", "/run/netns/b", "/run/netns/c", "/dir"] {
             assert_eq!(in_pod(at_path(path)).error().path(), "linux.namespaces[5]", "{path}");
         }
     }

@@ -27,6 +27,9 @@ pub struct Plan {
     pub machine: Option<Machine>,
     /// What the container adds to what its machine needs.
     pub demand: Demand,
+    /// What the machine that it joins has to grow by: the size of one of its own. None in a pod, whose machine is made
+    /// for all its containers.
+    pub room: Option<Size>,
     /// What the agent is told.
     pub guest: Guest,
     /// What the shim mounts into the shared tree.

@@ -54,6 +54,8 @@ pub(crate) struct Context<'a> {
     pub request: &'a Request<'a>,
     pub settings: Settings,
     pub kind: Kind,
+    /// It is no pod's, and joins the machine of another that is not.
+    pub shares: bool,
 }
 
 impl Context<'_> {
@@ -106,7 +108,11 @@ pub fn plan(request: &Request<'_>) -> Result<Plan> {
     if let Some(pod) = request.pod {
         check_id("pod", &pod.id)?;
     }
-    let context = Context { request, settings, kind };
+    let (kind, shares) = match (kind, request.pod) {
+        (Kind::Single, Some(pod)) => (Kind::Member { pod: pod.id.clone() }, true),
+        (kind, _) => (kind, false),
+    };
+    let context = Context { request, settings, kind, shares };
     let mut plan = Plan {
         id: request.id.to_owned(),
         guest_id: request.guest_id.to_owned(),
@@ -114,6 +120,7 @@ pub fn plan(request: &Request<'_>) -> Result<Plan> {
         kind: context.kind.clone(),
         machine: None,
         demand: Demand::default(),
+        room: None,
         guest: Guest { spec: request.spec.clone(), ..Guest::default() },
         share: Share::default(),
         blocks: Vec::new(),

@@ -48,10 +48,13 @@ pub(crate) fn transform(context: &Context<'_>, plan: &mut Plan) -> Result<()> {
         }
     }
     if request.pod.is_some() {
-        let ours = request.spec.annotations().iter().flatten().map(|(key, _)| key);
-        for key in ours.filter(|key| key.starts_with(annotations::PREFIX)) {
-            plan.notes
-                .push(Note::new(format!("annotations.{key}"), "the pod's machine runs already; ignored"));
+        if context.shares {
+            plan.room = Some(size(&context.settings, plan.demand, false, request.host)?);
+        }
+        let ours = request.spec.annotations().iter().flatten();
+        let ours = ours.filter_map(|(key, _)| Some((key, key.strip_prefix(annotations::PREFIX)?)));
+        for (key, _) in ours.filter(|(_, name)| plan.room.is_none() || !["cpus", "memory"].contains(name)) {
+            plan.notes.push(Note::new(format!("annotations.{key}"), "its machine runs already; ignored"));
         }
         return Ok(());
     }
@@ -77,8 +80,7 @@ pub fn sandbox(
 
 fn of(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<Machine> {
     let vm = &settings.config.vm;
-    let size =
-        Size { cpus: cpus(settings, demand, pod, host)?, memory: memory(settings, demand, pod, host)? };
+    let size = size(settings, demand, pod, host)?;
     Ok(Machine {
         size,
         shape: shape(&settings.config, size, host),
@@ -89,6 +91,10 @@ fn of(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<
         kernel: vm.kernel.clone(),
         initrd: vm.initrd.clone(),
     })
+}
+
+fn size(settings: &Settings, demand: Demand, pod: bool, host: Host<'_>) -> Result<Size> {
+    Ok(Size { cpus: cpus(settings, demand, pod, host)?, memory: memory(settings, demand, pod, host)? })
 }
 
 /// The machine without limits, which `template build` makes a template for.
@@ -315,7 +321,9 @@ mod tests {
 
     #[test]
     fn members_make_no_machine() {
-        let mut case = Case::with(&json!({ "annotations": { "dev.supermachine.cpus": "2" } }));
+        let annotations = json!({ "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": "p1", "dev.supermachine.cpus": "3" });
+        let mut case = Case::with(&json!({ "annotations": annotations }));
         case.pod = Some(crate::host::Pod {
             id: "p1".to_owned(),
             netns: Some("/run/netns/a".into()),
@@ -323,7 +331,19 @@ mod tests {
         });
         case.spec["linux"]["namespaces"][4]["path"] = json!("/run/netns/a");
         let plan = case.plan();
-        assert_eq!(plan.machine, None);
-        assert!(plan.notes.iter().any(|note| note.path == "annotations.dev.supermachine.cpus"));
+        assert_eq!((plan.machine, plan.room), (None, None));
+        let ignored =
+            |notes: &[Note], key: &str| notes.iter().any(|note| note.path == format!("annotations.{key}"));
+        assert!(ignored(&plan.notes, "dev.supermachine.cpus"));
+
+        // One that is no pod's needs the room that a machine of its own would have.
+        case.spec["annotations"] = json!({ "dev.supermachine.cpus": "3", "dev.supermachine.boot": "cold" });
+        case.spec["linux"]["resources"] = json!({ "memory": { "limit": 512 * MIB } });
+        let plan = case.plan();
+        assert_eq!(plan.kind, Kind::Member { pod: "p1".to_owned() });
+        assert_eq!((plan.machine, plan.room), (None, Some(Size { cpus: 3, memory: 640 * MIB })));
+        assert!(
+            !ignored(&plan.notes, "dev.supermachine.cpus") && ignored(&plan.notes, "dev.supermachine.boot")
+        );
     }
 }

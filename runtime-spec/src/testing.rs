@@ -68,8 +68,10 @@ impl Case {
             ("/dev/null", Found::Character { major: 1, minor: 3 }),
             ("/dev/nvidia0", Found::Character { major: 195, minor: 0 }),
             ("/dev/sdb", Found::Block { major: 8, minor: 16 }),
-            ("/run/netns/a", Found::Namespace { initial: false }),
-            ("/run/netns/host", Found::Namespace { initial: true }),
+            ("/run/netns/a", Found::Namespace { initial: false, id: 7 }),
+            ("/var/run/netns/a", Found::Namespace { initial: false, id: 7 }),
+            ("/run/netns/c", Found::Namespace { initial: false, id: 8 }),
+            ("/run/netns/host", Found::Namespace { initial: true, id: 1 }),
             ("/state/shm", Found::Directory),
         ];
         Case {

@@ -23,12 +23,12 @@ impl Files for Any {
             2 => Found::Character { major: 1, minor: 3 },
             3 => Found::Character { major: 9, minor: 9 },
             4 => Found::Block { major: 8, minor: 0 },
-            5 => Found::Namespace { initial: true },
+            5 => Found::Namespace { initial: true, id: 1 },
             6 => Found::Directory,
             7..=12 => Found::Socket(Owner { uid: 0, gid: 0, mode: 0o777 }),
             13..=24 => Found::File,
             _ if path.to_string_lossy().starts_with("/image") => Found::File,
-            _ if path.to_string_lossy().contains("netns") => Found::Namespace { initial: false },
+            _ if path.to_string_lossy().contains("netns") => Found::Namespace { initial: false, id: 7 },
             _ => Found::Directory,
         }
     }

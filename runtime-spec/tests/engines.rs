@@ -24,7 +24,7 @@ impl Files for ByName {
             "docker.sock" => Found::Socket(Owner { uid: 0, gid: 998, mode: 0o660 }),
             "sdb" => Found::Block { major: 8, minor: 16 },
             _ if path.parent().is_some_and(|parent| parent.ends_with("netns")) => {
-                Found::Namespace { initial: false }
+                Found::Namespace { initial: false, id: 7 }
             }
             _ => Found::Directory,
         }

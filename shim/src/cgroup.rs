@@ -101,6 +101,20 @@ fn io_weight(weight: u16) -> u32 {
     1 + (u32::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
 }
 
+/// Lifts the limit of processor time: its machine has other containers, too. What each of them may use, the guest sees
+/// to.
+pub fn lift(path: &Path) {
+    if let Err(error) = fs::write(path.join("cpu.max"), "max") {
+        info!("lifting cpu.max of {}: {error}", path.display());
+    }
+}
+
+/// Whether a process is in a cgroup.
+pub fn holds(path: &Path, pid: u32) -> bool {
+    let pids = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    pids.lines().any(|line| line.parse() == Ok(pid))
+}
+
 /// Puts a process into a cgroup.
 pub fn enter(path: &Path, pid: u32) -> io::Result<()> {
     fs::write(path.join("cgroup.procs"), pid.to_string())

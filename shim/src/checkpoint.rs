@@ -126,7 +126,7 @@ pub fn obstacle(plan: &Plan) -> Option<&'static str> {
             "it has a disk that it can write to, which would not be what its memory says later; mount that on the host and \
              bind it instead",
         ),
-        Kind::Sandbox | Kind::Member { .. } => Some("it is one of a pod's, which share a machine"),
+        Kind::Sandbox | Kind::Member { .. } => Some("it is in a machine with others, as those of a pod are"),
     }
 }
 

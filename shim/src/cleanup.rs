@@ -1,7 +1,8 @@
 //! `delete`: removes what a shim left that was killed, whenever that was.
 //!
 //! A shim that still runs is ended first, if it is this container's own: containerd calls this when it has given the
-//! shim up. The shim of a pod serves other containers, and stays.
+//! shim up. One that serves other containers, too, as that of a pod does, stays for them; it goes with the last, or with
+//! the one that began it.
 
 use std::error::Error as Failure;
 use std::fs;
@@ -41,7 +42,11 @@ fn remove(root: &Path, namespace: &str, id: &str) -> std::io::Result<u32> {
     let paths = Paths::new(root, namespace, &group);
     let own = Journal::load(&paths.task(id))?;
     let pid = own.processes().first().map_or(0, |process| process.pid);
-    if group != id {
+    let members = paths.tasks().into_iter().filter(|(member, of)| *of == group && member != id);
+    let members: Vec<_> = members.map(|(member, _)| member).collect();
+    // Of one that is deleted already containerd may ask this, too, as it lets go of the shim.
+    let is_the_shims = group == id && paths.task(id).exists();
+    if !is_the_shims && !members.is_empty() {
         own.undo()?;
         return Ok(pid);
     }
@@ -53,9 +58,8 @@ fn remove(root: &Path, namespace: &str, id: &str) -> std::io::Result<u32> {
         let _ = fs::remove_file(PathBuf::from(address));
     }
     let machine = Journal::load(&paths.machine())?;
-    let members = paths.tasks().into_iter().filter(|(member, of)| *of == group && member != id);
     let members: Vec<_> =
-        members.map(|(member, _)| Journal::load(&paths.task(&member))).collect::<Result<_, _>>()?;
+        members.iter().map(|member| Journal::load(&paths.task(member))).collect::<Result<_, _>>()?;
     // The machine first, as what others made is in use by it.
     let mut first = None;
     for process in machine.processes() {
@@ -106,7 +110,12 @@ mod tests {
         fs::write(&socket, "").unwrap();
         fs::write(paths.shim().join("address"), socket.as_os_str().as_encoded_bytes()).unwrap();
 
-        // A member's removal leaves its shim alone.
+        // That of one that is deleted already leaves its shim alone, as long as there are others.
+        fs::rename(paths.task("c1"), root.join("aside")).unwrap();
+        remove(&root, "ns", "c1").unwrap();
+        assert!(daemon.is_alive() && monitor.is_alive() && paths.task("c2").exists());
+        fs::rename(root.join("aside"), paths.task("c1")).unwrap();
+        // So does that of a member.
         remove(&root, "ns", "c2").unwrap();
         assert!(daemon.is_alive() && monitor.is_alive() && !paths.task("c2").exists());
         assert_eq!(remove(&root, "ns", "c1").unwrap(), holder.pid);
@@ -118,6 +127,20 @@ mod tests {
         assert!(paths.task("c3").exists());
         remove(&root, "ns", "c3").unwrap();
         assert!(!other.is_alive());
+
+        // The last of a group whose first container is gone takes the shim along.
+        let paths = Paths::new(&root, "ns", "c4+1");
+        let daemon = sleeper();
+        fs::create_dir_all(paths.shim()).unwrap();
+        fs::write(paths.shim().join("daemon"), serde_json::to_vec(&daemon).unwrap()).unwrap();
+        for id in ["c4", "c5"] {
+            Journal::create(&paths.task(id)).unwrap();
+            fs::write(paths.task(id).join("group"), "c4+1").unwrap();
+        }
+        remove(&root, "ns", "c4").unwrap();
+        assert!(daemon.is_alive());
+        remove(&root, "ns", "c5").unwrap();
+        assert!(!daemon.is_alive() && !paths.shim().exists());
         fs::remove_dir_all(&root).unwrap();
     }
 }

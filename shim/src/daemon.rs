@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::{info, warn};
-use runtime_spec::Kind;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use ttrpc::r#async::Server;
@@ -23,6 +22,7 @@ use ttrpc::r#async::Server;
 use crate::args::Args;
 use crate::bootstrap::{self, Dialect, Socket};
 use crate::deadlines;
+use crate::group::{self, Group};
 use crate::ledger::Ledger;
 use crate::paths::{Paths, ROOT};
 use crate::process::Process;
@@ -41,32 +41,56 @@ pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, Box<dyn Failure>> {
         return Err("start takes -namespace and -id".into());
     }
     let params = bootstrap::params(args, input);
-    let group = group(Path::new("config.json"), &args.id)?;
+    let group = group::of(Path::new(ROOT), &args.namespace, Path::new("config.json"), &args.id)?;
     let sockets = params.as_ref().and_then(|params| params.socket_dir.clone()).filter(|dir| !dir.is_empty());
     let sockets = sockets.map_or_else(|| PathBuf::from(bootstrap::SOCKETS), PathBuf::from);
-    let path = bootstrap::socket_path(&sockets, &args.address, &args.namespace, &group);
+    let path_of = |group: &str| bootstrap::socket_path(&sockets, &args.address, &args.namespace, group);
     let dialect = if params.is_some() {
         Dialect::Protobuf
     } else {
         fs::create_dir_all(ROOT)?;
         bootstrap::dialect_of(&args.publish_binary, &Path::new(ROOT).join("containerd-version"))
     };
+    let (group, path, socket) = match group {
+        Group::Named(name) => {
+            let path = path_of(&name);
+            (name, path.clone(), bootstrap::listen(&path)?)
+        }
+        Group::Own => own(&args.id, path_of)?,
+    };
     let address = format!("unix://{}", path.display());
-    if dialect == Dialect::Plain {
-        leave_address(Path::new("."), &address)?;
-    }
-    // Last, as a daemon whose start fails after it would be nobody's.
-    if let Socket::Ours(listener) = bootstrap::listen(&path)? {
+    let begin = || {
+        if dialect == Dialect::Plain {
+            leave_address(Path::new("."), &address)?;
+        }
+        group::leave(Path::new(ROOT), &args.namespace, &group, &args.id)?;
+        // Last, as a daemon whose start fails after it would be nobody's.
+        let Socket::Ours(listener) = &socket else { return Ok(()) };
         let ttrpc =
             params.map(|params| params.containerd_ttrpc_address).filter(|address| !address.is_empty());
         let ttrpc = ttrpc.or_else(|| std::env::var(TTRPC_ADDRESS).ok());
         let ttrpc = ttrpc.unwrap_or_else(|| format!("{}.ttrpc", args.address));
-        if let Err(error) = launch(args, &group, &ttrpc, &path, &listener) {
+        launch(args, &group, &ttrpc, &path, listener)
+    };
+    if let Err(error) = begin() {
+        group::take_back(Path::new(ROOT), &args.namespace, &group, &args.id);
+        if matches!(socket, Socket::Ours(_)) {
             let _ = fs::remove_file(&path);
-            return Err(error.into());
         }
+        return Err(error.into());
     }
     Ok(bootstrap::answer(dialect, &address))
+}
+
+/// A group that nobody serves yet, its socket's path, and that.
+fn own(id: &str, path_of: impl Fn(&str) -> PathBuf) -> io::Result<(String, PathBuf, Socket)> {
+    for name in group::names(id) {
+        let path = path_of(&name);
+        if let socket @ Socket::Ours(_) = bootstrap::listen(&path)? {
+            return Ok((name, path, socket));
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AddrInUse, format!("each name for a shim of {id} is taken")))
 }
 
 /// By which containerd 1.x, when it is started again, finds the shim: it writes nothing itself, unlike later ones.
@@ -75,23 +99,6 @@ fn leave_address(bundle: &Path, address: &str) -> io::Result<()> {
     let half = bundle.join(".address");
     fs::write(&half, address)?;
     fs::rename(half, bundle.join("address"))
-}
-
-/// Whose shim serves this container. A bundle of a sandbox may have no config.json.
-fn group(config: &Path, id: &str) -> io::Result<String> {
-    #[derive(Default, serde::Deserialize)]
-    struct Annotated {
-        #[serde(default)]
-        annotations: Option<std::collections::HashMap<String, String>>,
-    }
-    let text = match fs::read(config) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id.to_owned()),
-        other => other?,
-    };
-    // What is wrong with it, Create says.
-    let annotated: Annotated = serde_json::from_slice(&text).unwrap_or_default();
-    let kind = Kind::of(id, annotated.annotations.as_ref());
-    Ok(kind.group(id).unwrap_or(id).to_owned())
 }
 
 fn launch(args: &Args, group: &str, ttrpc: &str, path: &Path, listener: &UnixListener) -> io::Result<()> {
@@ -205,29 +212,5 @@ mod tests {
         assert_eq!(fs::read_to_string(bundle.join("address")).unwrap(), "unix:///a");
         assert_eq!(fs::read_dir(&bundle).unwrap().count(), 1);
         fs::remove_dir_all(&bundle).unwrap();
-    }
-
-    #[test]
-    fn groups() {
-        let path = std::env::temp_dir().join(format!("daemon-{}.json", std::process::id()));
-        assert_eq!(group(&path, "c1").unwrap(), "c1");
-        for (text, expected) in [
-            ("{}", "c1"),
-            ("no JSON", "c1"),
-            (r#"{"annotations":null}"#, "c1"),
-            (r#"{"annotations":{"io.containerd.runc.v2.group":"g"}}"#, "g"),
-            (
-                r#"{"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"p"}}"#,
-                "p",
-            ),
-            (
-                r#"{"annotations":{"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"c1"}}"#,
-                "c1",
-            ),
-        ] {
-            fs::write(&path, text).unwrap();
-            assert_eq!(group(&path, "c1").unwrap(), expected, "{text}");
-        }
-        fs::remove_file(&path).unwrap();
     }
 }

@@ -31,7 +31,7 @@ impl Files for HostFiles {
                 fs::metadata(format!("/proc/1/ns/{name}"))
                     .is_ok_and(|first| (first.dev(), first.ino()) == (metadata.dev(), metadata.ino()))
             };
-            Found::Namespace { initial: NAMESPACES.iter().any(|name| is(name)) }
+            Found::Namespace { initial: NAMESPACES.iter().any(|name| is(name)), id: metadata.ino() }
         } else if kind.is_dir() {
             Found::Directory
         } else if kind.is_file() {

@@ -24,6 +24,7 @@ pub mod deadlines;
 pub mod error;
 pub mod events;
 pub mod fanotify;
+pub mod group;
 pub mod guest;
 pub mod holder;
 pub mod hooks;

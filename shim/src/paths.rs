@@ -3,7 +3,8 @@
 //! ```text
 //! /run/supermachine/
 //!   tasks/NAMESPACE/ID/        journal    what was made for the container
-//!                              group      the id of the container whose shim serves it
+//!                              group      the group whose shim serves it: the id of the container that began it
+//!                              network    the network namespace of its machine, which others can join
 //!                              timeline   the phases of its creation
 //!                              warm       what becomes of one that is to be warm
 //!   shims/NAMESPACE/GROUP/     daemon     the shim's process
@@ -62,7 +63,7 @@ impl Paths {
         self.machine().join("vsock")
     }
 
-    /// The id of the group's own container.
+    /// The name of the group.
     pub fn group(&self) -> &str {
         &self.group
     }

@@ -3,6 +3,7 @@
 pub mod drives;
 pub mod monitor;
 pub mod net;
+mod size;
 mod watches;
 
 use std::fs::{self, File};
@@ -16,9 +17,10 @@ use agent_api::agent::ConfigureRequest;
 use log::{debug, info, warn};
 use runtime_spec::plan::{self, Block, Socket};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::{sleep, timeout};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
 use ttrpc::Code;
-use vmm::control::{Reply, Request};
+use vmm::control::Request;
 use vmm::snapshot::Form;
 
 use self::drives::Drives;
@@ -36,13 +38,12 @@ use crate::time;
 use crate::timeline::Timeline;
 
 pub use monitor::monitor_path;
+pub use size::Change;
 
 /// Where the guest's kernel and initrd are installed.
 const INSTALLED: &str = "/usr/share/supermachine/guest";
 const KERNEL: &str = if cfg!(target_arch = "aarch64") { "Image" } else { "vmlinux" };
 const INITRD: &str = "supermachine.cpio";
-/// Between two looks at memory that is being plugged.
-const PAUSE: Duration = Duration::from_millis(5);
 /// In a machine's directory: the name of the template that it runs on.
 pub const TEMPLATE: &str = "template";
 
@@ -91,28 +92,10 @@ pub struct Machine {
     drives: Drives,
     /// What it has to become yet.
     change: Change,
+    /// Processors that run in it. Held by whoever changes its size for a container that comes or goes.
+    cpus: Mutex<u32>,
     /// What it runs on, which is not pruned as long.
     template: Option<Template>,
-}
-
-/// What a restored machine is to become.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Change {
-    /// So many processors run.
-    cpus: Option<u32>,
-    /// It has so many bytes of memory.
-    memory: Option<u64>,
-}
-
-impl Change {
-    /// From a template of this plan's to a machine of it.
-    pub fn of(machine: &plan::Machine) -> Self {
-        let (size, shape) = (machine.size, machine.shape);
-        Self {
-            cpus: (size.cpus != shape.online).then_some(size.cpus),
-            memory: (size.memory > shape.memory).then_some(size.memory),
-        }
-    }
 }
 
 /// Why a machine was not restored.
@@ -156,8 +139,8 @@ impl Machine {
         info!("machine of monitor {} booted in {:?}", monitor.process().pid, begun.elapsed());
         let (paths, heard) = (paths.clone(), AtomicU64::new(0));
         let (network, drives) = (recipe.network()?, Drives::holding(recipe.blocks));
-        let change = Change::default();
-        Ok(Self { guest, journal, heard, paths, monitor, network, drives, change, template: None })
+        let (change, cpus) = (Change::default(), Mutex::new(machine.size.cpus));
+        Ok(Self { guest, journal, heard, paths, monitor, network, drives, change, cpus, template: None })
     }
 
     /// Restores one, which is then to change. What it takes is written into `journal` first.
@@ -192,7 +175,8 @@ impl Machine {
                 info!("machine of monitor {} restored in {:?}", monitor.process().pid, begun.elapsed());
                 let (paths, heard) = (paths.clone(), AtomicU64::new(0));
                 let (drives, template) = (Drives::holding(recipe.blocks), Some(template));
-                Ok(Self { guest, journal, heard, paths, monitor, network, drives, change, template })
+                let cpus = Mutex::new(recipe.machine.size.cpus);
+                Ok(Self { guest, journal, heard, paths, monitor, network, drives, change, cpus, template })
             }
             Err(error) => {
                 let error = monitor.stuck(error).await;
@@ -250,60 +234,6 @@ impl Machine {
 
     fn ends(&self) -> Ends<'_> {
         Ends { journal: &self.journal, monitor: &self.monitor, guest: &self.guest }
-    }
-
-    /// Makes a restored machine as large as it is planned. Its containers may be made meanwhile, but not started.
-    pub async fn grow(&self, timeline: &Timeline) -> Result<()> {
-        if self.change == Change::default() {
-            return Ok(());
-        }
-        let _growing = timeline.phase("grow");
-        let cpus = async {
-            match self.change.cpus {
-                Some(count) => self.guest.set_online_cpus(count).await,
-                None => Ok(()),
-            }
-        };
-        let memory = async {
-            match self.change.memory {
-                Some(bytes) => self.plug(bytes).await,
-                None => Ok(()),
-            }
-        };
-        tokio::try_join!(cpus, memory).map(drop).map_err(|error| self.explain(error))
-    }
-
-    /// Gives it more memory, and waits until its guest has taken it.
-    async fn plug(&self, bytes: u64) -> Result<()> {
-        let resize = Request::Resize { memory: Some(bytes), vcpus: None };
-        self.monitor
-            .ask("plugging memory", |control| control.call(resize, &[], deadlines::MONITOR_CALL).map(drop))
-            .await?;
-        let until = Instant::now() + deadlines::PLUG;
-        loop {
-            let ask = |control: &mut vmm::control::Client| {
-                control.call(Request::Stats, &[], deadlines::MONITOR_CALL)
-            };
-            let actual = match self.monitor.ask("asking for a machine's memory", ask).await? {
-                Reply::Stats(stats) => stats.ram.actual,
-                other => {
-                    return Err(Error::unknown(format!("the monitor answered {other:?} for its numbers")));
-                }
-            };
-            if actual >= bytes {
-                return Ok(());
-            }
-            if Instant::now() >= until {
-                return Err(Error::deadline(format!(
-                    "of the {} MiB that the machine is to have, its guest has taken {} within {:?}; give the container a \
-                     lower memory limit, or the annotation dev.supermachine.boot=cold",
-                    bytes >> 20,
-                    actual >> 20,
-                    deadlines::PLUG
-                )));
-            }
-            sleep(PAUSE).await;
-        }
     }
 
     /// Has it written into two empty files, while it stands still; `meanwhile` is done first, and takes no longer than
@@ -507,36 +437,4 @@ fn first_configuration() -> ConfigureRequest {
     let got = unsafe { libc::getrandom(entropy.as_mut_ptr().cast(), entropy.len(), 0) };
     entropy.truncate(usize::try_from(got).unwrap_or(0));
     ConfigureRequest { realtime: time::now(), entropy, ..ConfigureRequest::default() }
-}
-
-#[cfg(test)]
-mod tests {
-    use runtime_spec::config::{Boot, Spoofing, Vhost};
-    use runtime_spec::plan::{Shape, Size};
-
-    use super::*;
-
-    #[test]
-    fn what_a_restored_machine_has_to_become() {
-        let shape = Shape { cpus: 4, online: 2, memory: 1024, memory_max: 8192 };
-        for (cpus, memory, change) in [
-            (2, 1024, Change::default()),
-            (2, 512, Change::default()),
-            (1, 1024, Change { cpus: Some(1), memory: None }),
-            (4, 2048, Change { cpus: Some(4), memory: Some(2048) }),
-        ] {
-            let size = Size { cpus, memory };
-            let machine = plan::Machine {
-                size,
-                shape,
-                boot: Boot::Restore,
-                warm: None,
-                kernel: None,
-                initrd: None,
-                spoofing: Spoofing::Drop,
-                vhost: Vhost::Auto,
-            };
-            assert_eq!(Change::of(&machine), change, "{size:?}");
-        }
-    }
 }

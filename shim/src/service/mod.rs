@@ -1,12 +1,14 @@
 //! What a shim does, a method for each call of containerd's, without the transport.
 //!
-//! Here is what a client asks of tasks that are there; `create` makes them, by what `origin` finds, `remove` takes them
-//! away, `watch` hears from the machine, `save` writes them down, and `warm` keeps them for others to start from.
+//! Here is what a client asks of tasks that are there; `create` and `assemble` make them, by what `origin` finds, in a
+//! machine of their own or one that they `share`, `remove` takes them away, `watch` hears from the machine, `save` writes them down, and `warm` keeps them for others to start from.
 
+mod assemble;
 mod create;
 mod origin;
 mod remove;
 mod save;
+mod share;
 mod warm;
 mod watch;
 
@@ -24,7 +26,7 @@ use oci_spec::runtime::Spec;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 use runtime_spec::plan::Block;
-use tokio::sync::{RwLock, watch as channel};
+use tokio::sync::{Notify, RwLock, watch as channel};
 
 use crate::cgroup;
 use crate::error::{Error, Result};
@@ -49,9 +51,13 @@ pub struct Shim {
     machine: Mutex<Option<Arc<Machine>>>,
     /// How many containers there have been.
     ordinal: AtomicU32,
+    /// There have been containers that share the machine without being a pod.
+    shared: AtomicBool,
     /// Held by whoever asks something of the guest: not while it is written down.
     changes: RwLock<()>,
     leave: channel::Sender<bool>,
+    /// Somebody has been taken away, or was not after all.
+    left: Notify,
     /// When the shim was started, until its first container has noted it.
     born: Born,
 }
@@ -91,6 +97,8 @@ pub struct Container {
     stays: Option<&'static str>,
     /// Its disks, which are in drives of its machine's.
     disks: Vec<Block>,
+    /// Memory by which its machine has grown for it.
+    room: u64,
     /// What its execs take from it.
     spec: Spec,
     /// For its logging processes.
@@ -102,6 +110,18 @@ pub struct Container {
     streams: Mutex<HashMap<String, Arc<Streams>>>,
     journal: Option<Arc<Journal>>,
     holder: Mutex<Option<Holder>>,
+    leaving: Mutex<Leaving>,
+}
+
+/// Whether a container is being taken away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Leaving {
+    #[default]
+    No,
+    /// Others are there after it.
+    Before,
+    /// When all others are gone that leave, the machine goes with it.
+    Last,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -123,8 +143,10 @@ impl Shim {
             containers: Mutex::default(),
             machine: Mutex::default(),
             ordinal: AtomicU32::new(0),
+            shared: AtomicBool::new(false),
             changes: RwLock::new(()),
             leave,
+            left: Notify::new(),
             born: Born(Mutex::new(None)),
         }
     }
@@ -354,6 +376,9 @@ impl Shim {
         container.guest.update(&id, guest).await?;
         if let Some(path) = &container.cgroup {
             cgroup::limit(path, &update.host);
+            if self.shared.load(Ordering::Relaxed) {
+                cgroup::lift(path);
+            }
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use containerd_shim_protos::api::DeleteResponse;
 use log::warn;
 
-use super::{Container, Shim, lock};
+use super::{Container, Leaving, Shim, lock};
 use crate::blocking::blocking;
 use crate::error::{Attempt, Result};
 use crate::journal::Journal;
@@ -39,15 +39,40 @@ impl Shim {
 
     async fn remove(&self, id: &str) -> Result<()> {
         let container = self.container(id)?;
-        self.remove_in_guest(&container, "").await;
+        let removed = self.take_away(&container).await;
+        *lock(&container.leaving) = Leaving::No;
+        self.left.notify_waiters();
+        removed
+    }
+
+    /// Decides whether a container is the last of its machine's. Several may leave at a time: one of them takes the machine
+    /// along, when the others, who use it until then, are gone.
+    pub(super) async fn is_last(&self, container: &Container) -> bool {
+        loop {
+            let left = self.left.notified();
+            {
+                let containers = lock(&self.containers);
+                let others = containers.values().filter(|other| other.id != container.id);
+                let others: Vec<_> = others.map(|other| *lock(&other.leaving)).collect();
+                // Who waits already waits for this one, too.
+                let is_last = others.iter().all(|other| *other == Leaving::Before);
+                *lock(&container.leaving) = if is_last { Leaving::Last } else { Leaving::Before };
+                if !is_last || others.is_empty() {
+                    return is_last;
+                }
+            }
+            left.await;
+        }
+    }
+
+    async fn take_away(&self, container: &Container) -> Result<()> {
+        let id = container.id.as_str();
+        self.remove_in_guest(container, "").await;
         let streams = std::mem::take(&mut *lock(&container.streams));
         for streams in streams.values() {
             streams.close().await;
         }
-        let last = {
-            let containers = lock(&self.containers);
-            containers.len() == 1 && containers.contains_key(id)
-        };
+        let last = self.is_last(container).await;
         let mut machine_journal = None;
         match self.machine() {
             Some(machine) if last => {
@@ -55,7 +80,11 @@ impl Shim {
                 machine.leave_network().await;
                 machine_journal = Some(machine.journal.clone());
             }
-            Some(machine) => machine.eject(&container.disks).await,
+            Some(machine) => {
+                machine.eject(&container.disks).await;
+                machine.give_back(container.room).await;
+                self.resettle(container, &machine);
+            }
             None => {}
         }
         let holder = lock(&container.holder).take();

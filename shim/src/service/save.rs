@@ -43,7 +43,7 @@ impl Shim {
         };
         let container = self.container(id)?;
         let machine = self.machine().ok_or_else(|| Error::precondition("the machine is gone"))?;
-        if let Some(why) = container.stays {
+        if let Some(why) = container.stays.or_else(|| self.obstacle()) {
             return Err(Error::precondition(format!("cannot checkpoint this container: {why}")));
         }
         let begun = Instant::now();

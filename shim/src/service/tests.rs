@@ -33,6 +33,27 @@ impl Drop for Bed {
     }
 }
 
+fn container(id: &str, guest: Guest) -> Container {
+    Container {
+        id: id.into(),
+        guest,
+        begins: Begins::Anew,
+        touched: AtomicBool::new(false),
+        warming: Mutex::default(),
+        stays: None,
+        disks: Vec::new(),
+        room: 0,
+        spec: Spec::default(),
+        environment: Vec::new(),
+        poststart: None,
+        cgroup: None,
+        streams: Mutex::default(),
+        journal: None,
+        holder: Mutex::default(),
+        leaving: Mutex::default(),
+    }
+}
+
 impl Bed {
     /// A container `c` that was made, with all its streams on FIFOs.
     async fn new(name: &str) -> Self {
@@ -55,22 +76,9 @@ impl Bed {
         let hearing = shim.clone();
         let heard = guest.clone();
         tokio::spawn(async move { hearing.hear(&heard, &std::sync::atomic::AtomicU64::new(0)).await });
-        shim.insert(Container {
-            id: "c".into(),
-            guest,
-            begins: Begins::Anew,
-            touched: AtomicBool::new(false),
-            warming: Mutex::default(),
-            stays: None,
-            disks: Vec::new(),
-            spec: Spec::default(),
-            environment: Vec::new(),
-            poststart: None,
-            cgroup: None,
-            streams: Mutex::new(HashMap::from([(String::new(), Arc::new(streams))])),
-            journal: None,
-            holder: Mutex::default(),
-        });
+        let container = container("c", guest);
+        lock(&container.streams).insert(String::new(), Arc::new(streams));
+        shim.insert(container);
         Self { shim, agent, events, directory, _server: server, leaving }
     }
 
@@ -369,4 +377,42 @@ async fn a_stream_that_nobody_ends_keeps_no_exit_back() {
     stdout.write_all(b"daemon").await.unwrap();
     bed.agent.exit("c", "", 0);
     assert_eq!(bed.topics(3).await, ["create", "start", "exit"]);
+}
+
+#[tokio::test]
+async fn of_containers_that_leave_at_a_time_the_last_waits_for_the_others() {
+    let bed = Bed::new("leaving").await;
+    let shim = bed.shim.clone();
+    let first = shim.container("c").unwrap();
+    for id in ["d", "e"] {
+        shim.insert(container(id, first.guest.clone()));
+    }
+    let [second, third] = ["d", "e"].map(|id| shim.container(id).unwrap());
+    let gone = |id: &str| {
+        lock(&shim.containers).remove(id);
+        shim.left.notify_waiters();
+    };
+    assert!(!shim.is_last(&first).await, "two stay");
+    assert!(!shim.is_last(&second).await, "one stays");
+    let (waiting, waits) = (shim.clone(), third.clone());
+    let last = tokio::spawn(async move { waiting.is_last(&waits).await });
+    gone("c");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!last.is_finished(), "one is still leaving");
+    gone("d");
+    assert!(timeout(Duration::from_secs(20), last).await.unwrap().unwrap());
+
+    // One that was to go and could not be taken away stays, and so the machine does.
+    *lock(&second.leaving) = Leaving::Before;
+    lock(&shim.containers).insert("d".into(), second.clone());
+    let (waiting, waits) = (shim.clone(), third.clone());
+    let last = tokio::spawn(async move { waiting.is_last(&waits).await });
+    while *lock(&third.leaving) != Leaving::Last {
+        tokio::task::yield_now().await;
+    }
+    *lock(&second.leaving) = Leaving::No;
+    shim.left.notify_waiters();
+    assert!(!timeout(Duration::from_secs(20), last).await.unwrap().unwrap());
+    gone("e");
+    assert!(shim.is_last(&second).await, "it is the only one");
 }

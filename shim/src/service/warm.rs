@@ -164,6 +164,9 @@ impl Shim {
         making: &template::Making,
     ) -> std::result::Result<(), Unmade> {
         let id = container.id.as_str();
+        if let Some(why) = self.obstacle() {
+            return Err(Unmade::Here(Error::precondition(why)));
+        }
         let over = || Unmade::Here(Error::precondition("it stands still or has ended by now"));
         let started = match self.ledger.view(id, "").map_err(Unmade::Here)?.phase {
             Phase::Running => true,

@@ -133,6 +133,17 @@ const FEATURES: &[Feature] = &[
             for i in 1 2 3 4 5 6 7 8 9; do wget -qO- -T 5 http://[fd00:77:77::77]/ && break; sleep 0.5; done'",
     ),
     seldom("docker run --network none", "run --rm --network none busybox sh -c 'ls /sys/class/net; ip route'"),
+    seldom(
+        "docker run --network container:",
+        "begin --name web busybox sh -c 'mkdir -p /www; echo page >/www/index.html; exec httpd -f -p 127.0.0.1:80 -h /www'
+        run --rm --network container:web busybox sh -c '
+            for i in 1 2 3 4 5 6 7 8 9; do wget -qO- -T 5 http://127.0.0.1/ && break; sleep 0.5; done; ls /sys/class/net'
+        run --rm --network container:web --pid container:web busybox sh -c 'ps | grep -o \"[h]ttpd -f.*\"'
+        begin --name side --network container:web busybox sleep 1000
+        docker restart -t 0 web; soon docker exec web wget -qO- -T 5 http://127.0.0.1/
+        soon docker exec side test ! -e /sys/class/net/eth0; docker exec side ls /sys/class/net
+        docker restart -t 0 side; docker exec side wget -qO- -T 5 http://127.0.0.1/",
+    ),
     other(
         "docker run --network host",
         "refused: a machine has a network of its own",

@@ -20,6 +20,7 @@ mod network_leases;
 mod network_loads;
 mod network_localhost;
 mod network_resolver;
+mod network_shared;
 mod network_socket;
 mod network_spoofing;
 mod network_vhost;
@@ -109,6 +110,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         network_loads::tests(),
         network_localhost::tests(),
         network_resolver::tests(),
+        network_shared::tests(),
         network_socket::tests(),
         network_spoofing::tests(),
         network_vhost::tests(),
@@ -216,7 +218,10 @@ impl<'a> Piped<'a> {
             edit(spec);
             terminal = spec["process"]["terminal"] == true;
         })?;
-        let path = |name: &str| ctx.path(&format!("{id}-{name}"));
+        // A container may come again by its name.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = |name: &str| ctx.path(&format!("{id}-{number}-{name}"));
         let stdin = Input::create(path("stdin"))?;
         let stdout = Output::create(path("stdout"))?;
         let stderr = Output::create(path("stderr"))?;
