@@ -134,9 +134,13 @@ pub fn tests() -> Vec<Test<Inside>> {
 
 /// An id for one of several containers of a test.
 fn new_id(ctx: &Ctx<'_, Inside>, runtime: &str) -> String {
+    ctx.id(&format!("{}-{}", number(), if runtime == OURS { "ours" } else { "runc" }))
+}
+
+/// A number that nothing else of a test has.
+fn number() -> u32 {
     static MADE: AtomicU32 = AtomicU32::new(0);
-    let number = MADE.fetch_add(1, Ordering::Relaxed);
-    ctx.id(&format!("{number}-{}", if runtime == OURS { "ours" } else { "runc" }))
+    MADE.fetch_add(1, Ordering::Relaxed)
 }
 
 /// A container with its task, which is not started yet, and its streams on FIFOs.
@@ -219,8 +223,7 @@ impl<'a> Piped<'a> {
             terminal = spec["process"]["terminal"] == true;
         })?;
         // A container may come again by its name.
-        static MADE: AtomicU32 = AtomicU32::new(0);
-        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let number = number();
         let path = |name: &str| ctx.path(&format!("{id}-{number}-{name}"));
         let stdin = Input::create(path("stdin"))?;
         let stdout = Output::create(path("stdout"))?;
