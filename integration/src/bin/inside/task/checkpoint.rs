@@ -346,7 +346,7 @@ fn refused(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         let pod = other(&|spec| {
             spec["annotations"] = json!({ "io.kubernetes.cri.container-type": "sandbox" });
         });
-        ensure!(pod.contains("pod's"), "as the sandbox of a pod: {pod}");
+        ensure!(pod.contains("those of a pod"), "as the sandbox of a pod: {pod}");
         // One that is not started goes as any other.
         for signal in [None, Some(9)] {
             let id = new_id(ctx, OURS);

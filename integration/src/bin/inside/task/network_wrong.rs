@@ -34,8 +34,20 @@ fn cable(number: u8) -> Cable {
 
 /// What the client is told of a container in the namespace at `path`.
 fn refused(ctx: &Ctx<'_, Inside>, path: &str, runtime: &str) -> Result<String> {
+    refused_with(ctx, path, runtime, |_| {})
+}
+
+fn refused_with(
+    ctx: &Ctx<'_, Inside>,
+    path: &str,
+    runtime: &str,
+    edit: impl FnOnce(&mut serde_json::Value),
+) -> Result<String> {
     let api = ctx.world.api()?;
-    let made = Piped::named(ctx, &api, runtime, new_id(ctx, runtime), &["true"], |spec| enter(spec, path));
+    let made = Piped::named(ctx, &api, runtime, new_id(ctx, runtime), &["true"], |spec| {
+        enter(spec, path);
+        edit(spec);
+    });
     match made {
         Err(error) => {
             let text = format!("{error:#}");
@@ -134,7 +146,10 @@ fn taken(ctx: &Ctx<'_, Inside>) -> Result<()> {
     first.container.start()?;
     first.stdout.read_until("ready\n", A_WHILE)?;
     let before = hung(&cabled)?;
-    let told = refused(ctx, &cabled.path, OURS)?;
+    // A pod has a machine of its own in any case.
+    let told = refused_with(ctx, &cabled.path, OURS, |spec| {
+        spec["annotations"] = serde_json::json!({ "io.kubernetes.cri.container-type": "sandbox" });
+    })?;
     ensure!(told.contains("eth0") && told.contains("another machine has it"), "{told}");
     let after = hung(&cabled)?;
     ensure!(after == before, "the first machine's namespace was {before}, and is {after}");
