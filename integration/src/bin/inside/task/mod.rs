@@ -134,13 +134,9 @@ pub fn tests() -> Vec<Test<Inside>> {
 
 /// An id for one of several containers of a test.
 fn new_id(ctx: &Ctx<'_, Inside>, runtime: &str) -> String {
-    ctx.id(&format!("{}-{}", number(), if runtime == OURS { "ours" } else { "runc" }))
-}
-
-/// A number that nothing else of a test has.
-fn number() -> u32 {
     static MADE: AtomicU32 = AtomicU32::new(0);
-    MADE.fetch_add(1, Ordering::Relaxed)
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    ctx.id(&format!("{number}-{}", if runtime == OURS { "ours" } else { "runc" }))
 }
 
 /// A container with its task, which is not started yet, and its streams on FIFOs.
@@ -222,9 +218,12 @@ impl<'a> Piped<'a> {
             edit(spec);
             terminal = spec["process"]["terminal"] == true;
         })?;
-        // A container may come again by its name.
-        let number = number();
-        let path = |name: &str| ctx.path(&format!("{id}-{number}-{name}"));
+        let path = |name: &str| {
+            let path = ctx.path(&format!("{id}-{name}"));
+            // Of one that is gone, whose name this one has again.
+            let _ = std::fs::remove_file(&path);
+            path
+        };
         let stdin = Input::create(path("stdin"))?;
         let stdout = Output::create(path("stdout"))?;
         let stderr = Output::create(path("stderr"))?;
