@@ -71,19 +71,22 @@ impl Machine {
                 size.memory >> 20
             );
         }
-        if more > 0 {
-            self.plug(bytes).await.map_err(|error| self.explain(error))?;
-        }
-        let wanted = size.cpus.min(most);
-        if wanted > *cpus {
-            let online = self.guest.set_online_cpus(wanted).await;
-            if let Err(error) = online.map_err(|error| self.explain(error)) {
-                drop(cpus);
-                self.give_back(more).await;
-                return Err(error);
+        let wanted = size.cpus.min(most).max(*cpus);
+        let grown = async {
+            if more > 0 {
+                self.plug(bytes).await?;
             }
-            *cpus = wanted;
+            if wanted > *cpus {
+                self.guest.set_online_cpus(wanted).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = grown.await {
+            // As it was; what does not succeed here, has failed for the same reason.
+            let _ = self.resize(ram.requested).await;
+            return Err(self.explain(error));
         }
+        *cpus = wanted;
         Ok(more)
     }
 
