@@ -198,6 +198,8 @@ impl Shim {
     ) -> Result<Arc<Machine>> {
         let (Some(machine), Some(journal)) = (&plan.machine, &parts.machine_journal) else {
             let running = self.machine().ok_or_else(|| Error::precondition("the machine is gone"))?;
+            // Whatever fails from here on, it is asked to undo.
+            parts.machine = Some(running.clone());
             if let Some(size) = plan.room {
                 parts.room = self.share_machine(&running, size).await?;
             }

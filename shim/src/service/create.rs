@@ -348,6 +348,9 @@ impl Shim {
             *lock(&self.machine) = Some(machine.clone());
             self.watch(machine);
         }
+        if plan.room.is_some() {
+            self.note_sharing();
+        }
         let network = PathBuf::from(format!("/proc/{pid}/ns/net"));
         group::note(&self.directory(&plan.id), &network).attempt("noting the network namespace")
     }

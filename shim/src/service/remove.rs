@@ -54,7 +54,8 @@ impl Shim {
                 let containers = lock(&self.containers);
                 let others = containers.values().filter(|other| other.id != container.id);
                 let others: Vec<_> = others.map(|other| *lock(&other.leaving)).collect();
-                // Who waits already waits for this one, too.
+                // Who waits already waits for this one, too; none longer than what the others do takes, which has
+                // its deadlines.
                 let is_last = others.iter().all(|other| *other == Leaving::Before);
                 *lock(&container.leaving) = if is_last { Leaving::Last } else { Leaving::Before };
                 if !is_last || others.is_empty() {

@@ -17,13 +17,17 @@ impl Shim {
     /// Another container comes into the machine, for which one of its own would have this size. Returns the memory by
     /// which it has grown.
     pub(super) async fn share_machine(&self, machine: &Machine, size: Size) -> Result<u64> {
-        self.shared.store(true, Ordering::Relaxed);
         for container in lock(&self.containers).values() {
             if let Some(path) = &container.cgroup {
                 cgroup::lift(path);
             }
         }
         machine.make_room(size).await
+    }
+
+    /// Another container has come into it, and is there from now on.
+    pub(super) fn note_sharing(&self) {
+        self.shared.store(true, Ordering::Relaxed);
     }
 
     /// Why no container of this machine can be written down, if so.

@@ -127,6 +127,15 @@ fn shared(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         let _cable = plug(ctx, &cabled.path, &Cable { number: 0, mac: MAC, mtu: 1500 })?;
         let id = new_id(ctx, runtime);
         let (begins, said) = first(ctx, &api, runtime, &id, Some(&cabled.path))?;
+        // One that cannot be made comes to nothing: the first is alone as before, and can be written down.
+        let none = Piped::new(ctx, &api, runtime, &["no-such-program"], |spec| {
+            enter(spec, &cabled.path);
+            limit(spec, 600);
+        });
+        ensure!(none.is_err(), "{runtime}: there is a container without a program");
+        if runtime == OURS {
+            drop(begins.container.checkpoint(false).context("writing down who is alone")?);
+        }
         // By the process, as docker does it; by the file, as others do.
         let (mut by_process, second) = other(ctx, &api, runtime, &format!("/proc/{}/ns/net", begins.pid))?;
         let (mut by_file, third) = other(ctx, &api, runtime, &cabled.path)?;
