@@ -25,7 +25,7 @@ use crate::{guest, oci};
 const PACKAGES: &str = "base-files base-passwd bash coreutils dash diffutils findutils grep gzip hostname kmod libc-bin \
     login mawk mount ncurses-base procps psmisc sed tar util-linux xz-utils \
     ethtool iproute2 iptables iputils-ping nftables passt socat \
-    containerd containernetworking-plugins crun docker-cli docker.io runc \
+    containerd containernetworking-plugins criu crun docker-buildx docker-cli docker-compose docker.io gvproxy runc \
     busybox-static e2fsprogs erofs-utils fio iperf3 jq strace \
     python3-minimal libpython3-stdlib redis-server";
 

@@ -215,6 +215,53 @@ const FEATURES: &[Feature] = &[
         [ \"$(docker info -f '{{.DefaultRuntime}}')\" = \"$DEFAULT\" ]",
     ),
     seldom(
+        "docker buildx build",
+        "printf 'FROM busybox\\nRUN echo built >/b\\nCMD [\"cat\", \"/b\"]\\n' >Dockerfile
+        docker buildx build -q --load -t it-built . >/dev/null 2>&1; run --rm it-built; docker image rm it-built >/dev/null",
+    ),
+    seldom(
+        "docker compose",
+        "cat >compose.yaml <<END
+services:
+  web:
+    image: busybox
+    runtime: $RUNTIME
+    command: sh -c 'echo page >/data/index.html; exec httpd -f -h /data'
+    healthcheck: {test: wget -qO- http://127.0.0.1/, interval: 1s, retries: 60}
+    ports: ['8080:80']
+    volumes: ['data:/data']
+  asks:
+    image: busybox
+    runtime: $RUNTIME
+    depends_on: {web: {condition: service_healthy}}
+    command: wget -qO- http://web/
+volumes: {data: {}}
+END
+        compose() { docker compose --progress quiet \"$@\"; }
+        compose up -d; soon sh -c '[ \"$(docker compose ps -a --format {{.State}} asks)\" = exited ]'
+        compose logs --no-log-prefix asks; compose ps --format '{{.Service}} {{.State}} {{.Health}}'; get http://127.0.0.1:8080/
+        compose exec -T web cat /data/index.html; compose restart -t 0 web; compose run --rm -T asks
+        compose down -t 0 -v; docker ps -aq; docker volume ls -q",
+    ),
+    seldom(
+        "docker checkpoint create --leave-running, docker start --checkpoint",
+        "begin --name box busybox sh -c 'i=0; while :; do i=$((i + 1)); echo $i; sleep 0.2; done'
+        soon says box ^3$; docker checkpoint create --leave-running box one; docker checkpoint ls box; state box Status
+        last=$(docker logs box | tail -n 1); soon says box ^$((last + 5))$
+        docker stop -t 0 box; before=$(docker logs box | wc -l)
+        docker start --checkpoint one box; soon sh -c \"[ \\$(docker logs box | wc -l) -gt $((before + 3)) ]\"
+        # It says again what it had said after that moment, and goes on without a gap.
+        again=$(docker logs box | sed -n $((before + 1))p); [ $again -gt 3 ] && [ $again -le $((last + 1)) ] && echo goes on
+        docker logs box | tail -n +$((before + 1)) | awk -v next_one=$again '$1 != next_one++ { print \"gap\" }'
+        docker exec box ip -o -4 address show dev eth0 | tr -s ' ' | cut -d' ' -f4",
+    ),
+    other(
+        "docker checkpoint create",
+        "leaves the container running: docker tells no runtime but runc that it is to end",
+        "begin --name box busybox sleep 1000
+        docker checkpoint create box one; sleep 1; state box Status",
+    ),
+    seldom(
         "docker events",
         "since=$(date +%s); run --name box busybox sh -c 'exit 3' || docker rm box >/dev/null
         docker events --since $since --until $(($(date +%s) + 1)) --filter type=container \
@@ -233,6 +280,8 @@ impl<'a> Daemon<'a> {
     fn start(ctx: &'a Ctx<'a, Inside>, default: &str) -> Result<Self> {
         let configuration = json!({
             "default-runtime": default,
+            // For checkpoints.
+            "experimental": true,
             "runtimes": { "supermachine": { "runtimeType": OURS } },
         });
         let file = ctx.path("daemon.json");
