@@ -68,12 +68,59 @@ struct Known {
     text: String,
 }
 
+/// What is known, by paths.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    /// Digests of files.
+    contents: BTreeMap<PathBuf, Known>,
+    /// What monitors say.
+    monitors: BTreeMap<PathBuf, Known>,
+}
+
 /// What is known.
 #[derive(Debug)]
 pub struct Digests {
     path: PathBuf,
-    known: BTreeMap<PathBuf, Known>,
+    kept: Kept,
     changed: bool,
+}
+
+/// What is asked of a file.
+#[derive(Debug, Clone)]
+enum Ask {
+    /// Its digest.
+    Content,
+    /// What it says, if it is a monitor, in this boot of the host.
+    Monitor(String),
+}
+
+impl Ask {
+    fn boot(&self) -> Option<String> {
+        match self {
+            Self::Content => None,
+            Self::Monitor(boot) => Some(boot.clone()),
+        }
+    }
+}
+
+impl Kept {
+    fn of(&mut self, ask: &Ask) -> &mut BTreeMap<PathBuf, Known> {
+        match ask {
+            Ask::Content => &mut self.contents,
+            Ask::Monitor(_) => &mut self.monitors,
+        }
+    }
+
+    /// Of each kind some, and none of files that are gone.
+    fn thin(&mut self) {
+        for known in [&mut self.contents, &mut self.monitors] {
+            known.retain(|path, _| path.exists());
+            while known.len() > MOST {
+                known.pop_first();
+            }
+        }
+    }
 }
 
 impl Digests {
@@ -82,13 +129,13 @@ impl Digests {
         let path = directory.join(NAME);
         let mut text = String::new();
         let read = File::open(&path).and_then(|file| file.take(LARGEST).read_to_string(&mut text));
-        let known = read.ok().and_then(|_| serde_json::from_str(&text).ok()).unwrap_or_default();
-        Self { path, known, changed: false }
+        let kept = read.ok().and_then(|_| serde_json::from_str(&text).ok()).unwrap_or_default();
+        Self { path, kept, changed: false }
     }
 
     /// The digest of a file's content.
     pub fn content(&mut self, path: &Path) -> Result<String> {
-        self.find(path, None, |file| {
+        self.find(path, &Ask::Content, |file| {
             let (mut hash, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
             loop {
                 let length = file.read(&mut piece)?;
@@ -103,7 +150,7 @@ impl Digests {
     /// What the monitor at `path` says of itself and of this host, by `ask`. It says the same until the host boots.
     pub fn monitor(&mut self, path: &Path, ask: impl FnOnce() -> io::Result<String>) -> Result<String> {
         let boot = fs::read_to_string(BOOT_ID).attempt(format_args!("reading {BOOT_ID}"))?;
-        let line = self.find(path, Some(boot.trim().to_owned()), |_| ask())?;
+        let line = self.find(path, &Ask::Monitor(boot.trim().to_owned()), |_| ask())?;
         if line.is_empty() || line.len() > LONGEST_FINGERPRINT {
             return Err(Error::unknown(format!(
                 "{} fingerprint says {} bytes, which is no fingerprint; install shim and monitor of one release",
@@ -117,18 +164,18 @@ impl Digests {
     fn find(
         &mut self,
         path: &Path,
-        boot: Option<String>,
+        ask: &Ask,
         look: impl FnOnce(&mut File) -> io::Result<String>,
     ) -> Result<String> {
         let what = format!("looking at {}", path.display());
         let mut file = File::open(path).attempt(&what)?;
-        let identity = Identity::of(&file, boot.clone()).attempt(&what)?;
-        if let Some(known) = self.known.get(path).filter(|known| known.identity == identity) {
+        let identity = Identity::of(&file, ask.boot()).attempt(&what)?;
+        if let Some(known) = self.kept.of(ask).get(path).filter(|known| known.identity == identity) {
             return Ok(known.text.clone());
         }
         let text = look(&mut file).attempt(&what)?;
-        if identity.is_settled() && Identity::of(&file, boot).attempt(&what)? == identity {
-            self.known.insert(path.to_owned(), Known { identity, text: text.clone() });
+        if identity.is_settled() && Identity::of(&file, ask.boot()).attempt(&what)? == identity {
+            self.kept.of(ask).insert(path.to_owned(), Known { identity, text: text.clone() });
             self.changed = true;
         }
         Ok(text)
@@ -139,12 +186,9 @@ impl Digests {
         if !self.changed {
             return;
         }
-        self.known.retain(|path, _| path.exists());
-        while self.known.len() > MOST {
-            self.known.pop_first();
-        }
+        self.kept.thin();
         let half = self.path.with_extension(format!("json.{}", std::process::id()));
-        let written = serde_json::to_vec(&self.known).map_err(io::Error::other);
+        let written = serde_json::to_vec(&self.kept).map_err(io::Error::other);
         let written =
             written.and_then(|text| fs::write(&half, text)).and_then(|()| fs::rename(&half, &self.path));
         if let Err(error) = written {
@@ -187,7 +231,7 @@ mod tests {
         assert!(directory.join(NAME).exists());
 
         let mut digests = Digests::open(&directory);
-        let read = digests.find(&file, None, |_| panic!("it is read again")).unwrap();
+        let read = digests.find(&file, &Ask::Content, |_| panic!("it is read again")).unwrap();
         assert_eq!(read, abc);
         fs::write(&file, "abd").unwrap();
         assert_ne!(digests.content(&file).unwrap(), abc);
@@ -213,10 +257,17 @@ mod tests {
         settle();
         assert_eq!((ask(&mut digests), ask(&mut digests)), ("{}".to_owned(), "{}".to_owned()));
         assert_eq!(asked.get(), 1);
-        digests.known.get_mut(&monitor).unwrap().identity.boot = Some("another".into());
+        // Its digest is another thing to know of it, and both are.
+        digests.content(&monitor).unwrap();
+        digests.keep();
+        let mut digests = Digests::open(&directory);
+        ask(&mut digests);
+        assert_eq!(asked.get(), 1);
+        digests.find(&monitor, &Ask::Content, |_| panic!("it is read again")).unwrap();
+        digests.kept.monitors.get_mut(&monitor).unwrap().identity.boot = Some("another".into());
         ask(&mut digests);
         assert_eq!(asked.get(), 2);
-        let silent = digests.find(&monitor, Some("new".into()), |_| Ok(String::new())).unwrap();
+        let silent = digests.find(&monitor, &Ask::Monitor("new".into()), |_| Ok(String::new())).unwrap();
         assert_eq!(silent, "");
         fs::remove_dir_all(&directory).unwrap();
         let mut fresh = Digests::open(&directory);
