@@ -161,7 +161,7 @@ impl Network {
         }
         if let Some(uplink) = &self.uplink {
             uplink.check(&seen)?;
-            if plugged.uplink.is_none() {
+            if plugged.uplink.is_none() || uplink.is_lost() {
                 // The first, as it is there before any other can come.
                 plugged.uplink = Some((0, uplink.plug(&slot_name(0), ends.monitor).await?));
             }
@@ -210,6 +210,9 @@ impl Network {
     /// Returns when nothing is hung into the namespace any more that is not in the journal yet.
     pub async fn leave(&self) {
         self.plugged.lock().await.is_left = true;
+        if let Some(uplink) = &self.uplink {
+            uplink.leave();
+        }
     }
 
     async fn watched(&self) -> Result<&AsyncFd<Changes>> {
@@ -224,6 +227,17 @@ impl Network {
 
     /// Waits for a change, and for those that come with it.
     pub async fn changes(&self) -> Result<()> {
+        let Some(uplink) = &self.uplink else { return self.changes_of_namespace().await };
+        tokio::select! {
+            changed = self.changes_of_namespace() => changed,
+            () = uplink.lost() => {
+                info!("who has the network of the machine is gone, or another");
+                Ok(())
+            }
+        }
+    }
+
+    async fn changes_of_namespace(&self) -> Result<()> {
         let what = "watching the network namespace";
         let watch = self.watched().await?;
         loop {

@@ -1,7 +1,10 @@
 //! A network behind a unix socket of the host: passt on a stream, gvproxy and its like by datagrams.
 //!
 //! This process connects to it, which a monitor in its jail could not, and the monitor has the connection as the cable of
-//! a network device. A machine that goes on from elsewhere is connected anew.
+//! a network device. A machine that goes on from elsewhere is connected anew, and so is one whose connection was lost, as
+//! soon as somebody listens again.
+
+mod line;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,6 +13,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_api::agent::{Interface, Route, SetNetworkRequest};
 use rtnl::Mac;
@@ -24,6 +28,7 @@ use super::super::monitor::Monitor;
 use crate::blocking::blocking;
 use crate::error::{Attempt, Error, Result};
 use crate::{deadlines, time};
+use line::Line;
 
 /// What the interface is called in the guest.
 const NAME: &str = "eth0";
@@ -42,13 +47,15 @@ pub struct Uplink {
     mac: Mac,
     /// Numbers of connections, none of which an agent has heard before.
     next: AtomicU64,
+    /// The connection that there is.
+    line: Mutex<Option<Arc<Line>>>,
 }
 
 impl Uplink {
     /// Of the machine whose things are in `directory`.
     pub fn of(plan: plan::Uplink, directory: &Path) -> Self {
         let next = AtomicU64::new(time::now().unsigned_abs().max(1));
-        Self { plan, own: directory.join(OWN), mac: mac_of(directory), next }
+        Self { plan, own: directory.join(OWN), mac: mac_of(directory), next, line: Mutex::default() }
     }
 
     /// Refuses an interface of the namespace's that would have the same name.
@@ -82,15 +89,43 @@ impl Uplink {
                 fs::set_permissions(&own, everybody)
                     .attempt(format_args!("opening {} to all", own.display()))?;
             }
-            Ok(socket)
+            let line = Line::of(&socket, &address).attempt("watching a connection")?;
+            Ok((socket, line))
         };
-        let socket = blocking("connecting the network", connecting).await?;
+        self.set(None);
+        let (socket, line) = blocking("connecting the network", connecting).await?;
         let request = Request::AttachSocket { slot: slot.to_owned() };
         let attach = move |control: &mut vmm::control::Client| {
             control.call(request, &[socket.as_fd()], deadlines::MONITOR_CALL).map(drop)
         };
         monitor.ask("plugging in a network device", attach).await?;
+        self.set(Some(Arc::new(line)));
         Ok(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Returns when there is no connection any more, or somebody else listens.
+    pub async fn lost(&self) {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match line {
+            Some(line) => line.lost().await,
+            // Whoever could not connect tries again.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_lost(&self) -> bool {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        line.as_ref().is_none_or(|line| line.is_lost())
+    }
+
+    /// Lets who has the network know, as far as this process is concerned, that the machine is no more.
+    pub fn leave(&self) {
+        self.set(None);
+    }
+
+    fn set(&self, line: Option<Arc<Line>>) {
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = line;
     }
 
     fn address(&self) -> Address {

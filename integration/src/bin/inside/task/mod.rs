@@ -15,6 +15,7 @@ mod hooks;
 mod limits;
 mod midway;
 mod network;
+mod network_gvproxy;
 mod network_hooks;
 mod network_leases;
 mod network_loads;
@@ -105,6 +106,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         operator::tests(),
         pod::tests(),
         network::tests(),
+        network_gvproxy::tests(),
         network_hooks::tests(),
         network_leases::tests(),
         network_loads::tests(),

@@ -273,14 +273,27 @@ fn killed(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
 
 /// Sends to a container that sends all back.
 pub fn through(address: IpAddr) -> Result<()> {
+    echoed(address, true)
+}
+
+/// Likewise, by way of a proxy that ends both directions when one has ended.
+pub fn through_proxy(address: IpAddr) -> Result<()> {
+    echoed(address, false)
+}
+
+fn echoed(address: IpAddr, by_halves: bool) -> Result<()> {
     let mut stream = connect(address)?;
     let mut writing = stream.try_clone()?;
     let sending = thread::spawn(move || -> std::io::Result<()> {
         pattern::send(&mut writing, 5, AMOUNT)?;
-        writing.shutdown(std::net::Shutdown::Write)
+        if by_halves { writing.shutdown(std::net::Shutdown::Write) } else { Ok(()) }
     });
     let mut back = Vec::new();
-    stream.read_to_end(&mut back)?;
+    if by_halves {
+        stream.read_to_end(&mut back)?;
+    } else {
+        stream.take(AMOUNT).read_to_end(&mut back)?;
+    }
     sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
     ensure!(back.len() as u64 == AMOUNT, "of {AMOUNT} bytes {} came back", back.len());
     ensure!(pattern::wrong(5, 0, &back).is_none(), "other bytes came back");

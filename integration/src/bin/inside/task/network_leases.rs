@@ -3,8 +3,10 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use integration::command::Running;
 use integration::wait::{Attempt, until};
 use integration::{Ctx, Outcome, Test};
+use nix::sys::signal::Signal;
 
 use super::network::with_rights;
 use super::network_socket::{ALLOW, finish, says};
@@ -16,7 +18,8 @@ pub fn tests() -> Vec<Test<Inside>> {
     vec![test(
         "task.network-leases",
         "behind a datagram socket a container greets, gets a lease by DHCP although half of its questions are lost, and reaches \
-         who is there; the lease is renewed, and is given up when it has ended or its server says no, and asked for again",
+         who is there; the lease is renewed, and is given up when it has ended or its server says no, and asked for again; when \
+         another network is at the same path, it greets that one",
         leases,
     )]
 }
@@ -94,14 +97,18 @@ fn leases(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     let _allowed = Configured::with(ALLOW)?;
     let (socket, mode) = (ctx.path("net.sock"), ctx.path("mode"));
     fs::write(&mode, "short")?;
-    let words = [socket.as_os_str(), mode.as_os_str()];
-    let mut network = ctx.cmd("python3").args(["-c", NETWORK]).args(words).start()?;
-    until("the network to be there", A_WHILE, || {
-        if socket.exists() {
-            return Attempt::Done(());
-        }
-        Attempt::Pending(String::from_utf8_lossy(&network.stderr_so_far()).into_owned())
-    })?;
+    let there_is = || -> Result<Running> {
+        let words = [socket.as_os_str(), mode.as_os_str()];
+        let network = ctx.cmd("python3").args(["-c", NETWORK]).args(words).start()?;
+        until("the network to be there", A_WHILE, || {
+            if socket.exists() {
+                return Attempt::Done(());
+            }
+            Attempt::Pending(String::from_utf8_lossy(&network.stderr_so_far()).into_owned())
+        })?;
+        Ok(network)
+    };
+    let mut network = there_is()?;
     let process = ["sh", "-c", "sleep 1000"];
     let task = Piped::named(ctx, &api, OURS, new_id(ctx, OURS), &process, |spec| {
         with_rights(spec);
@@ -130,6 +137,13 @@ fn leases(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     network.until_stdout_has("renew no 10.9.0.3\n", A_WHILE)?;
     fs::write(&mode, "short")?;
     has(4)?;
+    network.signal(Signal::SIGKILL)?;
+    network.wait()?;
+    fs::remove_file(&socket)?;
+    let mut network = there_is()?;
+    network.until_stdout_has("greeted\n", A_WHILE)?;
+    // It knows nothing of the other's leases.
+    has(2)?;
     finish(task)?;
     Ok(Outcome::Passed)
 }

@@ -29,8 +29,8 @@ pub fn tests() -> Vec<Test<Inside>> {
         ),
         test(
             "task.network-socket-ended",
-            "one with addresses of its configuration speaks by them; when passt is killed its link is down, it lives on, and is \
-             deleted as any",
+            "one with addresses of its configuration speaks by them; when passt is killed its link is down and it lives on, and when \
+             another passt is there it is connected again",
             given_and_ended,
         ),
         test(
@@ -43,7 +43,7 @@ pub fn tests() -> Vec<Test<Inside>> {
 }
 
 /// What passt takes addresses and routes of.
-const CABLE: Cable = Cable { number: 3, mac: "02:77:00:00:00:03", mtu: 1500 };
+pub const CABLE: Cable = Cable { number: 3, mac: "02:77:00:00:00:03", mtu: 1500 };
 /// Who is at its other end.
 const HOST: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(10, 77, 3, 1)), IpAddr::V6(Ipv6Addr::new(0xfd77, 3, 0, 0, 0, 0, 0, 1))];
@@ -54,11 +54,9 @@ pub const ALLOW: &str = "[annotations]\nallow = [\"boot\", \"network\"]\n";
 struct Passt {
     running: Running,
     socket: PathBuf,
-    /// Started by root it goes on as nobody, who can make the socket here.
-    _place: Place,
 }
 
-/// A directory for everybody, which goes with this.
+/// A directory for everybody, which goes with this: passt, started by root, goes on as nobody, who can make the socket here.
 struct Place(PathBuf);
 
 impl Place {
@@ -78,8 +76,7 @@ impl Drop for Place {
 }
 
 impl Passt {
-    fn start(ctx: &Ctx<'_, Inside>, cabled: &Cabled<'_>, name: &str) -> Result<Self> {
-        let place = Place::new(name)?;
+    fn start(ctx: &Ctx<'_, Inside>, cabled: &Cabled<'_>, place: &Place) -> Result<Self> {
         let socket = place.0.join("socket");
         let (enter, tcp, udp) = (format!("--net={}", cabled.path), PORT.to_string(), UDP.to_string());
         let path = socket.display().to_string();
@@ -91,7 +88,7 @@ impl Passt {
             }
             Attempt::Pending(String::from_utf8_lossy(&running.stderr_so_far()).into_owned())
         })?;
-        Ok(Self { running, socket, _place: place })
+        Ok(Self { running, socket })
     }
 
     fn address(&self) -> String {
@@ -101,11 +98,14 @@ impl Passt {
     fn kill(self) -> Result<()> {
         self.running.signal(Signal::SIGKILL)?;
         self.running.wait()?;
+        // What is left of it, so that the next one's is told from it.
+        fs::remove_file(&self.socket)?;
         Ok(())
     }
 }
 
-fn behind(ctx: &Ctx<'_, Inside>, socket: &str) -> impl Fn(&mut Value) + use<> {
+/// Edits a spec so that the container's network is behind `socket`.
+pub fn behind(ctx: &Ctx<'_, Inside>, socket: &str) -> impl Fn(&mut Value) + use<> {
     let (socket, source) = (socket.to_owned(), ctx.world.guest_part.clone());
     move |spec| {
         annotate(spec, "network", &socket);
@@ -174,7 +174,8 @@ fn lease(ctx: &Ctx<'_, Inside>) -> Result<()> {
     let _cable = plug(ctx, &cabled.path, &CABLE)?;
     cabled.inside(&format!("ip route add default via {} dev eth3", HOST[0]))?;
     cabled.inside(&format!("ip -6 route add default via {} dev eth3", HOST[1]))?;
-    let passt = Passt::start(ctx, &cabled, "passt")?;
+    let (one, other) = (Place::new("passt")?, Place::new("passt-again")?);
+    let passt = Passt::start(ctx, &cabled, &one)?;
     let (edit, process) = (behind(ctx, &passt.address()), serves());
     let mut task = Piped::named(ctx, &api, OURS, new_id(ctx, OURS), &["sh", "-c", &process], &edit)?;
     is_empty_outside(ctx, &task)?;
@@ -201,7 +202,7 @@ fn lease(ctx: &Ctx<'_, Inside>) -> Result<()> {
     let checkpoint = task.container.checkpoint(true)?;
     let code = task.container.wait(A_WHILE)?;
     drop(passt);
-    let passt = Passt::start(ctx, &cabled, "passt-again")?;
+    let passt = Passt::start(ctx, &cabled, &other)?;
     let edit = behind(ctx, &passt.address());
     let again = Piped::from(ctx, &api, &checkpoint, new_id(ctx, OURS), &["sh", "-c", &process], &edit)?;
     again.container.start()?;
@@ -228,7 +229,8 @@ fn given_and_killed(ctx: &Ctx<'_, Inside>) -> Result<()> {
     let _cable = plug(ctx, &cabled.path, &CABLE)?;
     cabled.inside(&format!("ip route add default via {} dev eth3", HOST[0]))?;
     cabled.inside(&format!("ip -6 route add default via {} dev eth3", HOST[1]))?;
-    let passt = Passt::start(ctx, &cabled, "passt")?;
+    let place = Place::new("passt")?;
+    let passt = Passt::start(ctx, &cabled, &place)?;
     let ([own4, own6], [host4, host6]) = (CABLE.inside(), HOST);
     let text = format!(
         "{ALLOW}[network]\nsocket = \"{}\"\naddress = \"{own4}/24,{own6}/64\"\ngateway = \"{host4},{host6}\"\n",
@@ -251,6 +253,9 @@ fn given_and_killed(ctx: &Ctx<'_, Inside>) -> Result<()> {
     says(ctx, &task, "cat /sys/class/net/eth0/carrier", "1")?;
     passt.kill()?;
     says(ctx, &task, "cat /sys/class/net/eth0/carrier", "0")?;
+    let _passt = Passt::start(ctx, &cabled, &place)?;
+    says(ctx, &task, "cat /sys/class/net/eth0/carrier", "1")?;
+    through(own4)?;
     finish(task)
 }
 

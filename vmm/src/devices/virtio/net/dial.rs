@@ -101,7 +101,9 @@ impl Address {
     /// What is wrong with the path, and what to do.
     fn why(&self, errno: Errno) -> String {
         let start = match self.kind {
-            Kind::Stream => "start who listens on it before, like passt --socket PATH",
+            Kind::Stream => {
+                "start who listens on it before, like passt --socket PATH or gvproxy -listen-qemu unix://PATH"
+            }
             Kind::Datagram => "start who listens on it before, like gvproxy -listen-vfkit unixgram://PATH",
         };
         let is_socket = self.path.metadata().is_ok_and(|metadata| metadata.file_type().is_socket());
