@@ -271,22 +271,22 @@ impl Machine {
         Ok(())
     }
 
-    /// Leaves a hint beside its template of where a machine that goes on from there writes first, if nobody has.
-    pub async fn record_writes(&self) {
+    /// Leaves a hint beside its template of what a machine that goes on from there uses first, if nobody has.
+    pub async fn record_use(&self) {
         let Some(template) = &self.template else { return };
-        let what = "asking where a machine has written";
+        let what = "asking what a machine has used of its memory";
         let recorded = async {
             let Some(hint) = template.new_hint().attempt(what)? else { return Ok(()) };
             let ask = move |control: &mut vmm::control::Client| {
-                control.call(Request::RecordWrites, &[hint.file.as_fd()], deadlines::MONITOR_CALL)?;
+                control.call(Request::RecordUse, &[hint.file.as_fd()], deadlines::MONITOR_CALL)?;
                 Ok(hint.keep())
             };
             self.monitor.ask(what, ask).await?.attempt(what)
         };
         let recorded: Result<()> = recorded.await;
         if let Err(error) = recorded {
-            // Machines wait for a copy of each page then, as the first one did.
-            debug!("where machines write first is not known: {error}");
+            // Machines wait for each page then, as the first one did.
+            debug!("what machines use first is not known: {error}");
         }
     }
 

@@ -102,6 +102,7 @@ impl Shim {
         let _container = timeline.phase("container");
         if resumed.is_some() {
             join(plan, &machine, opened, resumed, parts).await?;
+            machine.record_use().await;
             info!("container {}: machine after {booted:?}, joined after {:?}", plan.id, begun.elapsed());
             return Ok(pid);
         }
@@ -120,7 +121,7 @@ impl Shim {
         parts.streams.insert(String::new(), Arc::new(streams));
         info!("container {}: machine after {booted:?}, made after {:?}", plan.id, begun.elapsed());
         if plan.machine.is_some() {
-            machine.record_writes().await;
+            machine.record_use().await;
         }
         Ok(pid)
     }

@@ -7,7 +7,7 @@
 //!     state, memory   the snapshot
 //!     base            what its memory lies over, if it does: a link to another one's
 //!     about.json      what it is made of
-//!     writes          a hint, by the first who ran on it: where machines write first
+//!     ahead           a hint, by the first who ran on it: what of the memory machines use first
 //!     used            locked by all whose machines run on it; as old as its last use
 //!   KEY.lock       locked by whoever makes or removes it
 //!   KEY.new/       one that is being made, or was by somebody who died
@@ -31,7 +31,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
 use runtime_spec::config;
 use serde::{Deserialize, Serialize};
-use vmm::snapshot::{BASE_FILE, MEMORY_FILE as MEMORY, STATE_FILE as STATE, WRITES_FILE};
+use vmm::snapshot::{AHEAD_FILE, BASE_FILE, MEMORY_FILE as MEMORY, STATE_FILE as STATE};
 
 use super::key::{Key, Of};
 use super::lock::{Lock, With};
@@ -89,7 +89,7 @@ impl Template {
 
     /// A file for the hint of where machines write first; none, if somebody has left one.
     pub fn new_hint(&self) -> io::Result<Option<Hint>> {
-        let path = self.directory.join(WRITES_FILE);
+        let path = self.directory.join(AHEAD_FILE);
         if path.exists() {
             return Ok(None);
         }

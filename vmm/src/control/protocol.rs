@@ -116,8 +116,8 @@ pub enum Request {
     /// Puts the machine, which must be paused, back to where the snapshot that it was restored from was taken. It stays
     /// paused.
     Reset,
-    /// Writes down into the descriptor with this frame, an empty file, where the machine has written since it was restored.
-    RecordWrites,
+    /// Writes down into the descriptor with this frame, an empty file, what the machine has used of its memory since it was restored, for those who are restored after it.
+    RecordUse,
     /// Where the machine, which must be paused, stands: for people. Answered by [`Reply::Look`]. It stays paused.
     Look,
     /// The console's back-log. Answered by [`Reply::Log`].

@@ -83,13 +83,16 @@ impl Worker {
                 let snapshot = Snapshot::open(directory).map_err(machine::Error::from)?;
                 Ok(machine.reset(&snapshot)?).map(|()| Reply::Done)
             }
-            Request::RecordWrites => {
+            Request::RecordUse => {
                 let file = File::from(one(job.fds, "the file to write")?);
-                check_empty(&file, "write down where the machine writes")?;
-                if machine.record_writes(&file)? {
+                check_empty(&file, "write down what the machine uses")?;
+                if machine.record_use(&file)? {
                     Ok(Reply::Done)
                 } else {
-                    Err(Refusal::new(RefusalKind::State, "the machine has written to too much of its memory"))
+                    Err(Refusal::new(
+                        RefusalKind::State,
+                        "the machine has written to too much of its memory for a hint",
+                    ))
                 }
             }
             Request::Look => Ok(Reply::Look(look(machine.look()?))),

@@ -179,6 +179,12 @@ pub trait Vcpu {
     /// between a pause and the next [`Vcpu::run`], and after [`Vcpu::restore`].
     fn stood_still(&mut self) -> Result<(), Error>;
 
+    /// Has the hypervisor map `len` bytes of RAM from `addr` into the guest, whole pages, so that the first access to each needs
+    /// no exit. To be called between [`Vcpu::restore`] and [`Vcpu::run`]. False where it knows no such thing.
+    fn map_ahead(&mut self, _addr: u64, _len: u64) -> Result<bool, Error> {
+        Ok(false)
+    }
+
     /// General registers, for people who read crash reports.
     fn registers(&self) -> Result<native::Registers, Error>;
 }

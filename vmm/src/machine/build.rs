@@ -140,7 +140,7 @@ fn raise<H: Hypervisor>(
     if let Some(snapshot) = guest.snapshot() {
         snapshot.check_host(hypervisor.name(), &fingerprint)?;
     }
-    guest.begin_early(&shell)?;
+    guest.begin_early(&shell, &ram)?;
     let output = Output::new(fittings.console, fittings.markers, shell.on_marker())
         .map_err(|source| Error::Host { what: "start the console's thread", source })?;
     let output = Arc::new(output);
@@ -226,9 +226,10 @@ impl<V: Vm> Guest<V> {
     }
 
     /// Processors and interrupt controller become what they were before anything drives a wire.
-    fn begin_early(&mut self, shell: &Shell<V>) -> Result<(), Error> {
+    fn begin_early(&mut self, shell: &Shell<V>, ram: &Ram) -> Result<(), Error> {
         if let Self::Saved { vcpus, vm, .. } = self {
-            shell.begin(vcpus.drain(..).map(Begin::Restore))?;
+            let ahead = ram.ahead(vcpus.len());
+            shell.begin(vcpus.drain(..).zip(ahead).map(|(state, ahead)| Begin::Restore(state, ahead)))?;
             shell.vm.restore(vm)?;
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use vm_memory::GuestAddress;
 
 use super::Error;
+use super::shell::{Ahead, Pages};
 use crate::arch::native::layout;
 use crate::devices::virtio::mem::{BLOCK, Handle, Mem};
 use crate::memory::{self, GuestRam};
@@ -20,6 +21,8 @@ pub(super) struct Ram {
     pub(super) boot: Arc<GuestRam>,
     /// Of it, where memory can be plugged, as (address, length).
     pluggable: Option<(u64, u64)>,
+    /// Of it, what a guest that goes on will use at once.
+    ahead: Vec<Pages>,
 }
 
 impl Ram {
@@ -31,7 +34,7 @@ impl Ram {
             ram.remove_region(GuestAddress(*addr), *len).map(|(ram, _)| ram)
         });
         let boot = boot.map_err(|error| Error::Tables(format!("cannot lay out guest RAM: {error}")))?;
-        Ok(Self { all: Arc::new(all), boot: Arc::new(boot), pluggable })
+        Ok(Self { all: Arc::new(all), boot: Arc::new(boot), pluggable, ahead: Vec::new() })
     }
 
     /// Of a snapshot, which must have what a machine of its shape has.
@@ -43,10 +46,30 @@ impl Ram {
             return Err(snapshot.damaged(why).into());
         }
         let all = Arc::new(snapshot::restore_memory(&snapshot.memory, &snapshot.state.ram)?);
-        if let Some(extents) = snapshot.writes.clone() {
-            snapshot::write_ahead(&all, &snapshot.state.ram, extents);
+        let hint = snapshot.ahead.clone().unwrap_or_default();
+        let regions = &snapshot.state.ram;
+        let places = |extents: &[snapshot::Extent], written| {
+            let within: Vec<_> = snapshot::in_regions(regions, extents.iter().copied()).collect();
+            within.into_iter().map(move |(addr, extent)| Pages { addr, len: extent.len, written })
+        };
+        let ahead = places(&hint.writes, true).chain(places(&hint.reads, false)).collect();
+        if !hint.writes.is_empty() {
+            snapshot::write_ahead(&all, regions, hint.writes);
         }
-        Ok(Self { boot: Arc::clone(&all), all, pluggable })
+        Ok(Self { boot: Arc::clone(&all), all, pluggable, ahead })
+    }
+
+    /// What each of so many processors is to bring before it runs: as much as any other.
+    pub(super) fn ahead(&self, processors: usize) -> impl Iterator<Item = Ahead> + use<> {
+        let mut shares = vec![(0, Vec::new()); processors];
+        for pages in &self.ahead {
+            if let Some((bytes, share)) = shares.iter_mut().min_by_key(|(bytes, _)| *bytes) {
+                *bytes += pages.len;
+                share.push(*pages);
+            }
+        }
+        let ram = Arc::clone(&self.all);
+        shares.into_iter().map(move |(_, pages)| Ahead { ram: Arc::clone(&ram), pages })
     }
 
     /// The device that plugs memory, where there is some to plug.

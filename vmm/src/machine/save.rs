@@ -7,14 +7,14 @@ use super::{Error, Machine, Status};
 use crate::snapshot::{self, Form, Header, MachineState, Slot};
 
 impl Machine {
-    /// Writes down, as a hint for whoever goes on from the same snapshot, where this machine has written since it was
+    /// Writes down, as a hint for whoever goes on from the same snapshot, what this machine has used of its memory since it was
     /// restored; says whether there is one. It may run on meanwhile.
-    pub fn record_writes(&self, out: &File) -> Result<bool, Error> {
+    pub fn record_use(&self, out: &File) -> Result<bool, Error> {
         if self.under.is_none() {
-            return Err(Error::Booted("record the writes of"));
+            return Err(Error::Booted("record the use of"));
         }
-        snapshot::record_writes(&self.ram, out)
-            .map_err(|source| Error::Host { what: "write down where the machine writes", source })
+        snapshot::record_use(&self.ram, out)
+            .map_err(|source| Error::Host { what: "write down what the machine uses", source })
     }
 
     /// Writes the machine into two empty files: its state, and its RAM. It must be paused, and stays so, whatever

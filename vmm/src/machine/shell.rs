@@ -11,6 +11,7 @@ use super::{Error, OnSystemEvent};
 use crate::arch::native::{Entry, Registers};
 use crate::console::OnMarker;
 use crate::hypervisor::{self, Hypervisor, Kick, Vcpu, Vm, VmPlan};
+use crate::memory::{self, GuestRam};
 use crate::snapshot::Snapshot;
 use crate::vcpu::{self, Buses, Counters, Desk, Member, Power};
 
@@ -42,8 +43,39 @@ struct Processor<S> {
 pub(super) enum Begin<S> {
     /// Here, or when somebody in the guest says where.
     Enter(Option<Box<Entry>>),
-    /// Where another one stood still.
-    Restore(Box<S>),
+    /// Where another one stood still, with what it is to have before it runs.
+    Restore(Box<S>, Ahead),
+}
+
+/// Pages of RAM.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pages {
+    pub(super) addr: u64,
+    pub(super) len: u64,
+    /// The guest will write to them.
+    pub(super) written: bool,
+}
+
+/// What a guest will have use for at once.
+pub(super) struct Ahead {
+    pub(super) ram: Arc<GuestRam>,
+    pub(super) pages: Vec<Pages>,
+}
+
+impl Ahead {
+    /// Has it all there. What does not work is done when the guest asks for it.
+    fn bring(self, vcpu: &mut impl Vcpu) {
+        for Pages { addr, len, written } in self.pages {
+            // Before it is mapped: that a page is another one later would take it out again.
+            let brought = if written { memory::populate(&self.ram, addr, len) } else { Ok(()) };
+            let brought = brought.map_err(|error| error.to_string());
+            match brought.and_then(|()| vcpu.map_ahead(addr, len).map_err(|error| error.to_string())) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => return log::debug!("pages are not mapped ahead: {error}"),
+            }
+        }
+    }
 }
 
 struct Start {
@@ -247,13 +279,19 @@ fn spawn<V: Vm>(
                 drop(vm);
                 // Whoever builds gave up: there is nothing to run.
                 let Ok(how) = begins.recv() else { return };
-                let done = match how {
-                    Begin::Enter(entry) => entry.map_or(Ok(()), |entry| vcpu.enter_at(&entry)),
-                    Begin::Restore(state) => vcpu.restore(&state).and_then(|()| vcpu.stood_still()),
+                let (done, ahead) = match how {
+                    Begin::Enter(entry) => (entry.map_or(Ok(()), |entry| vcpu.enter_at(&entry)), None),
+                    Begin::Restore(state, ahead) => {
+                        (vcpu.restore(&state).and_then(|()| vcpu.stood_still()), Some(ahead))
+                    }
                 };
                 let ready = done.is_ok();
                 if begun_tx.send(done).is_err() || !ready {
                     return;
+                }
+                // While the devices are made.
+                if let Some(ahead) = ahead {
+                    ahead.bring(&mut vcpu);
                 }
                 let Ok(Start { buses, power }) = starts.recv() else { return };
                 let ended = vcpu::run(&mut vcpu, &desk, &buses, power.as_deref(), &member, &counters);

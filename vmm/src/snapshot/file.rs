@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::{Base, EPOCH, Error, Extent, Header, Layers, MachineState, layers, memory, writes};
+use super::{Ahead, Base, EPOCH, Error, Header, Layers, MachineState, ahead, layers, memory};
 use crate::arch::native::Fingerprint;
 
 /// The name of the state's file in a snapshot's directory.
@@ -179,7 +179,7 @@ pub struct Snapshot {
     /// Its RAM.
     pub memory: Layers,
     /// Where those who go on from it write first, if that is known.
-    pub writes: Option<Vec<Extent>>,
+    pub ahead: Option<Ahead>,
     path: PathBuf,
 }
 
@@ -209,8 +209,8 @@ impl Snapshot {
             }
             _ => return Err(reading.damaged("what its RAM lies over is not as long, or not there")),
         };
-        let writes = writes::read(directory, header.memory_len);
-        Ok(Self { header, state, memory, writes, path })
+        let ahead = ahead::read(directory, header.memory_len);
+        Ok(Self { header, state, memory, ahead, path })
     }
 
     /// Whether a host like `host` can go on with it.

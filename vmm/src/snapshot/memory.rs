@@ -158,19 +158,39 @@ pub fn write(ram: &GuestRam, under: Option<&Layers>, out: &File, form: Form) -> 
 
 /// Tells of each page, by its place in a file, that is not as it was when the machine was restored, or, with what is `under`
 /// it, of each that is not the base's.
-pub(super) fn own_pages(ram: &GuestRam, under: Option<&Layers>, mut tell: impl FnMut(u64)) -> io::Result<()> {
+pub(super) fn own_pages(ram: &GuestRam, under: Option<&Layers>, tell: impl FnMut(u64)) -> io::Result<()> {
+    let own = |presence: &mut Presence, host, count, offset| {
+        let mut pages = presence.own(host, count);
+        if let Some(layers) = under {
+            layers.mark_over(offset, &mut pages);
+        }
+        pages
+    };
+    pages(ram, own, tell)
+}
+
+/// Tells of each page, by its place in a file, that is as it was when the machine was restored, and that somebody has looked at
+/// since, or at one beside it.
+pub(super) fn seen_pages(ram: &GuestRam, tell: impl FnMut(u64)) -> io::Result<()> {
+    pages(ram, |presence, host, count, _| presence.seen(host, count), tell)
+}
+
+/// Tells of each page which those are that `which` finds among so many, at an address and at a place in a file.
+fn pages(
+    ram: &GuestRam,
+    which: impl Fn(&mut Presence, u64, usize, u64) -> Vec<bool>,
+    mut tell: impl FnMut(u64),
+) -> io::Result<()> {
     let mut presence = Presence::of_this_process();
     let (regions, _) = places(ram);
     for (region, at) in ram.iter().zip(&regions) {
         let host = region.get_host_address(MemoryRegionAddress(0)).map_err(beyond)? as u64;
         for start in (0..region.len()).step_by(CHUNK) {
             let len = (region.len() - start).min(CHUNK as u64) as usize;
-            let mut pages = presence.own(host + start, len.div_ceil(PAGE));
-            if let Some(layers) = under {
-                layers.mark_over(at.offset + start, &mut pages);
-            }
-            let own = (at.offset + start..).step_by(PAGE).zip(pages).filter(|(_, own)| *own);
-            own.for_each(|(offset, _)| tell(offset));
+            let offset = at.offset + start;
+            let found = which(&mut presence, host + start, len.div_ceil(PAGE), offset);
+            let those = (offset..).step_by(PAGE).zip(found).filter(|(_, is)| *is);
+            those.for_each(|(offset, _)| tell(offset));
         }
     }
     Ok(())
@@ -201,7 +221,7 @@ fn write_over(ram: &GuestRam, under: &Layers, out: &File) -> io::Result<Written>
 }
 
 /// The extents cut at the borders of regions, with their guest-physical addresses. What lies between two regions is gone.
-pub(super) fn in_regions(
+pub(crate) fn in_regions(
     regions: &[Region],
     extents: impl IntoIterator<Item = Extent>,
 ) -> impl Iterator<Item = (u64, Extent)> {

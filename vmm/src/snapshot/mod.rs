@@ -14,6 +14,7 @@
 //! parts of the state have a checksum, and there is no default for what is missing. A change of any type in the
 //! state is a new [`EPOCH`], since a snapshot of another one is of no use: it can be made again.
 
+mod ahead;
 mod error;
 mod file;
 mod header;
@@ -25,8 +26,9 @@ mod presence;
 mod state;
 #[cfg(test)]
 mod tests;
-mod writes;
 
+pub(crate) use ahead::write_ahead;
+pub use ahead::{AHEAD_FILE, Ahead, record as record_use};
 pub use error::Error;
 pub use file::{
     BASE_FILE, MEMORY_FILE, STATE_FILE, Snapshot, read_header, read_state, sealed, verify, write_state,
@@ -34,8 +36,7 @@ pub use file::{
 pub use header::{EPOCH, Header, Slot};
 pub use layers::{Base, Extent, Layers};
 pub use make::{is_aside, link, make, make_over};
+pub(crate) use memory::in_regions;
 pub use memory::{Form, Written, restored as restore_memory, rewind as rewind_memory, write as write_memory};
 pub use pack::unpack;
 pub use state::{MachineState, Shape};
-pub(crate) use writes::write_ahead;
-pub use writes::{WRITES_FILE, record as record_writes};

@@ -43,6 +43,16 @@ impl Presence {
 
     /// Of `count` pieces of 4 KiB from `host` on, whether each can hold something else than what is mapped there.
     pub(super) fn own(&mut self, host: u64, count: usize) -> Vec<bool> {
+        self.those(host, count, true, |entry| entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0)
+    }
+
+    /// Likewise, whether each is as it is mapped there, and somebody has looked at it or at one beside it.
+    pub(super) fn seen(&mut self, host: u64, count: usize) -> Vec<bool> {
+        self.those(host, count, false, |entry| entry & PRESENT != 0 && entry & OF_FILE != 0)
+    }
+
+    /// Those of which the kernel's list says so; without a list, all or none.
+    fn those(&mut self, host: u64, count: usize, unknown: bool, is: impl Fn(u64) -> bool) -> Vec<bool> {
         let end = host + count as u64 * PAGE;
         let (first, last) = (host / self.page, end.div_ceil(self.page));
         // A few thousand.
@@ -53,15 +63,14 @@ impl Presence {
             None => false,
         };
         if !known {
-            return vec![true; count];
+            return vec![unknown; count];
         }
         let page = self.page;
-        let is_own = |piece: usize| {
+        let is = |piece: usize| {
             let index = ((host + piece as u64 * PAGE) / page - first) as usize * 8;
             let entry = self.entries.get(index..index + 8).and_then(|entry| entry.try_into().ok());
-            let entry = entry.map_or(PRESENT, u64::from_le_bytes);
-            entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0
+            entry.map_or(unknown, |entry| is(u64::from_le_bytes(entry)))
         };
-        (0..count).map(is_own).collect()
+        (0..count).map(is).collect()
     }
 }

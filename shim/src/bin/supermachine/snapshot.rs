@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use shim::config::{self, Options};
 use shim::template::Store;
-use vmm::snapshot::{BASE_FILE, EPOCH, Header, MEMORY_FILE, STATE_FILE, WRITES_FILE, read_header, verify};
+use vmm::snapshot::{AHEAD_FILE, BASE_FILE, EPOCH, Header, MEMORY_FILE, STATE_FILE, read_header, verify};
 
 use crate::progress::Progress;
 use crate::{Failure, print, printable};
@@ -163,7 +163,7 @@ fn remove(path: &Path) -> Result<(), Failure> {
         return Err("that is a template: supermachine template rm removes it".into());
     }
     // Those last without which it is none, so that it can be tried again.
-    for name in [BASE_FILE, WRITES_FILE, STATE_FILE, MEMORY_FILE] {
+    for name in [BASE_FILE, AHEAD_FILE, STATE_FILE, MEMORY_FILE] {
         match fs::remove_file(path.join(name)) {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             done => done.map_err(|error| format!("removing {}/{name}: {error}", path.display()))?,
@@ -192,7 +192,7 @@ mod tests {
             fs::create_dir(path).unwrap();
             fs::write(path.join(MEMORY_FILE), "x").unwrap();
         }
-        for name in [STATE_FILE, BASE_FILE, WRITES_FILE] {
+        for name in [STATE_FILE, BASE_FILE, AHEAD_FILE] {
             fs::write(snapshot.join(name), "x").unwrap();
         }
         let place = directory.display().to_string();

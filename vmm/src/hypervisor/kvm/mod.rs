@@ -1,6 +1,7 @@
 //! KVM, as `Documentation/virt/kvm/api.rst` describes it. No type of it leaves this module.
 
 pub(super) mod ability;
+mod ahead;
 mod irq;
 mod kick;
 mod vcpu;

@@ -13,7 +13,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::super::{Crash, Error, Exit, Kick, SystemEvent, Vcpu};
 use super::kick::Kicker;
 use super::vm::{self as kvm_vm, VmShare};
-use super::{Attempt, KvmVm, arch};
+use super::{Attempt, KvmVm, ahead, arch};
 use crate::arch::native;
 
 /// A processor of KVM.
@@ -302,6 +302,10 @@ impl Vcpu for KvmVcpu {
 
     fn stood_still(&mut self) -> Result<(), Error> {
         arch::stood_still(self)
+    }
+
+    fn map_ahead(&mut self, addr: u64, len: u64) -> Result<bool, Error> {
+        ahead::map(self, addr, len)
     }
 
     fn registers(&self) -> Result<native::Registers, Error> {

@@ -11,6 +11,7 @@ use integration::containerd::Api;
 use integration::{Ctx, Outcome, Test};
 use serde_json::{Value, json};
 
+use super::ended::monitor_of;
 use super::{A_WHILE, OURS, Piped, test};
 use crate::world::Inside;
 
@@ -27,6 +28,11 @@ pub fn tests() -> Vec<Test<Inside>> {
             "task.template-spoilt",
             "a template that is cut, changed or another's is made again, and the container runs all the same",
             spoilt,
+        ),
+        test(
+            "task.template-ahead",
+            "what the first machine of a template has used of its memory, the next has before it asks, and takes few exits for it",
+            ahead,
         ),
         test("task.template-store", "an operator sees what there is, and the store keeps its limit", store),
     ]
@@ -201,9 +207,9 @@ fn spoilt(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         ctx.cmd("supermachine").args(["snapshot", "verify"]).arg(path).ok().context("verifying the template")
     };
     ensure!(run()? == "well\n");
-    // Where machines write first is a hint and no more.
-    let hint = only(&directory)?.join("writes");
-    let length = fs::metadata(&hint).context("looking for the hint of where machines write first")?.len();
+    // What machines use first is a hint and no more.
+    let hint = only(&directory)?.join("ahead");
+    let length = fs::metadata(&hint).context("looking for the hint of what machines use first")?.len();
     ensure!(length > 12, "the hint has {length} bytes");
     fs::write(&hint, "nothing of the kind")?;
     ensure!(run()? == "well\n", "with a damaged hint the container did not run");
@@ -223,6 +229,37 @@ fn spoilt(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     fs::rename(directory.join(&key), directory.join(format!("{key}.new")))?;
     ensure!(run()? == "well\n", "with what a killed maker left, the container did not run");
     verified(&only(&directory)?)?;
+    Ok(Outcome::Passed)
+}
+
+/// How often a guest had to wait for a page of its memory until its container said something: as KVM has counted.
+fn waits(ctx: &Ctx<'_, Inside>, api: &Api) -> Result<u64> {
+    let mut task = Piped::new(ctx, api, OURS, &["sh", "-c", "echo up; exec sleep 1000"], |_| {})?;
+    task.container.start()?;
+    task.stdout.read_until("up", A_WHILE)?;
+    let script = format!(
+        "mount -t debugfs none /sys/kernel/debug && cat /sys/kernel/debug/kvm/{}-*/pf_taken",
+        monitor_of(&task.id)?.pid
+    );
+    let counted = ctx.cmd("unshare").args(["--mount", "sh", "-c", &script]).ok()?;
+    task.container.kill(9)?;
+    let code = task.container.wait(A_WHILE)?;
+    task.end(code)?;
+    counted.out().trim().parse().with_context(|| format!("KVM has counted {:?}", counted.out()))
+}
+
+fn ahead(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    if cfg!(not(target_arch = "x86_64")) {
+        return Ok(Outcome::Skipped("only KVM of x86_64 maps what nobody has asked for".into()));
+    }
+    let directory = ctx.path("templates").display().to_string();
+    let _on =
+        Configured::with(&format!("[vm]\nboot = \"restore\"\n[template]\ndirectory = \"{directory}\"\n"))?;
+    let api = ctx.world.api()?;
+    let (first, next) = (waits(ctx, &api)?, waits(ctx, &api)?);
+    ctx.note(format_args!("pages that the guest had to wait for: {first}, then {next}"));
+    ensure!(first > 1000, "the first machine had to wait for {first} pages only: the test sees nothing");
+    ensure!(next * 2 < first, "the first machine had to wait for {first} pages, and the next for {next}");
     Ok(Outcome::Passed)
 }
 

@@ -1,8 +1,8 @@
-//! Where those who go on from a snapshot write first: a hint beside it, by which their monitor writes to these pages ahead,
-//! on a thread of its own. Each is a copy that somebody has to make, and the guest need not wait for all of them.
+//! What those who go on from a snapshot use first: a hint beside it, by which their monitor brings these pages ahead. To some of
+//! them they write: each is a copy that somebody has to make. Others they only read, which takes an exit for each.
 //!
 //! ```text
-//! magic, 8 bytes; CRC-32 of the rest; extents, encoded by postcard
+//! magic, 8 bytes; CRC-32 of the rest; both lists of extents, encoded by postcard
 //! ```
 
 use std::fs::File;
@@ -14,46 +14,62 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 
 use super::layers::{self, Collector, Extent};
-use super::memory::{in_regions, own_pages};
+use super::memory::{in_regions, own_pages, seen_pages};
 use crate::devices::virtio::at_most;
 use crate::memory::{self, GuestRam, Region};
 
 /// The name of the hint in a snapshot's directory.
-pub const WRITES_FILE: &str = "writes";
-const MAGIC: [u8; 8] = *b"SUPRWRIT";
+pub const AHEAD_FILE: &str = "ahead";
+const MAGIC: [u8; 8] = *b"SUPRAHED";
 const EXTENTS_MAX: usize = 2048;
 /// A longer file is none.
-const LEN_MAX: u64 = 64 << 10;
-/// Who writes to more has begun with work of its own.
+const LEN_MAX: u64 = 128 << 10;
+/// Who uses more has begun with work of its own.
 const BYTES_MAX: u64 = 64 << 20;
 const STACK: usize = 128 * 1024;
 
-#[derive(Serialize, Deserialize)]
-struct Hint(#[serde(deserialize_with = "at_most::<EXTENTS_MAX, _, _>")] Vec<Extent>);
+/// Pages of a memory's file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ahead {
+    /// To which those who go on write.
+    #[serde(deserialize_with = "at_most::<EXTENTS_MAX, _, _>")]
+    pub writes: Vec<Extent>,
+    /// At which they look.
+    #[serde(deserialize_with = "at_most::<EXTENTS_MAX, _, _>")]
+    pub reads: Vec<Extent>,
+}
 
-/// Writes down where a machine that was restored has written until now; says whether that is a hint.
+/// Writes down what a machine that was restored has used until now; says whether that is a hint.
 pub fn record(ram: &GuestRam, mut out: impl Write) -> io::Result<bool> {
-    let mut collector = Collector::default();
-    own_pages(ram, None, |offset| collector.page(offset))?;
-    let extents = collector.finish_to(EXTENTS_MAX);
-    if extents.iter().map(|extent| extent.len).sum::<u64>() > BYTES_MAX {
+    let (mut writes, mut reads) = (Collector::default(), Collector::default());
+    own_pages(ram, None, |offset| writes.page(offset))?;
+    seen_pages(ram, |offset| reads.page(offset))?;
+    let mut hint = Ahead { writes: writes.finish_to(EXTENTS_MAX), reads: reads.finish_to(EXTENTS_MAX) };
+    if bytes(&hint.writes) > BYTES_MAX {
         return Ok(false);
     }
-    let body = postcard::to_stdvec(&Hint(extents)).map_err(io::Error::other)?;
+    if bytes(&hint.reads) > BYTES_MAX {
+        hint.reads.clear();
+    }
+    let body = postcard::to_stdvec(&hint).map_err(io::Error::other)?;
     out.write_all(&[&MAGIC[..], &crc32fast::hash(&body).to_le_bytes(), &body].concat())?;
     Ok(true)
 }
 
+fn bytes(extents: &[Extent]) -> u64 {
+    extents.iter().fold(0, |sum, extent| sum.saturating_add(extent.len))
+}
+
 /// The hint in a snapshot's directory, if there is one that is whole.
-pub(super) fn read(directory: &Path, len: u64) -> Option<Vec<Extent>> {
-    let file = File::open(directory.join(WRITES_FILE)).ok()?;
-    let mut bytes = Vec::new();
-    file.take(LEN_MAX).read_to_end(&mut bytes).ok()?;
-    let (sum, body) = bytes.strip_prefix(&MAGIC)?.split_first_chunk::<4>()?;
-    let Hint(extents) =
+pub(super) fn read(directory: &Path, len: u64) -> Option<Ahead> {
+    let file = File::open(directory.join(AHEAD_FILE)).ok()?;
+    let mut read = Vec::new();
+    file.take(LEN_MAX).read_to_end(&mut read).ok()?;
+    let (sum, body) = read.strip_prefix(&MAGIC)?.split_first_chunk::<4>()?;
+    let hint: Ahead =
         postcard::from_bytes(body).ok().filter(|_| crc32fast::hash(body).to_le_bytes() == *sum)?;
-    let total: u64 = extents.iter().map(|extent| extent.len).sum();
-    (layers::check_order(&extents, len).is_ok() && total <= BYTES_MAX).then_some(extents)
+    let good = |extents: &[Extent]| layers::check_order(extents, len).is_ok() && bytes(extents) <= BYTES_MAX;
+    (good(&hint.writes) && good(&hint.reads)).then_some(hint)
 }
 
 /// Writes to these pages of `ram`, that of a machine which is being restored, on a thread that ends by itself. What they
@@ -92,7 +108,7 @@ mod tests {
 
     #[test]
     fn what_is_written_to_first_is_written_to_ahead_and_stays_what_it_is() {
-        let room = std::env::temp_dir().join(format!("vmm-writes-{}", std::process::id()));
+        let room = std::env::temp_dir().join(format!("vmm-ahead-{}", std::process::id()));
         std::fs::create_dir_all(&room).unwrap();
         let booted = memory::anonymous(&[(0, 8 << 20)]).unwrap();
         booted.write_obj(7u8, GuestAddress(0x1234)).unwrap();
@@ -108,11 +124,12 @@ mod tests {
         }
         let page = memory::page_size();
         assert_eq!(own(&first).len() as u64, 2 * page / layers::PAGE, "no more than was written to");
-        let hint = room.join(WRITES_FILE);
+        let hint = room.join(AHEAD_FILE);
         assert!(record(&first, File::create(&hint).unwrap()).unwrap());
-        let extents = read(&room, id.len).unwrap();
+        let found = read(&room, id.len).unwrap();
+        assert_eq!(bytes(&found.writes), 2 * page);
         let again = Arc::new(restore_memory(&layers, &written.regions).unwrap());
-        write_ahead(&again, &written.regions, extents);
+        write_ahead(&again, &written.regions, found.writes);
         let late = Instant::now() + LATE;
         while own(&again) != own(&first) {
             assert!(Instant::now() < late, "{:?}, not {:?}", own(&again), own(&first));
