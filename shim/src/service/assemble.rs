@@ -102,7 +102,6 @@ impl Shim {
         let _container = timeline.phase("container");
         if resumed.is_some() {
             join(plan, &machine, opened, resumed, parts).await?;
-            machine.record_use().await;
             info!("container {}: machine after {booted:?}, joined after {:?}", plan.id, begun.elapsed());
             return Ok(pid);
         }
@@ -120,9 +119,6 @@ impl Shim {
         let (streams, ()) = tokio::try_join!(joined, machine.grow(timeline))?;
         parts.streams.insert(String::new(), Arc::new(streams));
         info!("container {}: machine after {booted:?}, made after {:?}", plan.id, begun.elapsed());
-        if plan.machine.is_some() {
-            machine.record_use().await;
-        }
         Ok(pid)
     }
 

@@ -226,6 +226,10 @@ impl Shim {
         drop(changing);
         if exec.is_empty() {
             self.warm_up(&container);
+            if let Some(machine) = self.machine() {
+                // Once for each template.
+                machine.record_use().await;
+            }
         }
         if exec.is_empty()
             && let Some(run) = container.poststart.clone()

@@ -263,7 +263,8 @@ END
     ),
     seldom(
         "docker events",
-        "since=$(date +%s); run --name box busybox sh -c 'exit 3' || docker rm box >/dev/null
+        // What was before is another second's.
+        "sleep 2; since=$(date +%s); run --name box busybox sh -c 'exit 3' || docker rm box >/dev/null
         docker events --since $since --until $(($(date +%s) + 1)) --filter type=container \
             --format '{{.Action}} {{.Actor.Attributes.exitCode}}'",
     ),
