@@ -12,10 +12,6 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteType,
-};
 
 use crate::{Mac, Neighbour, Netlink, Prefix, Route};
 
@@ -88,12 +84,12 @@ impl Netlink {
 
     /// Adds a route.
     pub fn add_route(&mut self, wanted: &Route) -> io::Result<()> {
-        self.ask(Message::NewRoute(route(wanted)), NLM_F_CREATE | NLM_F_REPLACE)
+        self.ask(Message::NewRoute(wanted.message()), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Removes a route.
     pub fn remove_route(&mut self, known: &Route) -> io::Result<()> {
-        self.ask(Message::DelRoute(route(known)), 0)
+        self.ask(Message::DelRoute(known.message()), 0)
     }
 
     /// Writes a neighbour down.
@@ -118,37 +114,6 @@ fn address(index: u32, prefix: Prefix) -> AddressMessage {
     message.header.index = index;
     message.attributes.push(AddressAttribute::Local(prefix.address));
     message.attributes.push(AddressAttribute::Address(prefix.address));
-    message
-}
-
-fn route(of: &Route) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(of.destination.address);
-    message.header.destination_prefix_length = of.destination.length;
-    message.header.table = RouteHeader::RT_TABLE_UNSPEC;
-    message.attributes.push(RouteAttribute::Table(of.table));
-    message.header.protocol = RouteProtocol::Boot;
-    message.header.kind = RouteType::Unicast;
-    message.header.scope = of.scope.into();
-    if of.is_onlink {
-        message.header.flags = RouteFlags::Onlink;
-    }
-    if of.destination.length > 0 {
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(of.destination.address)));
-    }
-    if let Some(gateway) = of.gateway {
-        message.attributes.push(RouteAttribute::Gateway(gateway.into()));
-    }
-    if let Some(source) = of.source {
-        message.attributes.push(RouteAttribute::PrefSource(source.into()));
-    }
-    message.attributes.push(RouteAttribute::Oif(of.interface));
-    if of.metric != 0 {
-        message.attributes.push(RouteAttribute::Priority(of.metric));
-    }
-    if of.mtu != 0 {
-        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(of.mtu)]));
-    }
     message
 }
 

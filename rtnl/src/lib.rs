@@ -7,6 +7,7 @@ mod addresses;
 mod change;
 mod namespace;
 mod redirect;
+mod route;
 mod rule;
 mod state;
 mod watch;
@@ -16,8 +17,9 @@ use std::time::Duration;
 
 pub use addresses::{Mac, Prefix};
 pub use namespace::{create as create_namespace, current as current_namespace, within};
+pub use route::{Hop, NOWHERE, Route, UNICAST};
 pub use rule::Rule;
-pub use state::{Interface, Neighbour, Network, Route};
+pub use state::{Interface, Neighbour, Network};
 pub use watch::Changes;
 
 use netlink_packet_core::{
@@ -168,6 +170,30 @@ mod tests {
     }
 
     #[test]
+    fn routes_to_nowhere_come_and_go() {
+        let Some(namespace) = empty() else { return };
+        let mut there = within(&namespace, Netlink::open).unwrap();
+        for (destination, kind) in
+            [("10.9.0.0/16", NOWHERE[0]), ("10.8.0.0/16", NOWHERE[1]), ("fd00::/64", NOWHERE[2])]
+        {
+            let route = Route {
+                table: 254,
+                kind,
+                destination: destination.parse().unwrap(),
+                hops: vec![],
+                source: None,
+                scope: 0,
+                metric: 7,
+                mtu: 0,
+            };
+            there.add_route(&route).unwrap();
+            assert_eq!(Network::look(&mut there).unwrap().routes, std::slice::from_ref(&route));
+            there.remove_route(&route).unwrap();
+        }
+        assert_eq!(Network::look(&mut there).unwrap(), Network::default());
+    }
+
+    #[test]
     fn rules_come_and_go() {
         let Some(namespace) = empty() else { return };
         let mut there = within(&namespace, Netlink::open).unwrap();
@@ -214,14 +240,13 @@ mod tests {
         let default: Prefix = "0.0.0.0/0".parse().unwrap();
         let route = Route {
             table: 1000,
+            kind: UNICAST,
             destination: default,
-            gateway: "10.0.0.1".parse().ok(),
-            interface: 1,
+            hops: vec![Hop { gateway: "10.0.0.1".parse().ok(), interface: 1, is_onlink: false, weight: 0 }],
             source: None,
             scope: 0,
             metric: 0,
             mtu: 0,
-            is_onlink: false,
         };
         assert!(netlink.add_route(&route).is_err());
         assert!(netlink.links().is_ok());

@@ -1,7 +1,7 @@
 //! What a network namespace has.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Message;
@@ -10,11 +10,9 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMe
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteType,
-};
+use netlink_packet_route::route::RouteMessage;
 
-use crate::{Mac, Netlink, Prefix, Rule};
+use crate::{Mac, Netlink, Prefix, Route, Rule};
 
 /// What can be brought from one namespace into another.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,29 +48,6 @@ pub struct Interface {
     pub addresses: Vec<Prefix>,
 }
 
-/// A route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Route {
-    /// The table that it is in.
-    pub table: u32,
-    /// For whom it is.
-    pub destination: Prefix,
-    /// By whom it goes on.
-    pub gateway: Option<IpAddr>,
-    /// The number of the interface.
-    pub interface: u32,
-    /// The source address to prefer.
-    pub source: Option<IpAddr>,
-    /// RT_SCOPE_*.
-    pub scope: u8,
-    /// The lower goes first.
-    pub metric: u32,
-    /// Smaller than the interface's, if it is not 0.
-    pub mtu: u32,
-    /// The gateway is there, whatever the addresses say.
-    pub is_onlink: bool,
-}
-
 /// A neighbour's hardware address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Neighbour {
@@ -83,9 +58,6 @@ pub struct Neighbour {
     /// Its hardware address.
     pub mac: Mac,
 }
-
-/// RT_TABLE_LOCAL.
-const LOCAL: u8 = 255;
 
 impl Network {
     /// Looks at the namespace that `netlink` is about.
@@ -105,9 +77,9 @@ impl Network {
             Message::NewRoute(message) => Route::of(message),
             _ => None,
         });
-        let mut routes: Vec<_> = routes.filter(|route| is_known(route.interface)).collect();
+        let mut routes: Vec<_> = routes.filter_map(|route| route.by_those(is_known)).collect();
         // A gateway has to be reachable before there is a route by it.
-        routes.sort_by_key(|route| route.gateway.is_some());
+        routes.sort_by_key(Route::has_gateway);
         let neighbours = netlink.dump(&Message::GetNeighbour(NeighbourMessage::default()))?;
         let neighbours = neighbours.iter().filter_map(|message| match message {
             Message::NewNeighbour(message) => Neighbour::of(message),
@@ -168,68 +140,6 @@ fn prefix(message: &AddressMessage) -> Option<Prefix> {
     }
     // Where there are two, the other is the peer's.
     Some(Prefix { address: own.or(other)?, length: message.header.prefix_len })
-}
-
-impl Route {
-    fn of(message: &RouteMessage) -> Option<Self> {
-        let header = &message.header;
-        // Those of the kernel come with addresses; others come and go by themselves.
-        let comes_by_itself = matches!(
-            header.protocol,
-            RouteProtocol::Kernel | RouteProtocol::IcmpRedirect | RouteProtocol::Ra
-        );
-        // Those of the table of local addresses are the kernel's.
-        if header.table == LOCAL
-            || header.kind != RouteType::Unicast
-            || comes_by_itself
-            || header.flags.contains(RouteFlags::Cloned)
-        {
-            return None;
-        }
-        let all: IpAddr = match header.address_family {
-            AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
-            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
-            _ => return None,
-        };
-        let mut route = Self {
-            table: header.table.into(),
-            destination: Prefix { address: all, length: header.destination_prefix_length },
-            gateway: None,
-            interface: 0,
-            source: None,
-            scope: header.scope.into(),
-            metric: 0,
-            mtu: 0,
-            is_onlink: header.flags.contains(RouteFlags::Onlink),
-        };
-        for attribute in &message.attributes {
-            match attribute {
-                RouteAttribute::Destination(address) => route.destination.address = plain(address)?,
-                RouteAttribute::Gateway(address) => route.gateway = Some(plain(address)?),
-                RouteAttribute::PrefSource(address) => route.source = Some(plain(address)?),
-                RouteAttribute::Table(table) => route.table = *table,
-                RouteAttribute::Oif(index) => route.interface = *index,
-                RouteAttribute::Priority(metric) => route.metric = *metric,
-                RouteAttribute::Metrics(metrics) => {
-                    for metric in metrics {
-                        if let RouteMetric::Mtu(mtu) = metric {
-                            route.mtu = *mtu;
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        (route.interface != 0).then_some(route)
-    }
-}
-
-fn plain(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some((*address).into()),
-        RouteAddress::Inet6(address) => Some((*address).into()),
-        _ => None,
-    }
 }
 
 impl Neighbour {

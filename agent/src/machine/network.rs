@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 
-use agent_api::agent::{Interface, Neighbour, Route, Rule, SetNetworkRequest};
+use agent_api::agent::{Hop, Interface, Neighbour, Route, Rule, SetNetworkRequest};
 use anyhow::{Context, Error, Result, ensure};
 use rtnl::{Mac, Netlink, Network, Prefix};
 
@@ -85,14 +85,14 @@ impl Devices {
             .flat_map(|interface| interface.addresses.iter().map(|prefix| (interface.permanent, *prefix)));
         let now = Given {
             addresses: addresses.collect(),
-            routes: routes.iter().copied().collect(),
+            routes: routes.iter().cloned().collect(),
             neighbours: neighbours.iter().copied().collect(),
             rules: rules.iter().cloned().collect(),
         };
         // If it fails on the way, any of both may be there.
         let before = self.given.clone();
         self.given.addresses.extend(&now.addresses);
-        self.given.routes.extend(&now.routes);
+        self.given.routes.extend(now.routes.iter().cloned());
         self.given.neighbours.extend(&now.neighbours);
         self.given.rules.extend(now.rules.iter().cloned());
 
@@ -288,16 +288,27 @@ fn parse_route(route: &Route, index_of: impl Fn(&str) -> Result<u32>) -> Result<
         "" => Ok(None),
         text => text.parse().map(Some).with_context(|| format!("{text:?} is no address")),
     };
+    let hop = |gateway: &str, interface: &str, is_onlink, weight| {
+        let (gateway, interface) = (address(gateway)?, index_of(interface)?);
+        Ok::<_, Error>(rtnl::Hop { gateway, interface, is_onlink, weight: u8::try_from(weight)? })
+    };
+    let kind = if route.kind == 0 { rtnl::UNICAST } else { u8::try_from(route.kind)? };
+    let mut hops = Vec::new();
+    if kind == rtnl::UNICAST {
+        hops.push(hop(&route.gateway, &route.interface, route.onlink, route.weight)?);
+        for Hop { gateway, interface, onlink, weight, .. } in &route.more {
+            hops.push(hop(gateway, interface, *onlink, *weight)?);
+        }
+    }
     Ok(rtnl::Route {
         table: route.table,
+        kind,
         destination: route.destination.parse().map_err(Error::msg)?,
-        gateway: address(&route.gateway)?,
-        interface: index_of(&route.interface)?,
+        hops,
         source: address(&route.source)?,
         scope: u8::try_from(route.scope)?,
         metric: route.metric,
         mtu: route.mtu,
-        is_onlink: route.onlink,
     })
 }
 

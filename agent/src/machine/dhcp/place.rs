@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use rtnl::{Netlink, Prefix, Route};
+use rtnl::{Hop, Netlink, Prefix, Route, UNICAST};
 use tokio::task::spawn_blocking;
 
 use super::message::Lease;
@@ -51,13 +51,12 @@ impl Place {
             }
             has.address = Some(address);
             netlink.add_address(index, address).with_context(|| format!("its address {address}"))?;
-            if let Some(old) = has.route.filter(|old| Some(*old) != route) {
-                has.route = None;
+            if let Some(old) = has.route.take_if(|old| Some(&*old) != route.as_ref()) {
                 unless_gone(netlink.remove_route(&old)).context("removing its route")?;
             }
             if let Some(route) = route {
-                has.route = Some(route);
-                netlink.add_route(&route).with_context(|| format!("its route by {:?}", route.gateway))?;
+                has.route = Some(route.clone());
+                netlink.add_route(&route).with_context(|| format!("its route by {:?}", route.hops))?;
             }
             Ok(())
         })
@@ -119,14 +118,18 @@ fn by(router: Ipv4Addr, lease: &Lease, interface: u32) -> Route {
         |address: Ipv4Addr| u32::from(address).checked_shr(32 - u32::from(lease.length)).unwrap_or(0);
     Route {
         table: MAIN,
+        kind: UNICAST,
         destination: Prefix { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), length: 0 },
-        gateway: Some(router.into()),
-        interface,
+        hops: vec![Hop {
+            gateway: Some(router.into()),
+            interface,
+            is_onlink: network(router) != network(lease.address),
+            weight: 0,
+        }],
         source: None,
         scope: 0,
         metric: 0,
         mtu: 0,
-        is_onlink: network(router) != network(lease.address),
     }
 }
 
@@ -144,7 +147,7 @@ mod tests {
         ] {
             let (address, server) = ([10, 0, 2, 15].into(), [10, 0, 2, 2].into());
             let lease = Lease { address, length, router: None, mtu: None, server, times: None };
-            assert_eq!(by(router.into(), &lease, 3).is_onlink, onlink, "{length} {router:?}");
+            assert_eq!(by(router.into(), &lease, 3).hops[0].is_onlink, onlink, "{length} {router:?}");
         }
     }
 }

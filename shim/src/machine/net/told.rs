@@ -1,7 +1,7 @@
 //! What the agent is told of a namespace.
 
-use agent_api::agent::{Interface, Neighbour, Route, Rule, SetNetworkRequest};
-use rtnl::{Mac, Network};
+use agent_api::agent::{Hop, Interface, Neighbour, Route, Rule, SetNetworkRequest};
+use rtnl::{Mac, Network, UNICAST};
 
 /// All that is in it of the interfaces that have devices, by the addresses that these came with.
 pub fn of(seen: &Network, device: impl Fn(u32) -> Option<Mac>) -> SetNetworkRequest {
@@ -23,15 +23,34 @@ pub fn of(seen: &Network, device: impl Fn(u32) -> Option<Mac>) -> SetNetworkRequ
     let text =
         |address: Option<std::net::IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
     let routes = seen.routes.iter().filter_map(|route| {
+        let hops = route.hops.iter().filter_map(|hop| {
+            Some(Hop {
+                gateway: text(hop.gateway),
+                interface: name(hop.interface)?,
+                onlink: hop.is_onlink,
+                weight: hop.weight.into(),
+                ..Hop::default()
+            })
+        });
+        let mut hops = hops.collect::<Vec<_>>().into_iter();
+        let first = hops.next();
+        // It leads somewhere, but by nothing that is there.
+        if first.is_none() && route.kind == UNICAST {
+            return None;
+        }
+        let Hop { gateway, interface, onlink, weight, .. } = first.unwrap_or_default();
         Some(Route {
+            kind: route.kind.into(),
             destination: route.destination.to_string(),
-            gateway: text(route.gateway),
-            interface: name(route.interface)?,
+            gateway,
+            interface,
+            onlink,
+            weight,
+            more: hops.collect(),
             source: text(route.source),
             scope: route.scope.into(),
             metric: route.metric,
             mtu: route.mtu,
-            onlink: route.is_onlink,
             table: route.table,
             ..Route::default()
         })
@@ -84,17 +103,27 @@ mod tests {
             is_port: false,
             addresses: vec!["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
         };
-        let route = |interface, destination: &str, gateway: Option<&str>| rtnl::Route {
-            table: 254,
-            destination: destination.parse::<Prefix>().unwrap(),
+        let hop = |interface, gateway: Option<&str>| rtnl::Hop {
             gateway: gateway.map(|text| text.parse().unwrap()),
             interface,
+            is_onlink: gateway.is_some(),
+            weight: 2,
+        };
+        let route = |interface, destination: &str, gateway: Option<&str>| rtnl::Route {
+            table: 254,
+            kind: UNICAST,
+            destination: destination.parse::<Prefix>().unwrap(),
+            hops: vec![hop(interface, gateway)],
             source: None,
             scope: 0,
             metric: 3,
             mtu: 0,
-            is_onlink: gateway.is_some(),
         };
+        let by_both = rtnl::Route {
+            hops: vec![hop(5, Some("10.0.0.7")), hop(4, Some("10.0.0.8")), hop(4, None)],
+            ..route(4, "10.7.0.0/16", None)
+        };
+        let nowhere = rtnl::Route { kind: rtnl::NOWHERE[0], hops: vec![], ..route(4, "10.6.0.0/16", None) };
         let neighbour = |interface| rtnl::Neighbour {
             interface,
             address: "10.0.0.1".parse().unwrap(),
@@ -107,6 +136,8 @@ mod tests {
                 route(4, "::/0", Some("fe80::1")),
                 route(5, "10.9.0.0/16", None),
                 route(6, "10.8.0.0/16", None),
+                by_both,
+                nowhere,
             ],
             neighbours: vec![neighbour(4), neighbour(5)],
             rules: vec![rtnl::Rule {
@@ -128,10 +159,14 @@ mod tests {
         );
         assert_eq!((interface.name.as_str(), interface.mtu, interface.down), ("eth0", 1400, false));
         assert_eq!(interface.addresses, ["10.0.0.2/24", "fd00::2/64"]);
-        let [route] = &*told.routes else { panic!("{told:?}") };
+        let [route, several, nowhere] = &*told.routes else { panic!("{told:?}") };
         let words = [&route.destination, &route.gateway, &route.interface, &route.source].map(String::as_str);
         assert_eq!((words, route.metric, route.onlink), (["::/0", "fe80::1", "eth0", ""], 3, true));
-        assert_eq!(route.table, 254);
+        assert_eq!((route.table, route.kind, route.weight, route.more.len()), (254, 1, 2, 0));
+        assert_eq!((several.gateway.as_str(), several.interface.as_str()), ("10.0.0.8", "eth0"));
+        let [more] = &*several.more else { panic!("{several:?}") };
+        assert_eq!((more.gateway.as_str(), more.interface.as_str(), more.weight), ("", "eth0", 2));
+        assert_eq!((nowhere.kind, nowhere.interface.as_str(), nowhere.more.len()), (6, "", 0));
         let [rule] = &*told.rules else { panic!("{told:?}") };
         let words = [&rule.source, &rule.destination, &rule.input, &rule.output].map(String::as_str);
         assert_eq!((words, rule.priority, rule.table), (["10.0.0.2/32", "", "", ""], 9, 100));
@@ -139,7 +174,11 @@ mod tests {
         let [neighbour] = &*told.neighbours else { panic!("{told:?}") };
         let words = [&neighbour.address, &neighbour.mac, &neighbour.interface].map(String::as_str);
         assert_eq!(words, ["10.0.0.1", "02:00:00:00:00:07", "eth0"]);
-        let nothing = SetNetworkRequest { rules: told.rules.clone(), ..SetNetworkRequest::default() };
+        let nothing = SetNetworkRequest {
+            rules: told.rules.clone(),
+            routes: vec![nowhere.clone()],
+            ..SetNetworkRequest::default()
+        };
         assert_eq!(of(&seen, |_| None), nothing);
         let off = Network { interfaces: vec![off], ..seen };
         assert!(of(&off, |_| Some(Mac([2, 0, 0, 0, 0, 1]))).interfaces[0].down);

@@ -36,7 +36,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         ),
         test(
             "task.network-follows",
-            "an interface, an address and a route that come and go while a container runs do so in it, and an interface that is \
+            "an interface, an address and routes, by several gateways or to nowhere, that come and go while a container runs do so in it, and an interface that is \
              turned off and on is in it, as with runc",
             follows,
         ),
@@ -408,6 +408,29 @@ fn follows(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         inside("rule del priority 100")?;
         shows("ip rule | grep '^100:'", false)?;
         shows("ping -c 1 -W 5 10.77.0.1", true)?;
+        // Each of several gateways has a part of the destinations, until one is taken away; and some lead nowhere.
+        let by = |gateways: &str| {
+            format!(
+                "for i in $(seq 60); do ip route get 10.83.0.$i; done | grep -o 'via [0-9.]*' | sort -u | tr -d '\\n' | \
+                grep -x '{gateways}'"
+            )
+        };
+        inside(
+            "route add 10.83.0.0/16 nexthop via 10.77.0.1 dev eth0 nexthop via 10.77.0.3 dev eth0 weight 2",
+        )?;
+        shows(&by("via 10.77.0.1via 10.77.0.3"), true)?;
+        inside("route replace 10.83.0.0/16 via 10.77.0.3 dev eth0")?;
+        shows(&by("via 10.77.0.3"), true)?;
+        inside("-6 route add fd83::/64 nexthop via fd77::1 dev eth0 nexthop via fd77::3 dev eth0")?;
+        shows("ip -6 route get fd83::1 | grep 'via fd77::[13]'", true)?;
+        for (family, network, within) in [("", "10.84.0.0/16", "10.84.0.1"), ("-6 ", "fd84::/64", "fd84::1")]
+        {
+            shows(&format!("ip {family}route get {within}"), true)?;
+            inside(&format!("{family}route add unreachable {network}"))?;
+            shows(&format!("ip {family}route get {within}"), false)?;
+            inside(&format!("{family}route del unreachable {network}"))?;
+            shows(&format!("ip {family}route get {within}"), true)?;
+        }
         shows("ip address show dev eth0 | grep 10.80.0.9 && ip route | grep 10.81.0.0/16", true)?;
         inside("link set eth0 down")?;
         shows("ip link show dev eth0 | grep '[<,]UP[,>]'", false)?;
