@@ -97,12 +97,12 @@ fn ticks(stat: &str) -> u64 {
 pub struct Memory {
     /// All of it.
     pub all: u64,
-    /// Of that, what is in large mappings: of a monitor, the RAM of its guest.
+    /// Of that, the RAM of a monitor's guest: what is in large mappings, or between such of a snapshot's memory.
     pub large: u64,
 }
 
 impl Memory {
-    /// All but what is in large mappings, in MiB.
+    /// All but a guest's RAM, in MiB.
     pub fn own_mib(self) -> f64 {
         mib(self.all - self.large)
     }
@@ -124,17 +124,49 @@ pub fn memory(pid: i32, large: u64) -> std::io::Result<Memory> {
 }
 
 fn sum(smaps: &str, large: u64) -> Memory {
-    let (mut memory, mut size) = (Memory::default(), 0);
+    let mut mappings: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
         let kib = |rest: &str| rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
         if let Some(rest) = line.strip_prefix("Size:") {
-            size = kib(rest);
+            mappings.last_mut().into_iter().for_each(|mapping| mapping.size = kib(rest));
         } else if let Some(rest) = line.strip_prefix("Pss:") {
-            memory.all += kib(rest);
-            memory.large += if size < large { 0 } else { kib(rest) };
+            mappings.last_mut().into_iter().for_each(|mapping| mapping.pss = kib(rest));
+        } else {
+            mappings.extend(Mapping::of(line));
+        }
+    }
+    // They are in the order of their addresses.
+    let of_file = |mapping: &Mapping| mapping.is_of_snapshot;
+    let from = mappings.iter().position(of_file).unwrap_or(0);
+    let to = mappings.iter().rposition(of_file).map_or(from, |last| last + 1);
+    let mut memory = Memory::default();
+    for (index, mapping) in mappings.iter().enumerate() {
+        memory.all += mapping.pss;
+        if mapping.size >= large || (from..to).contains(&index) {
+            memory.large += mapping.pss;
         }
     }
     memory
+}
+
+/// One of a process's mappings.
+#[derive(Debug)]
+struct Mapping {
+    size: u64,
+    pss: u64,
+    is_of_snapshot: bool,
+}
+
+impl Mapping {
+    /// Of the line that begins with its addresses.
+    fn of(line: &str) -> Option<Self> {
+        let (addresses, rest) = line.split_once(' ')?;
+        let (start, end) = addresses.split_once('-')?;
+        let is_hex = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let path = rest.split_ascii_whitespace().nth(4).unwrap_or_default();
+        let is_of_snapshot = ["/memory", "/base"].iter().any(|name| path.ends_with(name));
+        (is_hex(start) && is_hex(end)).then_some(Self { size: 0, pss: 0, is_of_snapshot })
+    }
 }
 
 fn parse(stat: &str, arguments: &[u8]) -> Option<Process> {
@@ -220,6 +252,13 @@ mod tests {
         let found = sum(smaps, 131_072);
         assert_eq!(found, Memory { all: 71_512, large: 70_000 });
         assert!((found.own_mib() - 1512.0 / 1024.0).abs() < 1e-9);
+        // That of one that was restored is in pieces.
+        let restored = "10-11 rw-p 0 0:0 0\nSize: 8 kB\nPss: 1 kB\n\
+                        11-12 rw-p 0 fe:1 9   /var/lib/templates/0a/memory\nSize: 8 kB\nPss: 2 kB\n\
+                        12-13 rw-p 0 0:0 0\nSize: 8 kB\nPss: 4 kB\n\
+                        13-14 rw-p 0 fe:1 9   /var/lib/templates/0a/memory\nSize: 8 kB\nPss: 8 kB\n\
+                        14-15 r--p 0 fe:1 7   /usr/bin/memory-of-x\nSize: 8 kB\nPss: 16 kB\n";
+        assert_eq!(sum(restored, 131_072), Memory { all: 31, large: 14 });
         assert!(memory(i32::try_from(std::process::id()).unwrap(), u64::MAX).unwrap().all > 0);
     }
 
