@@ -62,6 +62,8 @@ impl Event {
         loop {
             match unistd::read(&self.read, &mut buffer) {
                 Ok(0) => return set,
+                // There was no more.
+                Ok(read) if read < buffer.len() => return true,
                 Ok(_) => set = true,
                 Err(Errno::EINTR) => {}
                 Err(_) => return set,

@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent_api::agent::{Interface, Route, SetNetworkRequest};
 use rtnl::Mac;
@@ -103,20 +103,25 @@ impl Uplink {
         Ok(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Returns when there is no connection any more, or somebody else listens.
+    /// Returns, once for each connection, when it is no more, or somebody else listens. Whoever could not connect tries again
+    /// without being told.
     pub async fn lost(&self) {
-        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match line {
-            Some(line) => line.lost().await,
-            // Whoever could not connect tries again.
-            None => std::future::pending().await,
+        let line = self.line().clone();
+        let Some(lost) = line else { return std::future::pending().await };
+        lost.lost().await;
+        let mut line = self.line();
+        if line.as_ref().is_some_and(|now| Arc::ptr_eq(now, &lost)) {
+            *line = None;
         }
     }
 
     /// Whether there is none.
     pub fn is_lost(&self) -> bool {
-        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        line.as_ref().is_none_or(|line| line.is_lost())
+        self.line().as_ref().is_none_or(|line| line.is_lost())
+    }
+
+    fn line(&self) -> MutexGuard<'_, Option<Arc<Line>>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets who has the network know, as far as this process is concerned, that the machine is no more.
@@ -125,7 +130,7 @@ impl Uplink {
     }
 
     fn set(&self, line: Option<Arc<Line>>) {
-        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = line;
+        *self.line() = line;
     }
 
     fn address(&self) -> Address {
