@@ -176,6 +176,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_used_first_is_brought_by_all_processors_alike() {
+        let all = Arc::new(memory::anonymous(&[(0, 16 * MIB)]).unwrap());
+        let pages = |index: u64| Pages {
+            addr: index * MIB,
+            len: (1 + index % 2) * MIB / 2,
+            written: index.is_multiple_of(3),
+        };
+        let ahead = (0..12).map(pages).collect();
+        let ram = Ram { boot: Arc::clone(&all), all, pluggable: None, ahead };
+        for processors in [1, 2, 4, 32] {
+            let shares: Vec<_> = ram.ahead(processors).map(|share| share.pages).collect();
+            let bytes: Vec<u64> =
+                shares.iter().map(|share| share.iter().map(|pages| pages.len).sum()).collect();
+            assert_eq!((shares.len(), bytes.iter().sum::<u64>()), (processors, 9 * MIB));
+            let uneven = bytes.iter().max().unwrap() - bytes.iter().min().unwrap();
+            assert!(uneven <= MIB, "{bytes:?}");
+            let mut brought: Vec<_> = shares.iter().flatten().map(|pages| pages.addr).collect();
+            brought.sort_unstable();
+            assert_eq!(brought, (0..12).map(|index| index * MIB).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
     fn memory_grows_and_shrinks_between_its_bounds() {
         for (max, bytes, word) in [
             (256, 256 * MIB, None),
