@@ -69,6 +69,8 @@ pub const WARM: Duration = Duration::from_secs(300);
 pub const MONITOR_CALL: Duration = Duration::from_secs(10);
 /// Memory that is plugged into a machine, until all of it is there.
 pub const PLUG: Duration = Duration::from_secs(60);
+/// Between two looks at a machine that does not go on.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(300);
 /// Between two attempts to give a guest what its network has become.
 pub const NETWORK_AGAIN: Duration = Duration::from_secs(5);
 /// A connection to who has a network behind a socket.

@@ -263,14 +263,27 @@ impl Monitor {
         if error.code != Code::DEADLINE_EXCEEDED || self.has_ended().is_some() {
             return error;
         }
+        // Twice, which tells one that stands from one that is late.
         let look = |control: &mut Control| {
-            control.pause(deadlines::STANDSTILL)?;
-            control.call(Request::Look, &[], deadlines::MONITOR_CALL)
+            let mut look = || {
+                control.pause(deadlines::STANDSTILL)?;
+                let look = control.call(Request::Look, &[], deadlines::MONITOR_CALL)?;
+                control.resume()?;
+                Ok::<_, vmm::control::ClientError>(look)
+            };
+            let first = look()?;
+            std::thread::sleep(deadlines::LOOK_AGAIN);
+            Ok((first, look()?))
         };
         match self.ask("looking at a machine that does not go on", look).await {
-            Ok(Reply::Look(look)) => {
-                warn!("a machine that does not go on, monitor {}:\n{look}", self.process.pid);
-                let text = format!("{}; its guest stands at {}", error.text, brief(&look));
+            Ok((Reply::Look(first), Reply::Look(second))) => {
+                let pid = self.process.pid;
+                warn!(
+                    "a machine that does not go on, monitor {pid}:\n{first}\nand a moment later:\n{second}"
+                );
+                let (first, second) = (brief(&first), processors(&second));
+                let text =
+                    format!("{}; its guest stands at {first}, and a moment later at {second}", error.text);
                 Error { code: error.code, text }
             }
             Ok(other) => Error { text: format!("{}; the monitor answered {other:?}", error.text), ..error },
@@ -408,9 +421,14 @@ fn drive_argument(block: &Block) -> Result<OsString> {
 
 /// On one line: of each processor its first two registers, and the devices.
 fn brief(look: &Look) -> String {
+    let devices = look.devices.iter().map(ToString::to_string);
+    std::iter::once(processors(look)).chain(devices).collect::<Vec<_>>().join("; ")
+}
+
+fn processors(look: &Look) -> String {
     let first = |registers: &String| registers.split(' ').take(2).collect::<Vec<_>>().join(" ");
-    let processors = look.processors.iter().enumerate().map(|(id, all)| format!("vcpu {id} {}", first(all)));
-    processors.chain(look.devices.iter().map(ToString::to_string)).collect::<Vec<_>>().join("; ")
+    let all = look.processors.iter().enumerate().map(|(id, all)| format!("vcpu {id} {}", first(all)));
+    all.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
