@@ -24,7 +24,7 @@ const USAGE: &str = "\
 usage: container-time [OPTION]...
 
   --rounds N                lives of each side (10)
-  --crowd N                 containers of ours that are asked for at once, afterwards (12)
+  --crowd N                 containers of ours that are asked for at once, afterwards (50)
   --output FILE             where the samples go, after each round (container-samples.json)
   --address SOCKET          containerd's socket (/run/containerd/containerd.sock)
   --containerd PROGRAM      containerd itself, which shims tell of events (/usr/bin/containerd)
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 fn options() -> Result<Option<Bench>> {
     let mut bench = Bench {
         rounds: 10,
-        crowd: 12,
+        crowd: 50,
         output: "container-samples.json".into(),
         address: "/run/containerd/containerd.sock".into(),
         containerd: "/usr/bin/containerd".into(),
