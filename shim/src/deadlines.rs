@@ -75,6 +75,8 @@ pub const LOOK_AGAIN: Duration = Duration::from_millis(300);
 pub const NETWORK_AGAIN: Duration = Duration::from_secs(5);
 /// A connection to who has a network behind a socket.
 pub const UPLINK: Duration = Duration::from_secs(5);
+/// Between two looks whether there still is one.
+pub const UPLINK_LOOK: Duration = Duration::from_secs(1);
 /// The guest's answer to a connection to its localhost.
 pub const FORWARD: Duration = Duration::from_secs(15);
 /// A resolver's answer to a question for a name; who has asked asks again before.

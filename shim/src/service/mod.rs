@@ -223,13 +223,15 @@ impl Shim {
         };
         let (container, pid) = started.await.inspect_err(|_| self.ledger.not_started(id, exec))?;
         let pid = self.ledger.started(id, exec, pid)?;
+        if exec.is_empty()
+            && let Some(machine) = self.machine()
+        {
+            // Once for each template, and before anybody saves the machine, which takes longer than a client of this should wait.
+            machine.record_use().await;
+        }
         drop(changing);
         if exec.is_empty() {
             self.warm_up(&container);
-            if let Some(machine) = self.machine() {
-                // Once for each template.
-                machine.record_use().await;
-            }
         }
         if exec.is_empty()
             && let Some(run) = container.poststart.clone()

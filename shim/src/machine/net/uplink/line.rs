@@ -4,17 +4,14 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::time::sleep;
 use vmm::devices::virtio::net::Kind;
 use vmm::devices::virtio::net::dial::Address;
 
-/// Between two looks. To wait for the end of a stream would be to wake for each of its frames, too, and nothing tells that who is at
-/// the other end of datagrams has gone.
-const LOOK: Duration = Duration::from_secs(1);
+use crate::deadlines;
 
 /// Hears of the end of a connection.
 #[derive(Debug)]
@@ -31,7 +28,7 @@ pub enum Line {
 }
 
 /// Which socket is at `path`.
-fn at(path: &PathBuf) -> Option<(u64, u64)> {
+fn at(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
@@ -44,10 +41,11 @@ impl Line {
         })
     }
 
-    /// Returns when it has ended.
+    /// Returns when it has ended, or a little later: to wait for the end of a stream would be to wake for each of its frames, too, and
+    /// nothing tells that who is at the other end of datagrams has gone.
     pub async fn lost(&self) {
         while !self.is_lost() {
-            sleep(LOOK).await;
+            sleep(deadlines::UPLINK_LOOK).await;
         }
     }
 
