@@ -5,9 +5,11 @@
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
+use std::thread;
 
 use agent_api::agent::{Hop, Interface, Neighbour, Route, Rule, SetNetworkRequest};
 use anyhow::{Context, Error, Result, ensure};
+use log::warn;
 use rtnl::{Mac, Netlink, Network, Prefix};
 
 use super::ethtool;
@@ -72,6 +74,8 @@ impl Devices {
         name(&mut netlink, &wanted)?;
 
         let network = Network::look(&mut netlink)?;
+        self.cut_up(&wanted)?;
+        self.use_queues_of(&network);
         let index_of = |name: &str| {
             let found = network.interfaces.iter().find(|device| device.name == name);
             found.map(|device| device.index).with_context(|| format!("there is no interface {name:?}"))
@@ -122,7 +126,6 @@ impl Devices {
             set_up(&mut netlink, interface, device, &gone)
                 .with_context(|| format!("setting up the interface {}", interface.name))?;
         }
-        self.cut_up(&wanted)?;
         // With an address go others of its network, and routes.
         let network = Network::look(&mut netlink)?;
         for interface in &wanted {
@@ -172,6 +175,25 @@ impl Devices {
             }
         }
         Ok(())
+    }
+
+    /// Has the devices that are here use as many queue pairs as processors run by now.
+    pub fn use_queues(&self) -> Result<()> {
+        self.use_queues_of(&Network::look(&mut Netlink::open()?)?);
+        Ok(())
+    }
+
+    /// One that cannot is only slower.
+    fn use_queues_of(&self, network: &Network) {
+        let processors = thread::available_parallelism().map_or(1, |count| count.get() as u32);
+        for device in &network.interfaces {
+            let Some(mac) = device.permanent.filter(|mac| self.all.contains(mac)) else { continue };
+            // What is behind those has one.
+            let wanted = if self.whole.contains(&mac) { 1 } else { processors };
+            if let Err(error) = ethtool::set_queues(&device.name, wanted) {
+                warn!("{} goes on with the queues that it has, not with {wanted}: {error:#}", device.name);
+            }
+        }
     }
 
     fn put_away(&self, netlink: &mut Netlink, device: &rtnl::Interface) -> Result<()> {

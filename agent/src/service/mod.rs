@@ -34,6 +34,7 @@ use crate::machine::disks;
 use crate::machine::modules::Modules;
 use crate::machine::network::Devices;
 use crate::machine::resolvers::Resolvers;
+use crate::machine::settings;
 use crate::oom::Watcher;
 use crate::process::{Life, Process};
 use crate::reaper::Reaper;
@@ -156,6 +157,13 @@ impl Agent {
         let setting = move || devices.lock().unwrap_or_else(PoisonError::into_inner).set(&request);
         tokio::task::spawn_blocking(setting).await??;
         leases.begin(leased).await
+    }
+
+    /// Returns how many processors run then. The network's queues follow.
+    fn set_online_cpus(&self, count: u32) -> Result<u32> {
+        let count = settings::set_online_cpus(count)?;
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).use_queues()?;
+        Ok(count)
     }
 
     async fn create(&self, id: &str, guest: &[u8], stdio: Stdio) -> Outcome<u32> {

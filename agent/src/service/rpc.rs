@@ -75,8 +75,9 @@ impl agent_ttrpc::Agent for Rpc {
         _: &TtrpcContext,
         request: SetOnlineCpusRequest,
     ) -> ttrpc::Result<SetOnlineCpusResponse> {
+        let agent = Arc::clone(&self.agent);
         // Processors come and go slowly.
-        let done = tokio::task::spawn_blocking(move || settings::set_online_cpus(request.count)).await;
+        let done = tokio::task::spawn_blocking(move || agent.set_online_cpus(request.count)).await;
         let count = done.context("setting processors").and_then(|done| done).map_err(Failure::from);
         packed(count.map(|count| SetOnlineCpusResponse { count, ..SetOnlineCpusResponse::default() }))
     }

@@ -39,6 +39,7 @@ use crate::timeline::Timeline;
 
 pub use monitor::monitor_path;
 pub use size::Change;
+use size::Growth;
 
 /// Where the guest's kernel and initrd are installed.
 const INSTALLED: &str = "/usr/share/supermachine/guest";
@@ -90,10 +91,8 @@ pub struct Machine {
     monitor: Monitor,
     network: Network,
     drives: Drives,
-    /// What it has to become yet.
-    change: Change,
-    /// Processors that run in it. Held by whoever changes its size for a container that comes or goes.
-    cpus: Mutex<u32>,
+    /// Held by whoever changes its size.
+    growth: Mutex<Growth>,
     /// What it runs on, which is not pruned as long.
     template: Option<Template>,
 }
@@ -139,8 +138,8 @@ impl Machine {
         info!("machine of monitor {} booted in {:?}", monitor.process().pid, begun.elapsed());
         let (paths, heard) = (paths.clone(), AtomicU64::new(0));
         let (network, drives) = (recipe.network()?, Drives::holding(recipe.blocks));
-        let (change, cpus) = (Change::default(), Mutex::new(machine.size.cpus));
-        Ok(Self { guest, journal, heard, paths, monitor, network, drives, change, cpus, template: None })
+        let growth = Mutex::new(Growth::new(machine.size.cpus, Change::default()));
+        Ok(Self { guest, journal, heard, paths, monitor, network, drives, growth, template: None })
     }
 
     /// Restores one, which is then to change. What it takes is written into `journal` first.
@@ -175,8 +174,8 @@ impl Machine {
                 info!("machine of monitor {} restored in {:?}", monitor.process().pid, begun.elapsed());
                 let (paths, heard) = (paths.clone(), AtomicU64::new(0));
                 let (drives, template) = (Drives::holding(recipe.blocks), Some(template));
-                let cpus = Mutex::new(recipe.machine.size.cpus);
-                Ok(Self { guest, journal, heard, paths, monitor, network, drives, change, cpus, template })
+                let growth = Mutex::new(Growth::new(recipe.machine.size.cpus, change));
+                Ok(Self { guest, journal, heard, paths, monitor, network, drives, growth, template })
             }
             Err(error) => {
                 let error = monitor.stuck(error).await;

@@ -386,7 +386,8 @@ fn arguments(start: &Start<'_>) -> Result<Vec<OsString>> {
         option("--drive", disk);
     }
     for slot in 0..net::SLOTS {
-        option("--tap", format!("none,mac={}", net::slot_mac(slot)).into());
+        let (pairs, mac) = (net::slot_pairs(slot), net::slot_mac(slot));
+        option("--tap", format!("none:{pairs},mac={mac}").into());
     }
     option("--vsock", place("", places::VSOCK, ""));
     option("--console", place("file:", places::CONSOLE, ""));

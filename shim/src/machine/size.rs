@@ -35,32 +35,58 @@ impl Change {
     }
 }
 
+/// How far it has grown.
+#[derive(Debug)]
+pub struct Growth {
+    /// Processors that run in it, once it is what it is planned to be.
+    cpus: u32,
+    /// What it has to become before, once.
+    due: Change,
+}
+
+impl Growth {
+    /// Of a machine that is to change before so many processors run in it.
+    pub fn new(cpus: u32, due: Change) -> Self {
+        Self { cpus, due }
+    }
+}
+
 impl Machine {
-    /// Makes a restored machine as large as it is planned. Its containers may be made meanwhile, but not started.
+    /// Makes a restored machine as large as it is planned, unless it was. Its containers may be made meanwhile, but not
+    /// started.
     pub async fn grow(&self, timeline: &Timeline) -> Result<()> {
-        if self.change == Change::default() {
+        let mut growth = self.growth.lock().await;
+        if growth.due == Change::default() {
             return Ok(());
         }
         let _growing = timeline.phase("grow");
+        self.become_planned(&mut growth).await.map_err(|error| self.explain(error))
+    }
+
+    async fn become_planned(&self, growth: &mut Growth) -> Result<()> {
         let cpus = async {
-            match self.change.cpus {
+            match growth.due.cpus {
                 Some(count) => self.guest.set_online_cpus(count).await,
                 None => Ok(()),
             }
         };
         let memory = async {
-            match self.change.memory {
+            match growth.due.memory {
                 Some(bytes) => self.plug(bytes).await,
                 None => Ok(()),
             }
         };
-        tokio::try_join!(cpus, memory).map(drop).map_err(|error| self.explain(error))
+        tokio::try_join!(cpus, memory)?;
+        // What comes from now on is beyond that.
+        growth.due = Change::default();
+        Ok(())
     }
 
     /// Makes it large enough for one more container, for which a machine of its own would have this size; as far as it
     /// can grow. Returns the memory by which it has.
     pub async fn make_room(&self, size: plan::Size) -> Result<u64> {
-        let mut cpus = self.cpus.lock().await;
+        let mut growth = self.growth.lock().await;
+        self.become_planned(&mut growth).await.map_err(|error| self.explain(error))?;
         let (ram, most) = self.numbers().await?;
         let bytes = ram.requested.saturating_add(size.memory).min(ram.max);
         let more = bytes.saturating_sub(ram.requested);
@@ -71,12 +97,12 @@ impl Machine {
                 size.memory >> 20
             );
         }
-        let wanted = size.cpus.min(most).max(*cpus);
+        let wanted = size.cpus.min(most).max(growth.cpus);
         let grown = async {
             if more > 0 {
                 self.plug(bytes).await?;
             }
-            if wanted > *cpus {
+            if wanted > growth.cpus {
                 self.guest.set_online_cpus(wanted).await?;
             }
             Ok::<_, Error>(())
@@ -86,7 +112,7 @@ impl Machine {
             let _ = self.resize(ram.requested).await;
             return Err(self.explain(error));
         }
-        *cpus = wanted;
+        growth.cpus = wanted;
         Ok(more)
     }
 
@@ -95,7 +121,7 @@ impl Machine {
         if memory == 0 || self.is_over() {
             return;
         }
-        let _alone = self.cpus.lock().await;
+        let _alone = self.growth.lock().await;
         let given = async {
             let bytes = self.numbers().await?.0.requested.saturating_sub(memory);
             self.resize(bytes).await

@@ -163,7 +163,10 @@ impl Parts {
             memory_max,
             devices: std::iter::once("vsock".to_owned())
                 .chain((0..DRIVES).map(|index| format!("drive {index}")))
-                .chain((0..net::SLOTS).map(|slot| format!("net {}", net::slot_mac(slot))))
+                .chain(
+                    (0..net::SLOTS)
+                        .map(|slot| format!("net {} {}", net::slot_pairs(slot), net::slot_mac(slot))),
+                )
                 .chain(SHARES.iter().map(|(tag, cache)| format!("fs {tag} {cache}")))
                 .collect(),
             append: append(online),

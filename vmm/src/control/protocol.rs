@@ -68,9 +68,9 @@ pub enum Request {
     },
     /// What has happened so far. Answered by [`Reply::Stats`].
     Stats,
-    /// Puts a prepared tap into a network slot, instead of the one it may have had: as many descriptors
-    /// with this frame as the slot has queue pairs. The guest sees its cable plugged in; address and MTU
-    /// are for the guest to set.
+    /// Puts a prepared tap into a network slot, instead of the one it may have had: at most as many
+    /// descriptors with this frame as the slot has queue pairs. The guest sees its cable plugged in, and may use no more
+    /// pairs than that; address and MTU are for the guest to set.
     AttachTap {
         /// The slot's name.
         slot: String,
@@ -80,7 +80,7 @@ pub enum Request {
     },
     /// Puts a socket, the descriptor with this frame, into a network slot, instead of what it may have had: a unix socket
     /// that is connected with who has a network. On a stream each frame is behind its length, four bytes, the highest
-    /// first; otherwise each is a datagram. The slot has one queue pair.
+    /// first; otherwise each is a datagram. The guest may use one queue pair.
     AttachSocket {
         /// The slot's name.
         slot: String,

@@ -56,6 +56,16 @@ pub enum Cable {
     Socket(OwnedFd),
 }
 
+impl Cable {
+    /// How many queues of a device it has work for: the first ones, one for each direction.
+    pub(super) fn queues(&self) -> usize {
+        match self {
+            Self::Taps { taps, .. } => taps.len() * 2,
+            Self::Socket(_) => 2,
+        }
+    }
+}
+
 /// What puts a cable into the network slot of this name.
 pub type OnCable = Box<dyn Fn(&str, Cable) -> Result<(), Refusal> + Send>;
 

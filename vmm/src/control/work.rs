@@ -131,6 +131,7 @@ impl Worker {
     }
 
     fn plug(&self, machine: &Machine, slot: &str, cable: Cable) -> Result<Reply, Refusal> {
+        let queues = cable.queues();
         match &self.on_cable {
             Some(plug) => plug(slot, cable)?,
             None => {
@@ -141,7 +142,7 @@ impl Worker {
             }
         }
         // Without that it is only slower.
-        if let Err(error) = machine.engage(slot) {
+        if let Err(error) = machine.engage(slot, queues) {
             log::warn!("{slot}: {error}");
         }
         Ok(Reply::Done)
@@ -177,7 +178,7 @@ impl Worker {
         let medium = medium.map_err(|error| invalid(error.to_string()))?.named(serial);
         let inserted = drive.insert(medium);
         inserted.map_err(|error| unplaced(format!("cannot put the disk {serial} into {name}: {error}")))?;
-        if let Err(error) = machine.engage(name) {
+        if let Err(error) = machine.engage(name, usize::MAX) {
             log::warn!("{name}: {error}");
         }
         Ok(Reply::Done)

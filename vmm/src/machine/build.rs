@@ -296,9 +296,9 @@ fn attach<V: Vm>(
             .map_err(|source| Error::Transport { id: id.clone(), source })?;
         let transport = Arc::new(transport);
         buses.memory.insert(id.as_str(), slot.base, slot.len, Arc::clone(&transport) as _)?;
-        let device = Attached { id, kind, base: slot.base, transport, engaged: Mutex::new(false) };
+        let device = Attached { id, kind, base: slot.base, transport, engaged: Mutex::new(0) };
         if !idle {
-            device.engage(vm)?;
+            device.engage(vm, usize::MAX)?;
         }
         attached.push(device);
     }

@@ -213,19 +213,17 @@ pub(super) struct Attached {
     /// Address of its registers.
     pub(super) base: u64,
     pub(super) transport: Arc<Transport>,
-    /// Its doorbells ring without an exit.
-    pub(super) engaged: Mutex<bool>,
+    /// How many of its doorbells, the first ones, ring without an exit.
+    pub(super) engaged: Mutex<usize>,
 }
 
 impl Attached {
-    /// Has the hypervisor ring its doorbells, if it does not yet.
-    pub(super) fn engage(&self, vm: &impl Vm) -> Result<(), Error> {
+    /// Has the hypervisor ring the doorbells of its first queues, so many at most, as far as it does not yet.
+    pub(super) fn engage(&self, vm: &impl Vm, queues: usize) -> Result<(), Error> {
         let mut engaged = self.engaged.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*engaged {
-            for (index, doorbell) in (0..).zip(self.transport.doorbells()) {
-                vm.doorbell(self.base + QUEUE_NOTIFY, index, doorbell)?;
-            }
-            *engaged = true;
+        for (index, doorbell) in (0..).zip(self.transport.doorbells().iter().take(queues)).skip(*engaged) {
+            vm.doorbell(self.base + QUEUE_NOTIFY, index, doorbell)?;
+            *engaged += 1;
         }
         Ok(())
     }
@@ -436,10 +434,11 @@ impl Machine {
             .collect()
     }
 
-    /// Has a device that was idle be served as all others are, now that it has been given something.
-    pub fn engage(&self, id: &str) -> Result<(), Error> {
+    /// Has a device that was idle be served as all others are, now that it has been given something: its first queues, so
+    /// many at most.
+    pub fn engage(&self, id: &str, queues: usize) -> Result<(), Error> {
         match self.devices.iter().find(|device| device.id.as_str() == id) {
-            Some(device) => self.native.engage(device),
+            Some(device) => self.native.engage(device, queues),
             None => Ok(()),
         }
     }

@@ -186,8 +186,8 @@ pub(super) trait Native: Send + Sync {
     /// The processors' registers. The machine stands still.
     fn registers(&self) -> Result<Vec<Registers>, Error>;
 
-    /// Has the hypervisor ring a device's doorbells.
-    fn engage(&self, device: &Attached) -> Result<(), Error>;
+    /// Has the hypervisor ring the doorbells of a device's first queues, so many at most.
+    fn engage(&self, device: &Attached, queues: usize) -> Result<(), Error>;
 
     /// Reads processors and interrupt controller from a snapshot of the same shape, without touching the machine.
     fn read(&self, snapshot: &Snapshot) -> Result<Rewind<'_>, Error>;
@@ -214,8 +214,8 @@ impl<V: Vm> Native for Source<V> {
         self.answers(self.desks.iter().map(|desk| desk.look()).collect())
     }
 
-    fn engage(&self, device: &Attached) -> Result<(), Error> {
-        device.engage(&*self.vm)
+    fn engage(&self, device: &Attached, queues: usize) -> Result<(), Error> {
+        device.engage(&*self.vm, queues)
     }
 
     fn read(&self, snapshot: &Snapshot) -> Result<Rewind<'_>, Error> {

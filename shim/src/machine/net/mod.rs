@@ -48,6 +48,9 @@ pub use uplink::Uplink;
 
 /// Network devices of a machine.
 pub const SLOTS: usize = 5;
+/// Queue pairs of the first network device, which most machines have no more than: the guest uses one for each of its
+/// processors. Each costs memory in the guest as soon as it is used.
+const PAIRS: usize = 4;
 /// Changes come in groups: an interface, its addresses, its routes.
 const TOGETHER: Duration = Duration::from_millis(50);
 
@@ -59,6 +62,11 @@ fn slot_name(slot: usize) -> String {
 /// The hardware address that a device comes with, by which the agent knows it.
 pub fn slot_mac(slot: usize) -> Mac {
     Mac([0x02, b's', b'm', 0, 0, slot as u8 + 1])
+}
+
+/// How many queue pairs a device has.
+pub fn slot_pairs(slot: usize) -> usize {
+    if slot == 0 { PAIRS } else { 1 }
 }
 
 /// The network namespace of a machine, and what of it the machine has.
@@ -301,7 +309,7 @@ impl Network {
                     journal.note(Made::Redirected(Redirected { namespace, inode, interface, hooked }))
                 }
             };
-            redirect::join(&wanted, names.as_ref(), note)
+            redirect::join(&wanted, slot_pairs(slot), names.as_ref(), note)
         };
         let taps = within(&self.namespace, "joining a tap to it", joining).await?;
         let vhost = self.open_vhost(taps.len());

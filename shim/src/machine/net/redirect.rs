@@ -38,17 +38,19 @@ fn tap_of(interface: &Interface) -> String {
     format!("{OURS}{}", interface.index)
 }
 
-/// Makes a tap beside an interface of this thread's namespace, and joins them. The tap goes with its descriptors.
+/// Makes a tap with so many queues beside an interface of this thread's namespace, and joins them. The tap goes with its
+/// descriptors.
 /// Before anything is hung into the interface, `note` is told whether it has no hook. What comes from the tap has to be in
 /// these names, if there are any.
 pub fn join(
     interface: &Interface,
+    queues: usize,
     names: Option<&Names>,
     note: impl FnOnce(bool) -> io::Result<()>,
 ) -> io::Result<Vec<OwnedFd>> {
     let mut netlink = Netlink::open()?;
     let name = tap_of(interface);
-    let taps = tap::make(&name, 1).map_err(|error| match error {
+    let taps = tap::make(&name, queues).map_err(|error| match error {
         tap::Error::Busy(_) => io::Error::other(
             "another machine has it; containers with one network namespace have to be in one pod, or have a namespace each",
         ),

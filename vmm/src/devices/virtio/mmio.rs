@@ -64,6 +64,8 @@ pub struct Transport {
     signals: Arc<Signals>,
     standstill: Arc<Standstill>,
     doorbells: Vec<Arc<Event>>,
+    /// So many of the queues, the first ones, have somebody who waits for their doorbells.
+    heard: usize,
     /// How far each queue is, also while a device's thread has it.
     tracks: Vec<Arc<Track>>,
 }
@@ -105,6 +107,7 @@ impl Transport {
         standstill: Arc<Standstill>,
     ) -> Result<Self, Error> {
         let queues = fresh(&*device)?;
+        let heard = queues.len().saturating_sub(device.served_at_once());
         let tracks = queues.iter().map(|_| Arc::default()).collect();
         let doorbells: Result<_, _> = queues.iter().map(|_| Event::new().map(Arc::new)).collect();
         let inner = Inner {
@@ -122,6 +125,7 @@ impl Transport {
             signals: Arc::new(signals),
             standstill,
             doorbells: doorbells.map_err(Error::Doorbell)?,
+            heard,
             tracks,
         })
     }
@@ -131,9 +135,9 @@ impl Transport {
         self.signals.counters()
     }
 
-    /// The doorbell of each queue, for a hypervisor that can ring it without an exit.
+    /// The doorbells of its queues, the first one's first, for a hypervisor that can ring them without an exit.
     pub fn doorbells(&self) -> &[Arc<Event>] {
-        &self.doorbells
+        &self.doorbells[..self.heard]
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -317,9 +321,12 @@ impl BusDevice for Transport {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if offset == QUEUE_NOTIFY {
+            let index = bus::value(data) as usize;
             // Only where the hypervisor does not ring by itself.
-            if let Some(doorbell) = self.doorbells.get(bus::value(data) as usize) {
+            if let Some(doorbell) = self.doorbells().get(index) {
                 doorbell.set();
+            } else if index < self.doorbells.len() {
+                self.lock().device.rung(index);
             }
             return;
         }

@@ -32,7 +32,7 @@ use crate::standstill::Standstill;
 pub use queue::{Broken, VirtQueue};
 pub use signals::{Counters, Counts, Signals};
 pub(crate) use state::at_most;
-pub use worker::{Serve, Worker};
+pub use worker::{AtOnce, Serve, Worker};
 
 /// VIRTIO_F_VERSION_1: the one version of the interface that is spoken.
 pub const F_VERSION_1: u64 = 1 << 32;
@@ -98,6 +98,15 @@ pub trait Device: Send {
     fn is_idle(&self) -> bool {
         false
     }
+
+    /// How many of the queues, the last ones, are served where the driver rings ([`Device::rung`]): they have no doorbell.
+    fn served_at_once(&self) -> usize {
+        0
+    }
+
+    /// The driver has rung for queue `index`, one of those that are served at once. Must come to an end by itself, and soon: a
+    /// processor of the guest waits.
+    fn rung(&mut self, _index: usize) {}
 
     /// The device's configuration space from `offset`; what lies behind it stays zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);

@@ -1,4 +1,5 @@
-//! A thread that serves the queues of one device, for devices that need nothing but queues.
+//! A thread that serves the queues of one device, for devices that need nothing but queues; and a queue that needs no
+//! thread.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -30,6 +31,45 @@ pub trait Serve: Send + 'static {
     /// Serves one request of queue `index` and says how many bytes it wrote into it. Must come to an
     /// end by itself: a reset of the device, and a pause of the machine, wait for it.
     fn serve(&mut self, index: usize, chain: Chain) -> Result<u32, Broken>;
+}
+
+/// Serves one queue where its driver rings, on that processor: requests that are rare, and done soon, are worth no thread.
+#[derive(Debug)]
+pub struct AtOnce<S> {
+    server: S,
+    queue: VirtQueue,
+    signals: Arc<Signals>,
+    broken: bool,
+}
+
+impl<S: Serve> AtOnce<S> {
+    /// Serves when it [rings](Self::rung).
+    pub fn new(server: S, queue: VirtQueue, signals: Arc<Signals>) -> Self {
+        Self { server, queue, signals, broken: false }
+    }
+
+    /// Serves what is there.
+    pub fn rung(&mut self) {
+        if self.broken {
+            return;
+        }
+        if let Err(error) = self.serve() {
+            log::warn!("a queue that is served at once: {error}");
+            self.signals.needs_reset();
+            // It is not looked at again; the driver's reset is what comes next.
+            self.broken = true;
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), Broken> {
+        // The second turn finds that there was no more than the queue holds.
+        for _ in 0..2 {
+            if !serve_all(&mut self.server, 0, &mut self.queue, &self.signals)? {
+                return Ok(());
+            }
+        }
+        Err(Broken("requests without an end".into()))
+    }
 }
 
 /// The thread. Dropping it stops it.

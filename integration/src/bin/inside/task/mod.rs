@@ -20,6 +20,7 @@ mod network_hooks;
 mod network_leases;
 mod network_loads;
 mod network_localhost;
+mod network_queues;
 mod network_resolver;
 mod network_shared;
 mod network_socket;
@@ -111,6 +112,7 @@ pub fn tests() -> Vec<Test<Inside>> {
         network_leases::tests(),
         network_loads::tests(),
         network_localhost::tests(),
+        network_queues::tests(),
         network_resolver::tests(),
         network_shared::tests(),
         network_socket::tests(),

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Shutdown, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::containerd::Api;
 use integration::streams::{Ask, PIECE, ask, taken};
 use integration::{Ctx, Outcome, Rounds, Test, pattern};
 use serde_json::{Value, json};
@@ -49,20 +50,7 @@ fn loads(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         let cabled = Cabled::new(ctx)?;
         let cables = CABLES.iter().map(|cable| plug(ctx, &cabled.path, cable)).collect::<Result<Vec<_>>>()?;
         let before = hung(&cabled)?;
-        let edit = |spec: &mut Value| {
-            enter(spec, &cabled.path);
-            if let Some(mounts) = spec["mounts"].as_array_mut() {
-                let source = &ctx.world.guest_part;
-                let part = json!({ "destination": "/part", "type": "bind", "source": source, "options": ["bind", "ro"] });
-                mounts.push(part);
-            }
-        };
-        // As the first process it would take itself for that of a machine.
-        let script = format!("/part serve-udp {UDP} & /part serve-tcp {PORT} & wait");
-        let id = new_id(ctx, runtime);
-        let mut task = Piped::named(ctx, &api, runtime, id, &["sh", "-c", &script], edit)?;
-        task.container.start()?;
-        task.stdout.read_until("listening\nlistening\n", A_WHILE)?;
+        let (task, _) = serving(ctx, &api, runtime, "", |spec| enter(spec, &cabled.path))?;
         // With runc only whether the test is right.
         let long = |few, many| if runtime == OURS { ctx.either(few, many) } else { few };
         for cable in &CABLES {
@@ -90,6 +78,31 @@ fn loads(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// A container that serves TCP and UDP, and what it has said by then, to which the script `asked` may add.
+pub fn serving<'a>(
+    ctx: &Ctx<'_, Inside>,
+    api: &'a Api,
+    runtime: &str,
+    asked: &str,
+    edit: impl FnOnce(&mut Value),
+) -> Result<(Piped<'a>, String)> {
+    let edit = |spec: &mut Value| {
+        edit(spec);
+        if let Some(mounts) = spec["mounts"].as_array_mut() {
+            let source = &ctx.world.guest_part;
+            let part = json!({ "destination": "/part", "type": "bind", "source": source, "options": ["bind", "ro"] });
+            mounts.push(part);
+        }
+    };
+    // As the first process it would take itself for that of a machine.
+    let script = format!("{asked}\n/part serve-udp {UDP} & /part serve-tcp {PORT} & wait");
+    let id = new_id(ctx, runtime);
+    let mut task = Piped::named(ctx, api, runtime, id, &["sh", "-c", &script], edit)?;
+    task.container.start()?;
+    let said = task.stdout.read_until("listening\nlistening\n", A_WHILE)?;
+    Ok((task, String::from_utf8_lossy(&said).into_owned()))
+}
+
 /// Datagrams of these lengths, there and back.
 pub fn datagrams(address: IpAddr, lengths: &[usize]) -> Result<()> {
     let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
@@ -107,7 +120,7 @@ pub fn datagrams(address: IpAddr, lengths: &[usize]) -> Result<()> {
 }
 
 /// So much in each direction.
-fn carry(address: IpAddr, length: u64, in_pieces: bool) -> Result<()> {
+pub fn carry(address: IpAddr, length: u64, in_pieces: bool) -> Result<()> {
     let (seed, what) = (7, if in_pieces { Ask::GivePieces } else { Ask::Give });
     let stream = connect(address)?;
     ask(&stream, Ask::Take, seed, length)?;
@@ -139,7 +152,8 @@ fn in_a_row(address: IpAddr, count: u64) -> Result<()> {
     Ok(())
 }
 
-fn at_once(address: IpAddr, count: u64) -> Result<()> {
+/// So many connections, each of which is answered.
+pub fn at_once(address: IpAddr, count: u64) -> Result<()> {
     let streams = (0..count).map(|_| connect(address)).collect::<Result<Vec<TcpStream>>>()?;
     for (mut stream, seed) in streams.iter().zip(0..) {
         ask(stream, Ask::Echo, 0, 0)?;

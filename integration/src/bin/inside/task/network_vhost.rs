@@ -47,7 +47,8 @@ fn vhost(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     if !Path::new(DEVICE).exists() {
         return Ok(Outcome::Skipped(format!("this host has no {DEVICE}")));
     }
-    carries(ctx, 1).context("as configured by default")?;
+    // One for each processor.
+    carries(ctx, 2).context("as configured by default")?;
     {
         let _hidden = Hidden::new(ctx)?;
         carries(ctx, 0).context("with something else in its place")?;

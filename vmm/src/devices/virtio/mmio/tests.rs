@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::super::queue::Chain;
 use super::super::rng::Rng;
+use super::super::{ActivateError, AtOnce, Broken, Serve};
 use super::*;
 use crate::hypervisor::testing::Wire;
 use crate::memory;
@@ -31,12 +33,18 @@ impl Guest {
 
     /// One that stands still, over RAM that is there already.
     pub(super) fn over(ram: Arc<GuestRam>) -> Self {
+        Self::made(Box::new(Rng::default()), ram)
+    }
+
+    fn of(device: Box<dyn Device>) -> Self {
+        Self::made(device, Arc::new(memory::anonymous(&[(0, 0x1_0000)]).unwrap()))
+    }
+
+    fn made(device: Box<dyn Device>, ram: Arc<GuestRam>) -> Self {
         let wire = Arc::new(Wire::default());
         let signals = Signals::new(wire.clone());
         let standstill = Arc::new(Standstill::new().unwrap());
-        let transport =
-            Transport::new(Box::new(Rng::default()), Arc::clone(&ram), signals, Arc::clone(&standstill))
-                .unwrap();
+        let transport = Transport::new(device, Arc::clone(&ram), signals, Arc::clone(&standstill)).unwrap();
         Self { transport, ram, wire, standstill }
     }
 
@@ -171,6 +179,90 @@ fn requests_are_served_and_a_reset_starts_over() {
             guest.ram.write_obj(0u32, GuestAddress(address)).unwrap();
         }
     }
+}
+
+/// A device with two queues, of which the second is served at once: by writing its number down, and a byte into requests.
+struct Prompt {
+    rung: Arc<Mutex<Vec<usize>>>,
+    queue: Option<AtOnce<Byte>>,
+}
+
+struct Byte;
+
+impl Serve for Byte {
+    fn serve(&mut self, _index: usize, chain: Chain) -> Result<u32, Broken> {
+        let ram = chain.memory().clone();
+        chain.writer(&ram)?.write_obj(7u8).map_err(|error| Broken(error.to_string()))?;
+        Ok(1)
+    }
+}
+
+impl Device for Prompt {
+    fn kind(&self) -> u32 {
+        99
+    }
+
+    fn queues(&self) -> &[u16] {
+        &[16, 16]
+    }
+
+    fn served_at_once(&self) -> usize {
+        1
+    }
+
+    fn rung(&mut self, index: usize) {
+        self.rung.lock().unwrap().push(index);
+        if let Some(queue) = &mut self.queue {
+            queue.rung();
+        }
+    }
+
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    // What is tested of its second queue is set up where the first one's parts are.
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let queue = activation.queues.swap_remove(0);
+        self.queue = Some(AtOnce::new(Byte, queue, activation.signals));
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.queue = None;
+    }
+}
+
+#[test]
+fn what_is_served_at_once_is_served_before_the_driver_goes_on() {
+    let rung = Arc::new(Mutex::default());
+    let guest = Guest::of(Box::new(Prompt { rung: Arc::clone(&rung), queue: None }));
+    assert_eq!(guest.transport.doorbells().len(), 1);
+    // Too early, and of a queue that is not there.
+    guest.set(QUEUE_NOTIFY, 1);
+    guest.set(QUEUE_NOTIFY, 2);
+    assert_eq!(*rung.lock().unwrap(), [1]);
+    guest.start(USED);
+    for index in 0..3 {
+        // This rings the first queue, whose doorbell nobody waits for here.
+        guest.offer(index, BUFFER + u64::from(index), 1);
+        assert_eq!(guest.used(), index);
+        guest.set(QUEUE_NOTIFY, 1);
+        assert_eq!(guest.used(), index + 1);
+    }
+    let bytes: [u8; 4] = guest.ram.read_obj(GuestAddress(BUFFER)).unwrap();
+    assert_eq!(bytes, [7, 7, 7, 0]);
+    // A ring that says of more than it can hold.
+    guest.ram.write_obj(100u16, GuestAddress(AVAILABLE + 2)).unwrap();
+    guest.set(QUEUE_NOTIFY, 1);
+    assert_ne!(guest.get(STATUS) & S_NEEDS_RESET, 0);
+    guest.set(QUEUE_NOTIFY, 1);
+    assert_eq!(guest.used(), 3);
+    guest.set(STATUS, 0);
+    guest.ram.write_obj([0u16; 2], GuestAddress(AVAILABLE)).unwrap();
+    guest.ram.write_obj([0u16; 2], GuestAddress(USED)).unwrap();
+    guest.start(USED);
+    guest.offer(0, BUFFER, 1);
+    guest.set(QUEUE_NOTIFY, 1);
+    assert_eq!(guest.used(), 1);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use virtio_queue::{Reader, Writer};
 
 use super::super::queue::Chain;
 use super::super::{Broken, Serve};
-use super::Shared;
 use super::port::Port;
+use super::{Error, Shared};
 use crate::memory::RamSlice;
 
 const CLASS_ANNOUNCE: u8 = 3;
@@ -48,16 +48,24 @@ impl Control {
         let mut wanted = [0; 2];
         reader.read_exact(&mut wanted)?;
         let wanted = usize::from(u16::from_le_bytes(wanted));
-        if !(1..=self.pairs.len()).contains(&wanted) {
+        if !(1..=self.pairs.len()).contains(&wanted) || !self.shared.has_room_for(wanted) {
             return Ok(ERR);
         }
-        for (index, pair) in self.pairs.iter().enumerate() {
-            if let Err(error) = pair.switch(index < wanted) {
+        let used = self.use_pairs(wanted);
+        Ok(used.map_or_else(
+            |error| {
                 log::warn!("net: {error}");
-                return Ok(ERR);
-            }
+                ERR
+            },
+            |()| OK,
+        ))
+    }
+
+    fn use_pairs(&self, count: usize) -> Result<(), Error> {
+        for (index, pair) in self.pairs.iter().enumerate() {
+            pair.switch(index < count)?;
         }
-        Ok(OK)
+        self.shared.wake()
     }
 }
 
@@ -75,6 +83,8 @@ impl Serve for Control {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cable::Cable;
+    use super::super::socket::Socket;
     use super::*;
 
     #[test]
@@ -110,6 +120,24 @@ mod tests {
                 let states: Vec<_> = ports.iter().map(|port| port.is_on()).collect();
                 assert_eq!(states, on);
             }
+        }
+    }
+
+    #[test]
+    fn no_more_pairs_are_used_than_the_cable_has() {
+        let ports: Vec<_> = (0..3).map(|_| Arc::new(Port::new(true).unwrap())).collect();
+        let shared = Arc::new(Shared::new(ports.clone()));
+        let control = Control::new(ports.clone(), Arc::clone(&shared));
+        let answers = || [3u8, 2, 1].map(|wanted| control.command(&mut &[4, 0, wanted, 0][..]).unwrap());
+        assert_eq!(answers(), [OK; 3], "it may have any");
+        let cable = || {
+            let (_, socket) = std::os::unix::net::UnixDatagram::pair().unwrap();
+            Cable::Socket(Socket::new(socket.into()).unwrap())
+        };
+        for (plugged, expected) in [(2, [ERR, OK, OK]), (1, [ERR, ERR, OK]), (3, [OK; 3])] {
+            shared.plug((0..plugged).map(|_| cable()).collect()).unwrap();
+            assert_eq!(answers(), expected, "{plugged}");
+            assert_eq!(ports.iter().filter(|port| port.cable().is_some()).count(), plugged);
         }
     }
 }

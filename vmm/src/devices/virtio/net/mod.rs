@@ -1,7 +1,8 @@
 //! The network device, section 5.1, on a tap of the host, or on a socket behind which somebody has a network.
 //!
 //! `tap` and `socket` are the host's side, as `cable` has them; `pair` moves packets between one queue pair and one
-//! queue of the tap, or the socket, on a thread of its own, or lets the host's kernel do so (`vhost`); `control` hears how many pairs the driver wants, and that it
+//! queue of the tap, or the socket, on a thread of its own, or lets the host's kernel do so (`vhost`); `movers` begins these
+//! threads when there is something to move; `control` hears how many pairs the driver wants, and that it
 //! has announced itself after it came from elsewhere. To a tap, checksums and the cutting of large packets are left to
 //! whoever is last to see them, in both directions: the header that the driver and the tap put before each packet is the
 //! same, and goes through as it is. Through a socket go finished frames and no header.
@@ -11,6 +12,7 @@ mod checksum;
 mod control;
 mod counters;
 pub mod dial;
+mod movers;
 mod pair;
 mod port;
 mod socket;
@@ -25,12 +27,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::limit::{Limiter, Limits};
 use super::state::{decode, encode};
-use super::{ActivateError, Activation, Device, Signals, StateError, Worker, config_bytes};
+use super::{ActivateError, Activation, AtOnce, Device, Signals, StateError, config_bytes};
 
 use cable::Cable;
 use control::Control;
 pub use counters::{Counts, DirectionCounts};
-use pair::{Pair, Running};
+use movers::{Movers, Waiting};
+use pair::Pair;
 use port::Port;
 pub use socket::Kind;
 use socket::Socket;
@@ -79,8 +82,8 @@ const OFFLOADS: [(u64, c_uint); 5] = [
 pub struct Config {
     /// Queue pairs.
     pub pairs: usize,
-    /// Descriptors of one tap, one for each queue pair, opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR,
-    /// and with IFF_MULTI_QUEUE when there are several. None at all: the link is down until
+    /// Descriptors of one tap, one for each queue pair or for the first ones, opened with IFF_TAP, IFF_NO_PI and
+    /// IFF_VNET_HDR, and with IFF_MULTI_QUEUE when there are several. None at all: the link is down until
     /// [`Handle::attach`] or [`Handle::connect`].
     pub taps: Vec<OwnedFd>,
     /// Descriptors of [`vhost::PATH`], one for each tap, or none: the host's kernel is to move the packets, which it does
@@ -104,21 +107,23 @@ pub enum Error {
     /// No device has as many.
     #[error("{0} queue pairs of a network device: it has 1 to {PAIRS_MAX}")]
     Pairs(usize),
-    /// Each pair needs its own.
-    #[error("{given} descriptors of a tap for {pairs} queue pair(s): give one for each")]
+    /// Each is a pair's own.
+    #[error(
+        "{given} descriptors of a tap for {pairs} queue pair(s): give one for each, or for the first ones"
+    )]
     Descriptors {
-        /// How many there are.
-        given: usize,
-        /// How many are needed.
-        pairs: usize,
-    },
-    /// As many as taps, or none.
-    #[error("{given} descriptors of vhost-net for {pairs} queue pair(s): give one for each, or none")]
-    Vhost {
         /// How many there are.
         given: usize,
         /// How many there can be.
         pairs: usize,
+    },
+    /// As many as taps, or none.
+    #[error("{given} descriptors of vhost-net for {taps} of a tap: give one for each, or none")]
+    Vhost {
+        /// How many there are.
+        given: usize,
+        /// How many there can be.
+        taps: usize,
     },
     /// The host gave no descriptor.
     #[error("cannot make a network device: {0}; raise the limit of open files")]
@@ -129,9 +134,9 @@ pub enum Error {
     /// Nothing works with so little.
     #[error("an MTU of {0}: it must be at least 68")]
     Mtu(u16),
-    /// A socket has no queues.
-    #[error("a socket for {0} queue pairs: it can be plugged into a device that has one")]
-    OneSocket(usize),
+    /// The host gave none.
+    #[error("cannot start the thread of a network device: {0}; raise the limit of processes")]
+    Thread(std::io::Error),
     /// From the tap.
     #[error(transparent)]
     Tap(#[from] tap::Error),
@@ -161,6 +166,7 @@ struct Shared {
     announce: AtomicBool,
     counters: counters::Counters,
     signals: Mutex<Option<Arc<Signals>>>,
+    movers: Mutex<Movers>,
 }
 
 impl Shared {
@@ -172,7 +178,12 @@ impl Shared {
             announce: AtomicBool::new(false),
             counters: counters::Counters::default(),
             signals: Mutex::new(None),
+            movers: Mutex::default(),
         }
+    }
+
+    fn movers(&self) -> MutexGuard<'_, Movers> {
+        self.movers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn offload(&self) -> MutexGuard<'_, c_uint> {
@@ -180,14 +191,14 @@ impl Shared {
     }
 
     fn attach(&self, taps: Vec<OwnedFd>, vhost: Vec<OwnedFd>) -> Result<(), Error> {
-        let pairs = self.ports.len();
-        if taps.len() != pairs {
-            return Err(Error::Descriptors { given: taps.len(), pairs });
+        let (pairs, given) = (self.ports.len(), taps.len());
+        if !(1..=pairs).contains(&given) {
+            return Err(Error::Descriptors { given, pairs });
         }
-        if !vhost.is_empty() && vhost.len() != pairs {
-            return Err(Error::Vhost { given: vhost.len(), pairs });
+        if !vhost.is_empty() && vhost.len() != given {
+            return Err(Error::Vhost { given: vhost.len(), taps: given });
         }
-        let taps: Result<Vec<_>, _> = taps.into_iter().map(|fd| Tap::new(fd, pairs)).collect();
+        let taps: Result<Vec<_>, _> = taps.into_iter().map(|fd| Tap::new(fd, given)).collect();
         let mut taps = taps?;
         for (tap, vhost) in taps.iter_mut().zip(vhost) {
             tap.set_vhost(vhost);
@@ -196,23 +207,28 @@ impl Shared {
     }
 
     fn connect(&self, socket: OwnedFd) -> Result<(), Error> {
-        match self.ports.len() {
-            1 => self.plug(vec![Cable::Socket(Socket::new(socket)?)]),
-            pairs => Err(Error::OneSocket(pairs)),
-        }
+        // It has one queue.
+        self.plug(vec![Cable::Socket(Socket::new(socket)?)])
     }
 
-    /// One for each port.
+    /// One for each port, or for the first ones.
     fn plug(&self, cables: Vec<Cable>) -> Result<(), Error> {
         {
             let offload = self.offload();
             cables.iter().try_for_each(|cable| cable.set_offload(*offload))?;
-            for (port, cable) in self.ports.iter().zip(cables) {
-                port.plug(Arc::new(cable))?;
+            let cables = cables.into_iter().map(|cable| Some(Arc::new(cable)));
+            for (port, cable) in self.ports.iter().zip(cables.chain(std::iter::repeat(None))) {
+                port.plug(cable)?;
             }
         }
         self.set_link(true);
-        Ok(())
+        self.wake()
+    }
+
+    /// Moves the packets of the pairs that the driver uses, if the cable is in.
+    fn wake(&self) -> Result<(), Error> {
+        let mut movers = self.movers();
+        if self.link() { movers.wake().map_err(Error::Thread) } else { Ok(()) }
     }
 
     fn set_signals(&self, signals: Option<Arc<Signals>>) {
@@ -235,6 +251,11 @@ impl Shared {
         self.link.load(Ordering::Acquire)
     }
 
+    /// Whether so many pairs have a cable, or will have one: without any, it is not known which.
+    fn has_room_for(&self, pairs: usize) -> bool {
+        !self.link() || self.ports.iter().take_while(|port| port.cable().is_some()).count() >= pairs
+    }
+
     fn announced(&self) {
         self.announce.store(false, Ordering::Release);
     }
@@ -254,25 +275,22 @@ impl Shared {
 pub struct Handle(Arc<Shared>);
 
 impl Handle {
-    /// Connects the device with a tap, instead of the one it may have had, and plugs the cable in: as many
-    /// descriptors as it has queue pairs, opened as [`Config`] says, and as many of [`vhost::PATH`] or none.
+    /// Connects the device with a tap, instead of the one it may have had, and plugs the cable in: at most as many
+    /// descriptors as it has queue pairs, opened as [`Config`] says, and as many of [`vhost::PATH`] or none. The driver
+    /// may use no more pairs than that.
     pub fn attach(&self, taps: Vec<OwnedFd>, vhost: Vec<OwnedFd>) -> Result<(), Error> {
         self.0.attach(taps, vhost)
     }
 
     /// Connects the device with a socket, instead of what it may have had, and plugs the cable in: with one that is
-    /// connected, for streams or for datagrams. The device has one queue pair. What the driver sends that is to be cut up
+    /// connected, for streams or for datagrams. The driver may use one queue pair. What it sends that is to be cut up
     /// is dropped from now on.
     pub fn connect(&self, socket: OwnedFd) -> Result<(), Error> {
         self.0.connect(socket)
     }
 
-    /// Plugs the cable in or out. While it is out, packets are dropped in both directions.
-    pub fn set_link(&self, up: bool) {
-        self.0.set_link(up);
-    }
-
-    /// Whether the cable is in. It also falls out when the tap is removed from the host, or the socket's other end closed.
+    /// Whether the cable is in. It falls out when the tap is removed from the host, or the socket's other end closed. While
+    /// it is out, packets are dropped in both directions.
     pub fn link(&self) -> bool {
         self.0.link()
     }
@@ -303,8 +321,7 @@ pub struct Net {
     rx: Limiter,
     tx: Limiter,
     shared: Arc<Shared>,
-    pairs: Vec<Running>,
-    control: Option<Worker<Control>>,
+    control: Option<AtOnce<Control>>,
     /// Where the driver was that will be served.
     came_from: Option<State>,
 }
@@ -348,7 +365,6 @@ impl Net {
             rx: Limiter::new(config.rx),
             tx: Limiter::new(config.tx),
             shared: Arc::new(shared),
-            pairs: Vec::new(),
             control: None,
             came_from: None,
         })
@@ -371,9 +387,8 @@ impl Net {
         config
     }
 
-    fn start(&mut self, activation: Activation) -> std::io::Result<()> {
+    fn start(&mut self, activation: Activation) -> Result<(), Error> {
         let Activation { ram, queues, signals, features, standstill } = activation;
-        let failed = |error: tap::Error| std::io::Error::other(error);
         let pairs = if features & F_MQ == 0 { 1 } else { self.shared.ports.len() };
         let ports = self.shared.ports[..pairs].to_vec();
         // The driver begins with one pair and asks for the others.
@@ -383,13 +398,13 @@ impl Net {
             *offload = tap_offload(features);
             for (index, port) in self.shared.ports.iter().enumerate() {
                 if let Some(cable) = port.cable() {
-                    cable.set_offload(*offload).map_err(failed)?;
+                    cable.set_offload(*offload)?;
                 }
-                port.switch(index < used.min(pairs)).map_err(failed)?;
+                port.switch(index < used.min(pairs))?;
             }
         }
         let mut queues = queues.into_iter();
-        for port in &ports {
+        for (index, port) in ports.iter().enumerate() {
             let (Some(rx), Some(tx)) = (queues.next(), queues.next()) else { break };
             if !rx.is_ready() || !tx.is_ready() {
                 continue;
@@ -403,16 +418,15 @@ impl Net {
                 tx_limit: self.tx.clone(),
                 features,
                 packet_max: packet_max(features, self.mtu),
-                name: format!("net{}", self.pairs.len()),
+                name: format!("net{index}"),
             };
-            self.pairs.push(pair.spawn(rx, tx, &standstill)?);
+            self.shared.movers().add(Waiting { pair, rx, tx, standstill: Arc::clone(&standstill) });
         }
         if let Some(queue) = queues.next().filter(|queue| features & F_CTRL_VQ != 0 && queue.is_ready()) {
             let control = Control::new(ports, Arc::clone(&self.shared));
-            let part = Activation { ram, queues: vec![queue], signals, features, standstill };
-            self.control = Some(Worker::spawn("net-control", control, part)?);
+            self.control = Some(AtOnce::new(control, queue, signals));
         }
-        Ok(())
+        self.shared.wake()
     }
 }
 
@@ -477,6 +491,16 @@ impl Device for Net {
         !self.shared.link()
     }
 
+    fn served_at_once(&self) -> usize {
+        1
+    }
+
+    fn rung(&mut self, _index: usize) {
+        if let Some(control) = &mut self.control {
+            control.rung();
+        }
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         config_bytes(&self.config(), offset, data);
     }
@@ -484,7 +508,8 @@ impl Device for Net {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let (signals, features) = (Arc::clone(&activation.signals), activation.features);
         self.shared.set_signals(Some(Arc::clone(&signals)));
-        self.start(activation).map_err(|source| ActivateError { device: "net", source })?;
+        let failed = |error| ActivateError { device: "net", source: std::io::Error::other(error) };
+        self.start(activation).map_err(failed)?;
         if let Some(state) = self.came_from.take() {
             let announces = features & F_GUEST_ANNOUNCE != 0;
             self.shared.announce.store(announces, Ordering::Release);
@@ -498,7 +523,8 @@ impl Device for Net {
     /// No packet is on its way: each goes from the ring to the tap, or from the tap to the ring, at once, and what a
     /// limit holds up has not been taken. What is on its way in a socket's frames is the connection's, which stays.
     fn save(&mut self) -> Result<Vec<u8>, StateError> {
-        let pairs = self.shared.ports.iter().filter(|port| !self.pairs.is_empty() && port.is_on()).count();
+        let active = !self.shared.movers().is_empty();
+        let pairs = self.shared.ports.iter().filter(|port| active && port.is_on()).count();
         // At most PAIRS_MAX.
         encode(&State { mtu: self.mtu, link: self.shared.link(), pairs: pairs as u16 })
     }
@@ -524,7 +550,8 @@ impl Device for Net {
         self.came_from = None;
         self.shared.announced();
         self.control = None;
-        self.pairs.clear();
+        // The threads end here: they never take this lock.
+        *self.shared.movers() = Movers::default();
         self.shared.set_signals(None);
     }
 }

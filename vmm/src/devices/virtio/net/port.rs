@@ -30,12 +30,14 @@ impl Port {
         self.cable.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Gives it another, which is made to be on or off as this port is.
-    pub fn plug(&self, cable: Arc<Cable>) -> Result<(), tap::Error> {
-        if self.several {
+    /// Gives it another, which is made to be on or off as this port is, or none.
+    pub fn plug(&self, cable: Option<Arc<Cable>>) -> Result<(), tap::Error> {
+        if self.several
+            && let Some(cable) = &cable
+        {
             cable.attach(self.is_on())?;
         }
-        *self.cable.lock().unwrap_or_else(PoisonError::into_inner) = Some(cable);
+        *self.cable.lock().unwrap_or_else(PoisonError::into_inner) = cable;
         self.changed.set();
         Ok(())
     }

@@ -54,8 +54,8 @@ fn what_nobody_would_cut_up_is_not_offered_to_be_sent() {
     assert_ne!((later.features & large, later.handle().link()), (0, true));
     later.handle().connect(socket().unwrap()).unwrap();
     assert!(later.handle().link());
-    let error = Net::new(config(2, socket())).unwrap_err().to_string();
-    assert!(error.contains("2 queue pairs"), "{error}");
+    let several = Net::new(config(3, socket())).unwrap();
+    assert_eq!([1, 2, 3].map(|pairs| several.shared.has_room_for(pairs)), [true, false, false]);
 }
 
 /// Its driver is ready; whether it was told of a change.
@@ -104,6 +104,30 @@ fn a_driver_that_came_from_elsewhere_uses_the_pairs_that_it_did_and_announces_it
             assert_eq!(status(&second), 1);
         }
     }
+}
+
+#[test]
+fn a_pair_has_a_thread_once_the_cable_is_in_and_the_driver_uses_it() {
+    let mut net = net(3, None);
+    activate(&mut net, F_MQ);
+    let running = |net: &Net| net.shared.movers().running();
+    let uses = |net: &Net, pairs: usize| {
+        for (index, port) in net.shared.ports.iter().enumerate() {
+            port.switch(index < pairs).unwrap();
+        }
+        net.shared.wake().unwrap();
+        running(net)
+    };
+    assert_eq!((running(&net), uses(&net, 2)), (0, 0), "there is no cable");
+    net.shared.set_link(true);
+    // Those that have begun stay.
+    assert_eq!([1, 2, 3, 1].map(|pairs| uses(&net, pairs)), [1, 2, 3, 3]);
+    net.reset();
+    assert_eq!(uses(&net, 3), 0, "there is no driver");
+    activate(&mut net, F_MQ);
+    assert_eq!(running(&net), 1, "a driver begins with one");
+    let bytes = net.save().unwrap();
+    assert_eq!(decode::<State>(&bytes).unwrap(), State { mtu: None, link: true, pairs: 1 });
 }
 
 #[test]

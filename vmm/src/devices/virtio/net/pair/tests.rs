@@ -61,7 +61,7 @@ impl Bed {
         tap.set_nonblocking(true).unwrap();
         host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let port = Arc::new(Port::new(false).unwrap());
-        port.plug(Arc::new(Cable::Tap(Tap::like(tap)))).unwrap();
+        port.plug(Some(Arc::new(Cable::Tap(Tap::like(tap))))).unwrap();
         port.switch(shape.on).unwrap();
         let shared = Arc::new(Shared::new(vec![Arc::clone(&port)]));
         shared.set_link(true);
@@ -262,7 +262,7 @@ fn another_tap_can_take_the_place_of_the_first() {
     let bed = Bed::new(&PLAIN);
     let (host, tap) = UnixDatagram::pair().unwrap();
     tap.set_nonblocking(true).unwrap();
-    bed.shared.ports[0].plug(Arc::new(Cable::Tap(Tap::like(tap)))).unwrap();
+    bed.shared.ports[0].plug(Some(Arc::new(Cable::Tap(Tap::like(tap))))).unwrap();
     host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     bed.offer(RX, 0, &[(DATA, 2000)], true);
     host.send(&[7; 100]).unwrap();

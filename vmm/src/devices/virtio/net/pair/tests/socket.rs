@@ -13,7 +13,7 @@ const FINISHED: [u8; 12] = [0; 12];
 const FRAME_MAX: usize = 65535 + 18;
 
 fn plug(bed: &Bed, socket: impl Into<OwnedFd>) {
-    bed.shared.ports[0].plug(Arc::new(Cable::Socket(Socket::new(socket.into()).unwrap()))).unwrap();
+    bed.shared.ports[0].plug(Some(Arc::new(Cable::Socket(Socket::new(socket.into()).unwrap())))).unwrap();
     bed.shared.set_link(true);
 }
 
