@@ -205,11 +205,21 @@ mod tests {
             input: None,
             output: None,
             mark: (1, 3),
+            tos: 0,
+            more: Vec::new(),
+            is_inverted: false,
+            action: rule::ROUTED,
             table: 1000,
         };
         let v6 =
             Rule { is_v6: true, source: None, destination: None, input: Some("lo".to_owned()), ..v4.clone() };
-        for rule in [v4, v6] {
+        // TCP to port 80, by none but default routes.
+        let more = vec![(14, vec![0; 4]), (22, vec![6]), (24, [80u16.to_ne_bytes(); 2].concat())];
+        let much = Rule { tos: 0x10, more, is_inverted: true, ..v6.clone() };
+        let nowhere = Rule { action: 8, table: 0, ..v4.clone() };
+        let goes_on =
+            Rule { action: 2, more: vec![(4, 200u32.to_ne_bytes().to_vec())], table: 0, ..v4.clone() };
+        for rule in [v4, v6, much, nowhere, goes_on] {
             match there.add_rule(&rule) {
                 Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => return,
                 added => added.unwrap(),

@@ -1,8 +1,8 @@
-//! Rules, which say by which table a packet is routed.
+//! Rules, which say by which table a packet is routed, if at all.
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, Nla};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
@@ -26,15 +26,45 @@ pub struct Rule {
     pub output: Option<String>,
     /// The mark that they have, in the bits of the mask.
     pub mark: (u32, u32),
+    /// The type of service that they have, unless it is 0.
+    pub tos: u8,
+    /// What else is asked of them, and what the action takes: numbers and values of attributes (FRA_*), those of
+    /// [`MORE`], in the order of their numbers.
+    pub more: Vec<(u16, Vec<u8>)>,
+    /// For packets that do not fit.
+    pub is_inverted: bool,
+    /// What is done with them (FR_ACT_*).
+    pub action: u8,
     /// The table.
     pub table: u32,
 }
 
+/// Attributes that mean the same in every namespace: FRA_GOTO, FRA_SUPPRESS_IFGROUP, FRA_SUPPRESS_PREFIXLEN, FRA_UID_RANGE,
+/// FRA_IP_PROTO, FRA_SPORT_RANGE and FRA_DPORT_RANGE.
+const MORE: [u16; 7] = [4, 13, 14, 20, 22, 23, 24];
+
+/// FR_ACT_TO_TBL.
+#[cfg(test)]
+pub(crate) const ROUTED: u8 = 1;
 /// What every namespace has: priorities and tables.
 const BY_ITSELF: [(u32, u32); 3] = [(0, 255), (32766, 254), (32767, 253)];
 
+/// Masks of ports: FRA_SPORT_MASK and FRA_DPORT_MASK.
+const MASKS: [u16; 2] = [28, 29];
+
+/// Whether it says, as the kernel does since Linux 6.15 of a rule for one port, that all of its bits are meant.
+fn is_whole_mask(attribute: &RuleAttribute) -> bool {
+    MASKS.contains(&attribute.kind()) && value_of(attribute) == [0xff; 2]
+}
+
+fn value_of(attribute: &RuleAttribute) -> Vec<u8> {
+    let mut value = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut value);
+    value
+}
+
 impl Rule {
-    /// Rules of other kinds, and with other conditions, are none.
+    /// Rules that ask for what is not known here are none.
     pub(crate) fn of(message: &RuleMessage) -> Option<Self> {
         let header = &message.header;
         let is_v6 = match header.family {
@@ -42,10 +72,6 @@ impl Rule {
             AddressFamily::Inet6 => true,
             _ => return None,
         };
-        if header.action != RuleAction::ToTable || header.tos != 0 || header.flags.contains(RuleFlags::Invert)
-        {
-            return None;
-        }
         let mut rule = Self {
             is_v6,
             priority: 0,
@@ -54,6 +80,10 @@ impl Rule {
             input: None,
             output: None,
             mark: (0, 0),
+            tos: header.tos,
+            more: Vec::new(),
+            is_inverted: header.flags.contains(RuleFlags::Invert),
+            action: header.action.into(),
             table: header.table.into(),
         };
         for attribute in &message.attributes {
@@ -72,9 +102,14 @@ impl Rule {
                 RuleAttribute::Table(table) => rule.table = *table,
                 // Of whom it is; and a condition that suppresses nothing.
                 RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+                other if is_whole_mask(other) => {}
+                other if MORE.contains(&other.kind()) => {
+                    rule.more.push((other.kind(), value_of(other)));
+                }
                 _ => return None,
             }
         }
+        rule.more.sort();
         (!BY_ITSELF.contains(&(rule.priority, rule.table))).then_some(rule)
     }
 
@@ -82,7 +117,11 @@ impl Rule {
         let mut message = RuleMessage::default();
         let header = &mut message.header;
         header.family = if self.is_v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-        header.action = RuleAction::ToTable;
+        header.action = RuleAction::from(self.action);
+        header.tos = self.tos;
+        if self.is_inverted {
+            header.flags = RuleFlags::Invert;
+        }
         header.src_len = self.source.map_or(0, |prefix| prefix.length);
         header.dst_len = self.destination.map_or(0, |prefix| prefix.length);
         let address = |prefix: Option<Prefix>| prefix.map(|prefix| prefix.address);
@@ -100,6 +139,9 @@ impl Rule {
         ]
         .into_iter()
         .flatten()
+        .chain(
+            self.more.iter().map(|(kind, value)| RuleAttribute::Other(DefaultNla::new(*kind, value.clone()))),
+        )
         .collect();
         message
     }
@@ -132,6 +174,9 @@ impl Netlink {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::{Emitable, Parseable};
+    use netlink_packet_route::rule::{RuleMessageBuffer, RulePortRange};
+
     use super::*;
 
     fn rule() -> Rule {
@@ -143,8 +188,20 @@ mod tests {
             input: None,
             output: Some("eth1".to_owned()),
             mark: (0x10, 0xff),
+            tos: 0,
+            more: Vec::new(),
+            is_inverted: false,
+            action: ROUTED,
             table: 1000,
         }
+    }
+
+    /// As the kernel gets it, and says it.
+    fn through(rule: &Rule) -> Option<Rule> {
+        let message = rule.message();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        Rule::of(&RuleMessage::parse(&RuleMessageBuffer::new(&bytes)).unwrap())
     }
 
     #[test]
@@ -158,21 +215,42 @@ mod tests {
             mark: (0, 0),
             ..rule()
         };
-        for rule in [rule(), v6] {
-            assert_eq!(Rule::of(&rule.message()), Some(rule));
+        let range = |first: u16, last: u16| [first.to_ne_bytes(), last.to_ne_bytes()].concat();
+        let more = vec![(14, vec![0; 4]), (22, vec![6]), (24, range(80, 443))];
+        let much = Rule { tos: 0x10, more, is_inverted: true, ..rule() };
+        let goes_on =
+            Rule { action: RuleAction::Goto.into(), more: vec![(4, vec![9, 0, 0, 0])], table: 0, ..rule() };
+        let nowhere = Rule { action: RuleAction::Blackhole.into(), table: 0, ..rule() };
+        for rule in [rule(), v6, much, goes_on, nowhere] {
+            assert_eq!(through(&rule), Some(rule));
         }
     }
 
     #[test]
+    fn the_order_of_attributes_says_nothing() {
+        let mut message = rule().message();
+        let ports = RulePortRange { start: 80, end: 81 };
+        message.attributes.insert(0, RuleAttribute::DestinationPortRange(ports));
+        message.attributes.push(RuleAttribute::SuppressPrefixLen(0));
+        let kinds = Rule::of(&message).unwrap().more.into_iter().map(|(kind, _)| kind);
+        assert_eq!(kinds.collect::<Vec<_>>(), [14, 24]);
+    }
+
+    #[test]
     fn what_cannot_be_brought_is_none() {
-        let mut inverted = rule().message();
-        inverted.header.flags = RuleFlags::Invert;
-        let mut goes_on = rule().message();
-        goes_on.header.action = RuleAction::Goto;
         let mut with_more = rule().message();
         with_more.attributes.push(RuleAttribute::L3MDev(true));
+        let mut unknown = rule().message();
+        unknown.attributes.push(RuleAttribute::Other(DefaultNla::new(25, vec![1])));
+        let masked = |mask: [u8; 2]| {
+            let mut message = rule().message();
+            message.attributes.push(RuleAttribute::Other(DefaultNla::new(29, mask.to_vec())));
+            message
+        };
+        assert_eq!(Rule::of(&masked([0xff; 2])), Some(rule()));
+        let masked = masked([0xff, 0xf0]);
         let main = Rule { priority: 32766, table: 254, ..rule() }.message();
-        for message in [inverted, goes_on, with_more, main] {
+        for message in [with_more, unknown, masked, main] {
             assert_eq!(Rule::of(&message), None);
         }
     }

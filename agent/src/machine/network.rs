@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::thread;
 
-use agent_api::agent::{Hop, Interface, Neighbour, Route, Rule, SetNetworkRequest};
+use agent_api::agent::{Attribute, Hop, Interface, Neighbour, Route, Rule, SetNetworkRequest};
 use anyhow::{Context, Error, Result, ensure};
 use log::warn;
 use rtnl::{Mac, Netlink, Network, Prefix};
@@ -340,6 +340,7 @@ fn parse_rule(rule: &Rule) -> Result<rtnl::Rule> {
         text => text.parse().map(Some).map_err(Error::msg),
     };
     let name = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let attribute = |attribute: &Attribute| Ok((u16::try_from(attribute.kind)?, attribute.value.clone()));
     Ok(rtnl::Rule {
         is_v6: rule.v6,
         priority: rule.priority,
@@ -348,6 +349,10 @@ fn parse_rule(rule: &Rule) -> Result<rtnl::Rule> {
         input: name(&rule.input),
         output: name(&rule.output),
         mark: (rule.mark, rule.mask),
+        tos: u8::try_from(rule.tos)?,
+        more: rule.more.iter().map(attribute).collect::<Result<_>>()?,
+        is_inverted: rule.inverted,
+        action: u8::try_from(rule.action)?,
         table: rule.table,
     })
 }

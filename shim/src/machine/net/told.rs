@@ -1,6 +1,6 @@
 //! What the agent is told of a namespace.
 
-use agent_api::agent::{Hop, Interface, Neighbour, Route, Rule, SetNetworkRequest};
+use agent_api::agent::{Attribute, Hop, Interface, Neighbour, Route, Rule, SetNetworkRequest};
 use rtnl::{Mac, Network, UNICAST};
 
 /// All that is in it of the interfaces that have devices, by the addresses that these came with.
@@ -64,6 +64,11 @@ pub fn of(seen: &Network, device: impl Fn(u32) -> Option<Mac>) -> SetNetworkRequ
         })
     });
     let prefix = |prefix: Option<rtnl::Prefix>| prefix.map(|prefix| prefix.to_string()).unwrap_or_default();
+    let attribute = |(kind, value): &(u16, Vec<u8>)| Attribute {
+        kind: (*kind).into(),
+        value: value.clone(),
+        ..Attribute::default()
+    };
     let rules = seen.rules.iter().map(|rule| Rule {
         v6: rule.is_v6,
         priority: rule.priority,
@@ -74,6 +79,10 @@ pub fn of(seen: &Network, device: impl Fn(u32) -> Option<Mac>) -> SetNetworkRequ
         mark: rule.mark.0,
         mask: rule.mark.1,
         table: rule.table,
+        tos: rule.tos.into(),
+        inverted: rule.is_inverted,
+        action: rule.action.into(),
+        more: rule.more.iter().map(attribute).collect(),
         ..Rule::default()
     });
     SetNetworkRequest {
@@ -148,6 +157,10 @@ mod tests {
                 input: None,
                 output: None,
                 mark: (1, 2),
+                tos: 4,
+                more: vec![(22, vec![17])],
+                is_inverted: true,
+                action: 6,
                 table: 100,
             }],
         };
@@ -171,6 +184,9 @@ mod tests {
         let words = [&rule.source, &rule.destination, &rule.input, &rule.output].map(String::as_str);
         assert_eq!((words, rule.priority, rule.table), (["10.0.0.2/32", "", "", ""], 9, 100));
         assert_eq!((rule.v6, rule.mark, rule.mask), (false, 1, 2));
+        assert_eq!((rule.tos, rule.inverted, rule.action), (4, true, 6));
+        let [more] = &*rule.more else { panic!("{rule:?}") };
+        assert_eq!((more.kind, &*more.value), (22, &[17][..]));
         let [neighbour] = &*told.neighbours else { panic!("{told:?}") };
         let words = [&neighbour.address, &neighbour.mac, &neighbour.interface].map(String::as_str);
         assert_eq!(words, ["10.0.0.1", "02:00:00:00:00:07", "eth0"]);

@@ -36,8 +36,8 @@ pub fn tests() -> Vec<Test<Inside>> {
         ),
         test(
             "task.network-follows",
-            "an interface, an address and routes, by several gateways or to nowhere, that come and go while a container runs do so in it, and an interface that is \
-             turned off and on is in it, as with runc",
+            "an interface, an address, routes, by several gateways or to nowhere, and rules that come and go while a container \
+             runs do so in it, and an interface that is turned off and on is in it, as with runc",
             follows,
         ),
     ]
@@ -430,6 +430,26 @@ fn follows(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
             shows(&format!("ip {family}route get {within}"), false)?;
             inside(&format!("{family}route del unreachable {network}"))?;
             shows(&format!("ip {family}route get {within}"), true)?;
+        }
+        // What rules say beyond a table, each as long as it is there.
+        let nearby = "ip route get 10.77.0.3 && ! ip route get 10.86.0.1";
+        for (rules, seen) in [
+            (&["to 10.85.0.0/16 priority 90 unreachable"][..], "! ip route get 10.85.0.1"),
+            (&["not to 10.77.0.0/16 priority 90 blackhole"], nearby),
+            (&["priority 90 table main suppress_prefixlength 0", "priority 91 prohibit"], nearby),
+            (
+                &["to 10.77.0.0/16 priority 90 goto 92", "priority 91 unreachable", "priority 92 table main"],
+                nearby,
+            ),
+            (
+                &["ipproto udp dport 9 priority 90 unreachable"],
+                "echo | nc -u -w 1 10.77.0.1 9 2>&1 | grep -i unreachable && ip route get 10.77.0.1",
+            ),
+        ] {
+            rules.iter().try_for_each(|rule| inside(&format!("rule add {rule}")))?;
+            shows(seen, true).with_context(|| format!("with {rules:?}"))?;
+            rules.iter().try_for_each(|rule| inside(&format!("rule del {rule}")))?;
+            shows(seen, false).with_context(|| format!("without {rules:?}"))?;
         }
         shows("ip address show dev eth0 | grep 10.80.0.9 && ip route | grep 10.81.0.0/16", true)?;
         inside("link set eth0 down")?;
