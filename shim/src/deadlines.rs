@@ -20,6 +20,10 @@ pub const AGENT_GLANCE: Duration = Duration::from_millis(500);
 pub const AGENT_EVENTS: Duration = Duration::from_secs(30);
 /// Before it is asked once more what processes of a guest watch, when it does not answer.
 pub const WATCHED_AGAIN: Duration = Duration::from_secs(1);
+/// The announcement of a process whose streams come to the agent first.
+pub const ANNOUNCED: Duration = Duration::from_secs(2);
+/// Before a stream that came too early comes again.
+pub const ANNOUNCED_AGAIN: Duration = Duration::from_millis(10);
 /// The end of a machine whose agent was asked to turn it off; then it is killed.
 pub const POWER_OFF: Duration = Duration::from_secs(5);
 /// The end of a process that was killed.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, Empty, Event, EventsRequest, ExecRequest,
@@ -15,7 +15,7 @@ use agent_api::agent::{
 use agent_api::stdio::{Answer, Header, Stream, attach};
 use agent_api::{AgentClient, MOST_WATCHED, RPC_PORT, STDIO_PORT, VERSION, dial};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context, with_timeout};
@@ -281,15 +281,22 @@ impl Guest {
     pub async fn stream(&self, id: &str, exec: &str, stream: Stream) -> Result<Option<UnixStream>> {
         let header = Header { id: self.name(id), exec_id: exec.to_owned(), stream };
         let what = format!("connecting {stream:?} of process {id} {exec}");
-        let mut connection = dial_within(&self.socket, STDIO_PORT, deadlines::DIAL)
-            .await
-            .map_err(|error| error.context(&what))?;
-        match timeout(deadlines::DIAL, attach(&mut connection, &header)).await {
-            Ok(Ok(Answer::Attached)) => Ok(Some(connection)),
-            Ok(Ok(Answer::Ended)) => Ok(None),
-            Ok(Ok(answer)) => Err(Error::unknown(format!("{what}: the agent says {answer:?}"))),
-            Ok(Err(error)) => Err(error).attempt(what),
-            Err(_) => Err(Error::deadline(format!("{what}: no answer within {:?}", deadlines::DIAL))),
+        let until = Instant::now() + deadlines::ANNOUNCED;
+        loop {
+            let mut connection = dial_within(&self.socket, STDIO_PORT, deadlines::DIAL)
+                .await
+                .map_err(|error| error.context(&what))?;
+            return match timeout(deadlines::DIAL, attach(&mut connection, &header)).await {
+                Ok(Ok(Answer::Attached)) => Ok(Some(connection)),
+                Ok(Ok(Answer::Ended)) => Ok(None),
+                Ok(Ok(Answer::NoProcess)) if Instant::now() < until => {
+                    sleep(deadlines::ANNOUNCED_AGAIN).await;
+                    continue;
+                }
+                Ok(Ok(answer)) => Err(Error::unknown(format!("{what}: the agent says {answer:?}"))),
+                Ok(Err(error)) => Err(error).attempt(what),
+                Err(_) => Err(Error::deadline(format!("{what}: no answer within {:?}", deadlines::DIAL))),
+            };
         }
     }
 }

@@ -197,11 +197,12 @@ impl agent_ttrpc::Agent for Rpc {
     }
 
     async fn power_off(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        let done = tokio::task::spawn_blocking(machine::wind_up).await;
         tokio::spawn(async {
             tokio::time::sleep(BEFORE_OFF).await;
             machine::power_off();
         });
-        Ok(Empty::default())
+        empty(done.context("winding up").map_err(Failure::from))
     }
 }
 

@@ -332,7 +332,8 @@ impl Machine {
         if !self.is_over() {
             let gently = async {
                 match self.guest.power_off().await {
-                    Ok(()) => drop(self.ended().await),
+                    // It has nothing to do but to turn itself off, which takes a kernel longer than this.
+                    Ok(()) => self.monitor.kill().await,
                     Err(error) => warn!("asking the machine to turn itself off: {error}"),
                 }
             };

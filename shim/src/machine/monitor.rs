@@ -486,9 +486,9 @@ mod tests {
         };
         let drives = ["--drive none"; DRIVES].join(" ");
         let devices = "run --control fd:3 --jail /m/jail --share containers=/m/tree:cache=auto \
-                       --share binds=/m/tree:cache=fresh:news=1936523264 DRIVES --tap none,mac=02:73:6d:00:00:01 \
-                       --tap none,mac=02:73:6d:00:00:02 --tap none,mac=02:73:6d:00:00:03 \
-                       --tap none,mac=02:73:6d:00:00:04 --tap none,mac=02:73:6d:00:00:05 \
+                       --share binds=/m/tree:cache=fresh:news=1936523264 DRIVES --tap none:4,mac=02:73:6d:00:00:01 \
+                       --tap none:1,mac=02:73:6d:00:00:02 --tap none:1,mac=02:73:6d:00:00:03 \
+                       --tap none:1,mac=02:73:6d:00:00:04 --tap none:1,mac=02:73:6d:00:00:05 \
                        --vsock /m/vsock --console file:/m/console".replace("DRIVES", &drives);
         let booted = "--kernel /k --initrd /i --append quiet --memory 5 --memory-max 7 --cpus 3";
         assert_eq!(line(Origin::Boot(boot)), format!("{devices} {booted}"));

@@ -112,8 +112,8 @@ impl Shim {
         }
         let json = serde_json::to_vec(&plan.guest).map_err(Error::unknown)?;
         let joined = async {
-            guest.create(&plan.id, json, opened.announce()).await?;
-            opened.join(guest, &plan.id, "").await
+            let announcing = guest.create(&plan.id, json, opened.announce());
+            opened.join_while(guest, &plan.id, "", announcing).await.flatten()
         };
         let joined = async { joined.await.map_err(|error| machine.explain(error)) };
         let (streams, ()) = tokio::try_join!(joined, machine.grow(timeline))?;

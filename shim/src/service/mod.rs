@@ -326,13 +326,13 @@ impl Shim {
             terminal: request.terminal,
         };
         let opened = Opened::open(&io, &container.environment).await?;
-        container.guest.exec(&id, &exec, process, opened.announce()).await?;
-        let joined = async {
-            let streams = opened.join(&container.guest, &id, &exec).await?;
+        let announcing = container.guest.exec(&id, &exec, process, opened.announce());
+        let joined = opened.join_while(&container.guest, &id, &exec, announcing).await?;
+        let added = joined.and_then(|streams| {
             self.ledger.exec_added(&id, &exec, io)?;
             Ok(streams)
-        };
-        match joined.await {
+        });
+        match added {
             Ok(streams) => {
                 lock(&container.streams).insert(exec, Arc::new(streams));
                 Ok(())

@@ -19,6 +19,7 @@ use std::time::Duration;
 use agent_api::agent::Stdio;
 use agent_api::stdio::Stream;
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -192,20 +193,46 @@ impl Opened {
         Ok(streams)
     }
 
-    /// Joins them to the process, which was announced to the agent. One that has ended is at its end here, too.
+    /// Joins them to a process that is only being announced: each way to the guest and back takes its time. An error of the
+    /// announcement comes first, and then nothing is joined.
+    pub async fn join_while(
+        self,
+        guest: &Guest,
+        id: &str,
+        exec: &str,
+        announcing: impl Future<Output = Result<()>>,
+    ) -> Result<Result<Streams>> {
+        let joining = self.join(guest, id, exec);
+        tokio::pin!(joining, announcing);
+        let joined = tokio::select! {
+            // The agent hears of it before it hears of its streams.
+            biased;
+            announced = &mut announcing => {
+                announced?;
+                return Ok(joining.await);
+            }
+            joined = &mut joining => joined,
+        };
+        announcing.await?;
+        Ok(joined)
+    }
+
+    /// Joins them to the process, which is announced to the agent by now, or will be in a moment. One that has ended is at
+    /// its end here, too.
     pub async fn join(self, guest: &Guest, id: &str, exec: &str) -> Result<Streams> {
         let set = self.set();
-        let fed = match self.stdin {
-            Some(stdin) => guest.stream(id, exec, Stream::Stdin).await?.map(|to| (stdin, to)),
-            None => None,
-        };
-        let mut read = Vec::new();
-        for (stream, sink) in self.outputs {
-            read.extend(guest.stream(id, exec, stream).await?.map(|from| (stream, from, sink)));
-        }
+        let mut outputs = self.outputs.into_iter();
+        // There are no more than two.
+        let (first, second) = (outputs.next(), outputs.next());
+        let (fed, first, second) = tokio::try_join!(
+            connected(guest, id, exec, self.stdin.map(|stdin| (Stream::Stdin, stdin))),
+            connected(guest, id, exec, first),
+            connected(guest, id, exec, second),
+        )?;
+        let read = first.into_iter().chain(second);
         // Nothing moves before all are there.
         let mut input = Input::default();
-        if let Some(((from, held), to)) = fed {
+        if let Some((_, to, (from, held))) = fed {
             let feed = Feed::default();
             let pump = tokio::spawn(pump_in(from, to, feed.clone()));
             input = Input { held: Some(held), pump: Some((pump, feed)) };
@@ -227,6 +254,18 @@ impl Opened {
             logger: Mutex::new(self.logger),
         })
     }
+}
+
+/// A stream of a process with its connection, if there is one and it has not ended, and what it is to be joined to.
+async fn connected<T>(
+    guest: &Guest,
+    id: &str,
+    exec: &str,
+    stream: Option<(Stream, T)>,
+) -> Result<Option<(Stream, UnixStream, T)>> {
+    let Some((stream, end)) = stream else { return Ok(None) };
+    let connection = guest.stream(id, exec, stream).await?;
+    Ok(connection.map(|connection| (stream, connection, end)))
 }
 
 /// A FIFO for reading. The writing end is held, so that a client which goes away is not the end.

@@ -5,6 +5,7 @@ mod busy;
 mod button;
 mod churn;
 mod flood;
+mod mapped;
 mod mapping;
 mod posix;
 mod random;
@@ -42,6 +43,7 @@ usage: guest-part serve PORT                  answer streams on a vsock port
                                               connect to ports of the host and send as much as they take
        guest-part witness CPUS FILE           watch clocks, timers and registers, and write what was seen
        guest-part busy DIR                    do a little of everything, check it, and say a line for each step
+       guest-part map FILE SEED LENGTH        write a pattern to a mapped file, and stay
        guest-part watch PATH...               watch files, and say what happens to them
        guest-part button                      wait for the power button, and turn the machine off
        guest-part boot-time RUNS FILE         boot our machine and QEMU's in turn, on a host";
@@ -84,6 +86,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["busy", dir] => busy::work(Path::new(dir)),
         ["busy-answer"] => busy::answer(),
         ["busy-end", code] => std::process::exit(number(code)?),
+        ["map", path, seed, length] => mapped::write(path, number(seed)?, number(length)?),
         ["watch", paths @ ..] => watch::run(paths),
         ["button"] => button::wait(),
         ["boot-time", runs, file] => {

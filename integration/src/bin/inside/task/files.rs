@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use integration::{Ctx, Outcome, Test, streams};
+use integration::{Ctx, Outcome, Test, pattern, streams};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
@@ -20,6 +20,12 @@ pub fn tests() -> Vec<Test<Inside>> {
             "task.binds",
             "directories and single files of the host, tmpfs and shared memory are as with runc, read-only ones too",
             binds,
+        ),
+        test(
+            "task.last-writes",
+            "what a process has written to a mapped file of a bind is there when it was killed and its container deleted, as with \
+             runc",
+            last_writes,
         ),
         test("task.swaps", "a ConfigMap that is swapped on the host is new at the next look", swaps),
         test("task.sockets", "a socket of the host in a bind is answered by who listens there", sockets),
@@ -59,6 +65,32 @@ impl Drop for Tmpfs {
             eprintln!("# unmounting {}: {error}", self.0.display());
         }
     }
+}
+
+/// Bytes that are written to a mapping.
+const MAPPED: usize = 3 << 20;
+
+fn last_writes(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
+    let api = ctx.world.api()?;
+    for (seed, runtime) in [(1, RUNC), (2, OURS)] {
+        let home = ctx.path(runtime);
+        fs::create_dir_all(&home)?;
+        let words = ["/part", "map", "/home/file", &seed.to_string(), &MAPPED.to_string()];
+        let mut task = Piped::new(ctx, &api, runtime, &words, |spec| {
+            let part = bind(&ctx.world.guest_part, "/part", &["bind", "ro"]);
+            add(spec, [part, bind(&home, "/home", &["rbind", "rw"])]);
+        })?;
+        task.container.start()?;
+        task.stdout.read_until("written\n", A_WHILE)?;
+        task.container.kill(9)?;
+        let code = task.container.wait(A_WHILE)?;
+        task.end(code)?;
+        let left = fs::read(home.join("file"))?;
+        ensure!(left.len() == MAPPED, "{runtime}: the file has {} bytes", left.len());
+        let wrong = pattern::wrong(seed, 0, &left);
+        ensure!(wrong.is_none(), "{runtime}: the file is another from byte {wrong:?} on");
+    }
+    Ok(Outcome::Passed)
 }
 
 const LOOKS: &str = "exec 2>&1

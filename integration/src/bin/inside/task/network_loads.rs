@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 use integration::containerd::Api;
 use integration::streams::{Ask, PIECE, ask, taken};
 use integration::{Ctx, Outcome, Rounds, Test, pattern};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::files::{add, bind};
 use super::network::{Cable, Cabled, PORT, enter, hung, plug};
 use super::{A_WHILE, OURS, Piped, new_id, test};
 use crate::world::{Inside, RUNC};
@@ -88,11 +89,7 @@ pub fn serving<'a>(
 ) -> Result<(Piped<'a>, String)> {
     let edit = |spec: &mut Value| {
         edit(spec);
-        if let Some(mounts) = spec["mounts"].as_array_mut() {
-            let source = &ctx.world.guest_part;
-            let part = json!({ "destination": "/part", "type": "bind", "source": source, "options": ["bind", "ro"] });
-            mounts.push(part);
-        }
+        add(spec, [bind(&ctx.world.guest_part, "/part", &["bind", "ro"])]);
     };
     // As the first process it would take itself for that of a machine.
     let script = format!("{asked}\n/part serve-udp {UDP} & /part serve-tcp {PORT} & wait");
