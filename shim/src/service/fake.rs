@@ -1,6 +1,6 @@
 //! An agent that does what a test says, behind a socket like a monitor's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -32,6 +32,11 @@ struct State {
     events: Vec<Event>,
     streams: HashMap<Key, UnixStream>,
     fail_start: Option<Error>,
+    fail_exec: Option<Error>,
+    /// Processes that it knows of, beside a container's own.
+    execs: HashSet<String>,
+    /// How long it takes to hear of another.
+    hard_of_hearing: Duration,
     busy: bool,
     hung_up: Arc<Notify>,
 }
@@ -75,6 +80,10 @@ impl FakeAgent {
             return;
         }
         let Header { id, exec_id, stream: which } = Header::read(&mut stream).await.unwrap().unwrap();
+        if !exec_id.is_empty() && !self.0.lock().unwrap().execs.contains(&exec_id) {
+            stream.write_u8(Answer::NoProcess.byte()).await.unwrap();
+            return;
+        }
         stream.write_u8(Answer::Attached.byte()).await.unwrap();
         self.0.lock().unwrap().streams.insert((id, exec_id, which), stream);
     }
@@ -102,6 +111,14 @@ impl FakeAgent {
 
     pub(super) fn oom(&self, id: &str) {
         self.event(id, "", What::Oom(Oom::default()));
+    }
+
+    pub(super) fn fail_exec(&self, error: Error) {
+        self.0.lock().unwrap().fail_exec = Some(error);
+    }
+
+    pub(super) fn hear_late(&self, by: Duration) {
+        self.0.lock().unwrap().hard_of_hearing = by;
     }
 
     pub(super) fn fail_start(&self, error: Error) {
@@ -165,6 +182,15 @@ impl Agent for FakeAgent {
 
     async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<Empty> {
         self.called(format!("exec {}", request.exec_id));
+        let (failure, late) = {
+            let mut state = self.0.lock().unwrap();
+            (state.fail_exec.take(), state.hard_of_hearing)
+        };
+        sleep(late).await;
+        if let Some(error) = failure {
+            return Err(error.into());
+        }
+        self.0.lock().unwrap().execs.insert(request.exec_id);
         Ok(Empty::default())
     }
 
