@@ -443,7 +443,7 @@ fn follows(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
             ),
             (
                 &["ipproto udp dport 9 priority 90 unreachable"],
-                "echo | nc -u -w 1 10.77.0.1 9 2>&1 | grep -i unreachable && ip route get 10.77.0.1",
+                "echo | nc -v -u -w 1 10.77.0.1 9 2>&1 | grep -i unreachable && ip route get 10.77.0.1",
             ),
         ] {
             rules.iter().try_for_each(|rule| inside(&format!("rule add {rule}")))?;
