@@ -442,8 +442,8 @@ fn follows(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
                 nearby,
             ),
             (
-                &["ipproto udp dport 9 priority 90 unreachable"],
-                "echo | nc -v -u -w 1 10.77.0.1 9 2>&1 | grep -i unreachable && ip route get 10.77.0.1",
+                &["ipproto tcp dport 9 priority 90 unreachable"],
+                "wget -T 5 -O- http://10.77.0.1:9/ 2>&1 | grep -i unreachable && ip route get 10.77.0.1",
             ),
         ] {
             rules.iter().try_for_each(|rule| inside(&format!("rule add {rule}")))?;
