@@ -37,7 +37,11 @@ mod flush {
 pub fn wind_up() {
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     let until = Instant::now() + GONE;
-    while somebody_is_left() && Instant::now() < until {
+    while somebody_is_left() {
+        if Instant::now() >= until {
+            warn!("somebody is left {GONE:?} after being killed: what he writes from now on is lost");
+            break;
+        }
         sleep(Duration::from_millis(1));
     }
     let disks = fs::read_dir("/sys/block").into_iter().flatten().flatten();
