@@ -1,7 +1,7 @@
 //! What is known of all parts, in one file that is kept with the sources: each part's last result.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,18 @@ impl Kept {
     /// What is known of `part`, if it was run.
     pub fn get(&self, part: &Part) -> Option<&Done> {
         self.done.get(&part.name())
+    }
+
+    /// Has this alone until what is returned is dropped, and knows what other soaks have kept by now: one may go on
+    /// for each environment.
+    pub fn alone(&mut self) -> Result<File> {
+        let place =
+            self.path.parent().filter(|place| !place.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let held = File::open(place)
+            .and_then(|held| held.lock().map(|()| held))
+            .with_context(|| format!("locking {}", place.display()))?;
+        *self = Self::read(&self.path)?;
+        Ok(held)
     }
 
     /// Keeps what came of `part`: wholly or not at all.
@@ -74,6 +86,15 @@ mod tests {
             kept.keep(&part, done(commit)).unwrap();
             assert_eq!(Kept::read(&path).unwrap().get(&part), Some(&done(commit)));
         }
+        // Another's is kept, too.
+        let (mut one, mut other) = (Kept::read(&path).unwrap(), Kept::read(&path).unwrap());
+        let second = Part { test: "b".into(), ..part.clone() };
+        for (kept, part) in [(&mut one, &part), (&mut other, &second)] {
+            let _alone = kept.alone().unwrap();
+            kept.keep(part, done("d")).unwrap();
+        }
+        let kept = Kept::read(&path).unwrap();
+        assert_eq!((kept.get(&part), kept.get(&second)), (Some(&done("d")), Some(&done("d"))));
         fs::write(&path, "{").unwrap();
         assert!(Kept::read(&path).is_err());
         fs::remove_dir_all(directory).unwrap();

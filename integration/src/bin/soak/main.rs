@@ -3,7 +3,7 @@
 //! A part is one test in one environment. Its result is kept in `docs/soak.json`, with the commit that it is of, as
 //! soon as it is there, and `docs/soak.md` is written anew from it: so a soak can be stopped at any time, and carried
 //! on at another, on another commit. What was never run comes first, then what was run longest ago; what has been run
-//! on this very commit is done.
+//! on this very commit is done. Several may go on in one tree at a time, each in other environments.
 
 mod date;
 mod kept;
@@ -123,9 +123,11 @@ fn run() -> Result<bool> {
         println!("{:<60} ...", part.name());
         let done = part::run(part, &options, &commit)?;
         println!("{:<60} {}", part.name(), done.in_short(&commit));
+        let _alone = kept.alone()?;
         kept.keep(part, done)?;
         write_page(&options, &all, &kept)?;
     }
+    let _alone = kept.alone()?;
     let page = write_page(&options, &all, &kept)?;
     println!("{}", page.summary());
     println!("page: {}", options.page.display());
