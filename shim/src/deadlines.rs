@@ -20,10 +20,10 @@ pub const AGENT_GLANCE: Duration = Duration::from_millis(500);
 pub const AGENT_EVENTS: Duration = Duration::from_secs(30);
 /// Before it is asked once more what processes of a guest watch, when it does not answer.
 pub const WATCHED_AGAIN: Duration = Duration::from_secs(1);
-/// The announcement of a process whose streams come to the agent first.
-pub const ANNOUNCED: Duration = Duration::from_secs(2);
-/// Before a stream that came too early comes again.
+/// Before a stream that came before its process was announced comes again; each time twice as long.
 pub const ANNOUNCED_AGAIN: Duration = Duration::from_millis(10);
+/// But no longer than this.
+pub const ANNOUNCED_AGAIN_MOST: Duration = Duration::from_millis(160);
 /// The end of a machine whose agent was asked to turn it off; then it is killed.
 pub const POWER_OFF: Duration = Duration::from_secs(5);
 /// The end of a process that was killed.

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, Empty, Event, EventsRequest, ExecRequest,
@@ -277,20 +278,29 @@ impl Guest {
         Ok(ports.into_iter().filter_map(|port| u16::try_from(port).ok()).collect())
     }
 
-    /// A process's stream; none, if it has ended already.
-    pub async fn stream(&self, id: &str, exec: &str, stream: Stream) -> Result<Option<UnixStream>> {
+    /// A process's stream; none, if it has ended already. As long as it is being announced, the agent may not know the process
+    /// yet.
+    pub async fn stream(
+        &self,
+        id: &str,
+        exec: &str,
+        stream: Stream,
+        announcing: &AtomicBool,
+    ) -> Result<Option<UnixStream>> {
         let header = Header { id: self.name(id), exec_id: exec.to_owned(), stream };
         let what = format!("connecting {stream:?} of process {id} {exec}");
-        let until = Instant::now() + deadlines::ANNOUNCED;
+        let mut again = deadlines::ANNOUNCED_AGAIN;
         loop {
+            let early = announcing.load(Ordering::Acquire);
             let mut connection = dial_within(&self.socket, STDIO_PORT, deadlines::DIAL)
                 .await
                 .map_err(|error| error.context(&what))?;
             return match timeout(deadlines::DIAL, attach(&mut connection, &header)).await {
                 Ok(Ok(Answer::Attached)) => Ok(Some(connection)),
                 Ok(Ok(Answer::Ended)) => Ok(None),
-                Ok(Ok(Answer::NoProcess)) if Instant::now() < until => {
-                    sleep(deadlines::ANNOUNCED_AGAIN).await;
+                Ok(Ok(Answer::NoProcess)) if early => {
+                    sleep(again).await;
+                    again = (again * 2).min(deadlines::ANNOUNCED_AGAIN_MOST);
                     continue;
                 }
                 Ok(Ok(answer)) => Err(Error::unknown(format!("{what}: the agent says {answer:?}"))),

@@ -13,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -180,7 +181,7 @@ impl Opened {
         if !had.stdin {
             self.stdin = None;
         } else if self.stdin.is_none() {
-            drop(guest.stream(id, exec, Stream::Stdin).await?);
+            drop(guest.stream(id, exec, Stream::Stdin, &AtomicBool::new(false)).await?);
         }
         self.outputs.retain(|(stream, _)| had.has(*stream));
         for stream in [Stream::Stdout, Stream::Stderr] {
@@ -202,7 +203,13 @@ impl Opened {
         exec: &str,
         announcing: impl Future<Output = Result<()>>,
     ) -> Result<Result<Streams>> {
-        let joining = self.join(guest, id, exec);
+        let coming = AtomicBool::new(true);
+        let announcing = async {
+            let announced = announcing.await;
+            coming.store(false, Ordering::Release);
+            announced
+        };
+        let joining = self.connect(guest, id, exec, &coming);
         tokio::pin!(joining, announcing);
         let joined = tokio::select! {
             // The agent hears of it before it hears of its streams.
@@ -217,17 +224,21 @@ impl Opened {
         Ok(joined)
     }
 
-    /// Joins them to the process, which is announced to the agent by now, or will be in a moment. One that has ended is at
-    /// its end here, too.
+    /// Joins them to the process, which is announced to the agent by now. One that has ended is at its end here, too.
     pub async fn join(self, guest: &Guest, id: &str, exec: &str) -> Result<Streams> {
+        self.connect(guest, id, exec, &AtomicBool::new(false)).await
+    }
+
+    /// The same, of one that may still be being announced.
+    async fn connect(self, guest: &Guest, id: &str, exec: &str, announcing: &AtomicBool) -> Result<Streams> {
         let set = self.set();
         let mut outputs = self.outputs.into_iter();
         // There are no more than two.
         let (first, second) = (outputs.next(), outputs.next());
         let (fed, first, second) = tokio::try_join!(
-            connected(guest, id, exec, self.stdin.map(|stdin| (Stream::Stdin, stdin))),
-            connected(guest, id, exec, first),
-            connected(guest, id, exec, second),
+            connected(guest, id, exec, self.stdin.map(|stdin| (Stream::Stdin, stdin)), announcing),
+            connected(guest, id, exec, first, announcing),
+            connected(guest, id, exec, second, announcing),
         )?;
         let read = first.into_iter().chain(second);
         // Nothing moves before all are there.
@@ -262,9 +273,10 @@ async fn connected<T>(
     id: &str,
     exec: &str,
     stream: Option<(Stream, T)>,
+    announcing: &AtomicBool,
 ) -> Result<Option<(Stream, UnixStream, T)>> {
     let Some((stream, end)) = stream else { return Ok(None) };
-    let connection = guest.stream(id, exec, stream).await?;
+    let connection = guest.stream(id, exec, stream, announcing).await?;
     Ok(connection.map(|connection| (stream, connection, end)))
 }
 
