@@ -24,6 +24,7 @@ pub mod kernel;
 pub mod machine;
 pub mod memory;
 mod mend;
+pub mod registers;
 #[cfg(target_os = "linux")]
 pub mod seccomp;
 pub mod slots;

@@ -37,7 +37,13 @@ fn ram() -> Arc<GuestRam> {
 }
 
 fn plan(ram: &Arc<GuestRam>) -> VmPlan {
-    VmPlan { ram: Arc::clone(ram), vcpus: 1, interrupt_controller: true, psci: PsciBy::default() }
+    VmPlan {
+        ram: Arc::clone(ram),
+        vcpus: 1,
+        interrupt_controller: true,
+        registers: None,
+        psci: PsciBy::default(),
+    }
 }
 
 impl Machine {

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::native;
 use crate::event::Event;
 use crate::memory::GuestRam;
+use crate::registers;
 
 pub use exit::{Crash, Exit, SystemEvent};
 
@@ -62,6 +63,8 @@ pub struct VmPlan {
     /// Whether there is an interrupt controller in the hypervisor. Without one a processor that
     /// halts comes back with [`Exit::Halted`]; only guests of a few instructions do without.
     pub interrupt_controller: bool,
+    /// Registers of devices, which a guest reads without an exit where the hypervisor can have it so.
+    pub registers: Option<Arc<registers::Pages>>,
     /// Who answers the calls by which a guest of aarch64 turns processors and the machine on and off.
     pub psci: PsciBy,
 }

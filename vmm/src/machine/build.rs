@@ -19,9 +19,11 @@ use crate::console::{Marker, Output};
 use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::mmio::Transport;
 use crate::devices::virtio::{Device, Signals};
+use crate::event::Event;
 use crate::hypervisor::{Hypervisor, IrqLine, Trigger, Vm, VmPlan};
 use crate::kernel::Image;
 use crate::memory::GuestRam;
+use crate::registers;
 use crate::slots::{SlotId, SlotMap};
 use crate::snapshot::{Layers, Shape, Snapshot};
 use crate::standstill::Standstill;
@@ -118,10 +120,12 @@ fn raise<H: Hypervisor>(
     if let Some(mem) = mem {
         fittings.devices.push((SlotId::new(MEM), Box::new(mem)));
     }
+    let registers = registers::Pages::new(layout::VIRTIO.base, fittings.devices.len())?;
     let plan = VmPlan {
         ram: Arc::clone(&ram.all),
         vcpus: shape.vcpus,
         interrupt_controller: true,
+        registers: Some(Arc::clone(&registers)),
         psci: shape.psci,
     };
     let (guest, load, shell, made) = thread::scope(|scope| {
@@ -150,7 +154,8 @@ fn raise<H: Hypervisor>(
         board.chips.restore(&snapshot.state.board)?;
     }
     let standstill = Arc::clone(&shell.shared.standstill);
-    let (slots, devices) = attach(&*shell.vm, &ram.all, fittings.devices, &standstill, &mut board.buses)?;
+    let (slots, devices) =
+        attach(&*shell.vm, &ram.all, &registers, fittings.devices, &standstill, &mut board.buses)?;
     let power =
         board::power(shape.psci, &shell.hardware_ids, &ram.all, saved.map(|snapshot| &snapshot.state))
             .map_err(|why| Error::Tables(why.to_owned()))?
@@ -276,6 +281,7 @@ impl<V: Vm> Guest<V> {
 fn attach<V: Vm>(
     vm: &V,
     ram: &Arc<GuestRam>,
+    registers: &Arc<registers::Pages>,
     devices: Devices,
     standstill: &Arc<Standstill>,
     buses: &mut Buses,
@@ -283,6 +289,8 @@ fn attach<V: Vm>(
     let mut slots = SlotMap::new(layout::VIRTIO);
     // One end for all who share a wire: two of them would each lower what the other has just raised.
     let mut wires: BTreeMap<u32, Arc<dyn IrqLine>> = BTreeMap::new();
+    let acknowledged = Event::new().map_err(|source| Error::Host { what: "make an eventfd", source })?;
+    let acknowledged = Arc::new(acknowledged);
     let mut attached = Vec::new();
     for (id, device) in devices {
         let slot =
@@ -292,11 +300,13 @@ fn attach<V: Vm>(
             Entry::Vacant(place) => Arc::clone(place.insert(vm.irq_line(slot.line, Trigger::Edge)?)),
         };
         let (kind, idle) = (device.kind(), device.is_idle());
-        let transport = Transport::new(device, Arc::clone(ram), Signals::new(wire), Arc::clone(standstill))
+        let signals = Signals::new(wire, registers.page(slot.base));
+        let transport = Transport::new(device, Arc::clone(ram), signals, Arc::clone(standstill))
             .map_err(|source| Error::Transport { id: id.clone(), source })?;
         let transport = Arc::new(transport);
         buses.memory.insert(id.as_str(), slot.base, slot.len, Arc::clone(&transport) as _)?;
-        let device = Attached { id, kind, base: slot.base, transport, engaged: Mutex::new(0) };
+        let acknowledged = Arc::clone(&acknowledged);
+        let device = Attached { id, kind, base: slot.base, transport, acknowledged, engaged: Mutex::new(0) };
         if !idle {
             device.engage(vm, usize::MAX)?;
         }
@@ -304,6 +314,9 @@ fn attach<V: Vm>(
     }
     Ok((slots, attached))
 }
+
+/// Slots are next to each other.
+const _: () = assert!(layout::VIRTIO.stride == registers::WINDOW);
 
 /// The loader fills the RAM that the hypervisor maps meanwhile; both only need to share it.
 const _: fn() = || {

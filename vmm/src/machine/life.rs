@@ -12,8 +12,9 @@ use super::ram::{Extent, MemoryStatus};
 use super::shell::Native;
 use crate::arch::native::Fingerprint;
 use crate::console::{InputGate, InputPort, Output, OutputStats};
-use crate::devices::virtio;
-use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
+use crate::devices::virtio::mmio::{INTERRUPT_ACK, QUEUE_NOTIFY, Transport};
+use crate::devices::virtio::{self, USED_BUFFER};
+use crate::event::Event;
 use crate::hypervisor::{Crash, Kick, SystemEvent, Vm};
 use crate::memory::GuestRam;
 use crate::slots::SlotId;
@@ -215,15 +216,21 @@ pub(super) struct Attached {
     pub(super) transport: Arc<Transport>,
     /// How many of its doorbells, the first ones, ring without an exit.
     pub(super) engaged: Mutex<usize>,
+    /// Where the hypervisor has the driver say that it knows of used buffers: to nobody, as it may be told so again.
+    pub(super) acknowledged: Arc<Event>,
 }
 
 impl Attached {
     /// Has the hypervisor ring the doorbells of its first queues, so many at most, as far as it does not yet.
     pub(super) fn engage(&self, vm: &impl Vm, queues: usize) -> Result<(), Error> {
         let mut engaged = self.engaged.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = *engaged == 0;
         for (index, doorbell) in (0..).zip(self.transport.doorbells().iter().take(queues)).skip(*engaged) {
             vm.doorbell(self.base + QUEUE_NOTIFY, index, doorbell)?;
             *engaged += 1;
+        }
+        if first && *engaged > 0 {
+            vm.doorbell(self.base + INTERRUPT_ACK, USED_BUFFER, &self.acknowledged)?;
         }
         Ok(())
     }

@@ -67,6 +67,9 @@ pub enum Error {
         /// What went wrong.
         source: devices::virtio::mmio::Error,
     },
+    /// From the pages of their registers.
+    #[error(transparent)]
+    Registers(#[from] crate::registers::Error),
     /// From a bus.
     #[error(transparent)]
     Bus(#[from] bus::Error),

@@ -61,7 +61,7 @@ impl Handle {
         let pages = u32::try_from(bytes / PAGE).unwrap_or(u32::MAX);
         self.0.target.store(pages, Ordering::Release);
         if let Some(signals) = &*self.0.signals.lock().unwrap_or_else(PoisonError::into_inner) {
-            signals.config_changed();
+            signals.config_changed(0, || self.0.target.load(Ordering::Acquire).to_le_bytes().to_vec());
         }
     }
 
@@ -115,12 +115,9 @@ impl Device for Balloon {
         &QUEUES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let shared = &self.handle.0;
-        let mut config = [0; 8];
-        config[..4].copy_from_slice(&shared.target.load(Ordering::Acquire).to_le_bytes());
-        config[4..].copy_from_slice(&shared.actual.load(Ordering::Acquire).to_le_bytes());
-        super::config_bytes(&config, offset, data);
+    fn configuration(&self) -> Vec<u8> {
+        let Shared { target, actual, .. } = &*self.handle.0;
+        [target, actual].iter().flat_map(|pages| pages.load(Ordering::Acquire).to_le_bytes()).collect()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
@@ -241,9 +238,7 @@ mod tests {
         let mut balloon = Balloon::default();
         let handle = balloon.handle();
         handle.set_target(3 * PAGE + 1);
-        let mut config = [0; 8];
-        balloon.read_config(0, &mut config);
-        assert_eq!(config, [3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(balloon.configuration(), [3, 0, 0, 0, 0, 0, 0, 0]);
         balloon.write_config(CONFIG_ACTUAL, &2u32.to_le_bytes());
         balloon.write_config(0, &9u32.to_le_bytes());
         balloon.write_config(CONFIG_ACTUAL, &[1]);

@@ -15,7 +15,7 @@ use virtio_queue::{Reader, Writer};
 
 use super::queue::Chain;
 use super::state::{decode, encode, same};
-use super::{ActivateError, Activation, Broken, Device, Serve, Signals, StateError, Worker, config_bytes};
+use super::{ActivateError, Activation, Broken, Device, Serve, Signals, StateError, Worker};
 use crate::memory::{self, GuestRam, RamSlice};
 
 const KIND: u32 = 24;
@@ -23,6 +23,9 @@ const QUEUES: [u16; 1] = [128];
 
 /// VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE: the driver leaves unplugged blocks alone.
 const F_UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
+
+/// Where the configuration space has what the host asks for.
+const CONFIG_REQUESTED: u64 = 48;
 
 /// What is plugged and unplugged at a time: a huge page of most processors.
 pub const BLOCK: u64 = 2 << 20;
@@ -185,8 +188,11 @@ impl Handle {
         }
         if inner.state.requested != bytes {
             inner.state.requested = bytes;
-            if let Some(signals) = &inner.signals {
-                signals.config_changed();
+            let signals = inner.signals.clone();
+            // Who shows it asks here.
+            drop(inner);
+            if let Some(signals) = signals {
+                signals.config_changed(CONFIG_REQUESTED, || self.requested().to_le_bytes().to_vec());
             }
         }
         Ok(())
@@ -235,7 +241,9 @@ impl Mem {
         let region = state.region();
         // Behind the size of a block, the node and padding, which are not used.
         let fields = [(0, BLOCK), (16, state.addr), (24, region), (32, region)];
-        for (at, value) in fields.into_iter().chain([(40, state.plugged()), (48, state.requested)]) {
+        for (at, value) in
+            fields.into_iter().chain([(40, state.plugged()), (CONFIG_REQUESTED as usize, state.requested)])
+        {
             config[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
         config
@@ -255,8 +263,8 @@ impl Device for Mem {
         &QUEUES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        config_bytes(&self.config(), offset, data);
+    fn configuration(&self) -> Vec<u8> {
+        self.config().to_vec()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -404,8 +412,7 @@ mod tests {
         ] {
             assert_eq!(handle.request(bytes).is_ok(), ok, "{bytes}");
         }
-        let mut config = [0; 56];
-        mem.read_config(0, &mut config);
+        let config = mem.configuration();
         let field = |at: usize| u64::from_le_bytes(config[at..at + 8].try_into().unwrap());
         assert_eq!([0, 16, 24, 32, 40, 48].map(field), [BLOCK, ADDR, 4 * BLOCK, 4 * BLOCK, 0, BLOCK]);
     }

@@ -32,9 +32,10 @@ const QUEUE_NUM: u64 = 0x038;
 const QUEUE_READY: u64 = 0x044;
 /// Where a driver rings, with the queue's index as the value.
 pub const QUEUE_NOTIFY: u64 = 0x050;
-const INTERRUPT_STATUS: u64 = 0x060;
-const INTERRUPT_ACK: u64 = 0x064;
-const STATUS: u64 = 0x070;
+pub(super) const INTERRUPT_STATUS: u64 = 0x060;
+/// Where it acknowledges an interrupt, with its causes as the value.
+pub const INTERRUPT_ACK: u64 = 0x064;
+pub(super) const STATUS: u64 = 0x070;
 const QUEUE_DESC_LOW: u64 = 0x080;
 const QUEUE_DESC_HIGH: u64 = 0x084;
 const QUEUE_DRIVER_LOW: u64 = 0x090;
@@ -43,8 +44,8 @@ const QUEUE_DEVICE_LOW: u64 = 0x0a0;
 const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
 const SHM_LEN_LOW: u64 = 0x0b0;
 const SHM_BASE_HIGH: u64 = 0x0bc;
-const CONFIG_GENERATION: u64 = 0x0fc;
-const CONFIG: u64 = 0x100;
+pub(super) const CONFIG_GENERATION: u64 = 0x0fc;
+pub(super) const CONFIG: u64 = 0x100;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const TRANSPORT_VERSION: u32 = 2;
@@ -54,7 +55,7 @@ const S_ACKNOWLEDGE: u32 = 1;
 const S_DRIVER: u32 = 2;
 const S_DRIVER_OK: u32 = 4;
 const S_FEATURES_OK: u32 = 8;
-const S_NEEDS_RESET: u32 = 64;
+pub(super) const S_NEEDS_RESET: u32 = 64;
 const S_FAILED: u32 = 128;
 
 /// One device at its slot.
@@ -119,7 +120,7 @@ impl Transport {
             status: 0,
             queues,
         };
-        Ok(Self {
+        let transport = Self {
             inner: Mutex::new(inner),
             ram,
             signals: Arc::new(signals),
@@ -127,7 +128,36 @@ impl Transport {
             doorbells: doorbells.map_err(Error::Doorbell)?,
             heard,
             tracks,
-        })
+        };
+        transport.show(&transport.lock());
+        Ok(transport)
+    }
+
+    /// Puts where the driver finds it what it has changed by a store, or a restore.
+    fn show(&self, inner: &Inner) {
+        let page = self.signals.page();
+        let queue = inner.queue();
+        for (register, value) in [
+            (MAGIC_VALUE, MAGIC),
+            (VERSION, TRANSPORT_VERSION),
+            (DEVICE_ID, inner.device.kind()),
+            (VENDOR_ID, VENDOR),
+            (DEVICE_FEATURES, half(inner.offered(), inner.device_features_sel)),
+            (QUEUE_NUM_MAX, queue.map_or(0, |queue| u32::from(queue.max_size()))),
+            (QUEUE_READY, queue.map_or(0, |queue| u32::from(queue.ready()))),
+            (STATUS, inner.status),
+        ] {
+            page.set(register, value);
+        }
+        // That it was set before, or is set after what was just put there.
+        if self.signals.is_reset_needed() {
+            page.raise(STATUS, S_NEEDS_RESET);
+        }
+        // A region that is not there has all bits set in length and base.
+        for register in (SHM_LEN_LOW..=SHM_BASE_HIGH).step_by(4) {
+            page.set(register, u32::MAX);
+        }
+        self.signals.show(0, || inner.device.configuration());
     }
 
     /// What the device has done.
@@ -219,26 +249,6 @@ impl Transport {
         }
     }
 
-    fn read_register(&self, inner: &Inner, offset: u64) -> u32 {
-        let queue = inner.queue();
-        match offset {
-            MAGIC_VALUE => MAGIC,
-            VERSION => TRANSPORT_VERSION,
-            DEVICE_ID => inner.device.kind(),
-            VENDOR_ID => VENDOR,
-            DEVICE_FEATURES => half(inner.offered(), inner.device_features_sel),
-            QUEUE_NUM_MAX => queue.map_or(0, |queue| u32::from(queue.max_size())),
-            QUEUE_READY => queue.map_or(0, |queue| u32::from(queue.ready())),
-            INTERRUPT_STATUS => self.signals.interrupt_status(),
-            STATUS if self.signals.is_reset_needed() => inner.status | S_NEEDS_RESET,
-            STATUS => inner.status,
-            // A region that is not there has all bits set in length and base.
-            SHM_LEN_LOW..=SHM_BASE_HIGH => u32::MAX,
-            CONFIG_GENERATION => self.signals.config_generation(),
-            _ => 0,
-        }
-    }
-
     fn write_register(&self, inner: &mut Inner, offset: u64, value: u32) {
         match offset {
             DEVICE_FEATURES_SEL => inner.device_features_sel = value,
@@ -311,12 +321,7 @@ impl Inner {
 
 impl BusDevice for Transport {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        let inner = self.lock();
-        if let Some(offset) = offset.checked_sub(CONFIG) {
-            inner.device.read_config(offset, data);
-        } else if data.len() == 4 && offset.is_multiple_of(4) {
-            bus::answer(data, self.read_register(&inner, offset));
-        }
+        self.signals.page().read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
@@ -326,7 +331,9 @@ impl BusDevice for Transport {
             if let Some(doorbell) = self.doorbells().get(index) {
                 doorbell.set();
             } else if index < self.doorbells.len() {
-                self.lock().device.rung(index);
+                let mut inner = self.lock();
+                inner.device.rung(index);
+                self.show(&inner);
             }
             return;
         }
@@ -336,6 +343,7 @@ impl BusDevice for Transport {
         } else if data.len() == 4 && offset.is_multiple_of(4) {
             self.write_register(&mut inner, offset, bus::value(data));
         }
+        self.show(&inner);
     }
 }
 

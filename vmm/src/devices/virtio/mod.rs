@@ -30,7 +30,7 @@ use crate::memory::GuestRam;
 use crate::standstill::Standstill;
 
 pub use queue::{Broken, VirtQueue};
-pub use signals::{Counters, Counts, Signals};
+pub use signals::{Counters, Counts, Signals, USED_BUFFER};
 pub(crate) use state::at_most;
 pub use worker::{AtOnce, Serve, Worker};
 
@@ -108,8 +108,11 @@ pub trait Device: Send {
     /// processor of the guest waits.
     fn rung(&mut self, _index: usize) {}
 
-    /// The device's configuration space from `offset`; what lies behind it stays zero.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The device's configuration space; what lies behind it is zero. It is asked for after each store of the driver's to a
+    /// register. What changes while the driver is at work is told with [`Signals::config_changed`].
+    fn configuration(&self) -> Vec<u8> {
+        Vec::new()
+    }
 
     /// A store to the configuration space. Most have nothing that can be written.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
@@ -137,12 +140,4 @@ pub trait Device: Send {
     /// The driver wants to start over, or is gone. When this returns, nothing of the device touches
     /// guest RAM any more. May be called on a device that is not active.
     fn reset(&mut self);
-}
-
-/// Copies the part of a configuration space that was asked for.
-pub fn config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
-    let from = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
-    for (to, from) in data.iter_mut().zip(from) {
-        *to = *from;
-    }
 }

@@ -275,6 +275,7 @@ mod tests {
     use super::*;
     use crate::hypervisor::testing::Wire;
     use crate::memory;
+    use crate::registers::Page;
 
     const AVAILABLE: u64 = 0x2000;
     const USED: u64 = 0x3000;
@@ -288,7 +289,7 @@ mod tests {
         queue.set_next_used(used);
         queue.set_ready(true);
         let wire = Arc::new(Wire::default());
-        let signals = Signals::new(wire.clone());
+        let signals = Signals::new(wire.clone(), Page::alone());
         (
             VirtQueue::new(queue, Arc::clone(&ram), Arc::new(Event::new().unwrap()), Arc::default()),
             ram,

@@ -31,8 +31,6 @@ impl Device for Rng {
         &QUEUES
     }
 
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
-
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let worker = Worker::spawn("rng", Source, activation)
             .map_err(|source| ActivateError { device: "rng", source })?;

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::mmio::{CONFIG, CONFIG_GENERATION, INTERRUPT_STATUS, S_NEEDS_RESET, STATUS};
 use crate::hypervisor::IrqLine;
+use crate::registers::Page;
 
 /// InterruptStatus: a used buffer.
 pub const USED_BUFFER: u32 = 1 << 0;
@@ -55,8 +57,10 @@ impl Counters {
 /// Shared by the transport and the device's threads.
 pub struct Signals {
     irq: Arc<dyn IrqLine>,
-    interrupt_status: AtomicU32,
-    config_generation: AtomicU32,
+    /// What the driver sees. These have InterruptStatus, ConfigGeneration, the configuration space and their bit of Status.
+    page: Page,
+    /// Held by whoever shows what is also kept elsewhere, so that nothing old is shown after what is new.
+    showing: Mutex<()>,
     needs_reset: AtomicBool,
     /// How many of the host's own are at work, who interrupt and cannot say why.
     silent: AtomicU32,
@@ -70,12 +74,12 @@ impl fmt::Debug for Signals {
 }
 
 impl Signals {
-    /// On an [edge](crate::hypervisor::Trigger::Edge) interrupt.
-    pub fn new(irq: Arc<dyn IrqLine>) -> Self {
+    /// On an [edge](crate::hypervisor::Trigger::Edge) interrupt, with registers that hold nothing yet.
+    pub fn new(irq: Arc<dyn IrqLine>, page: Page) -> Self {
         Self {
             irq,
-            interrupt_status: AtomicU32::new(0),
-            config_generation: AtomicU32::new(0),
+            page,
+            showing: Mutex::new(()),
             needs_reset: AtomicBool::new(false),
             silent: AtomicU32::new(0),
             counters: Arc::default(),
@@ -86,7 +90,9 @@ impl Signals {
     /// lives. Whoever was interrupted finds that buffers were used, if any were or not. None where it cannot.
     pub fn silently(self: &Arc<Self>) -> Option<Silently> {
         self.irq.event()?;
+        let _showing = self.showing();
         self.silent.fetch_add(1, Ordering::AcqRel);
+        self.page.raise(INTERRUPT_STATUS, USED_BUFFER);
         Some(Silently(Arc::clone(self)))
     }
 
@@ -97,7 +103,7 @@ impl Signals {
 
     fn interrupt(&self, cause: u32) {
         self.counters.interrupts.fetch_add(1, Ordering::Relaxed);
-        self.interrupt_status.fetch_or(cause, Ordering::AcqRel);
+        self.page.raise(INTERRUPT_STATUS, cause);
         if let Err(error) = self.irq.set(true).and_then(|()| self.irq.set(false)) {
             log::error!("a virtio interrupt is lost: {error}");
         }
@@ -108,15 +114,33 @@ impl Signals {
         self.interrupt(USED_BUFFER);
     }
 
-    /// The configuration space reads differently from now on.
-    pub fn config_changed(&self) {
-        self.config_generation.fetch_add(1, Ordering::AcqRel);
+    /// What the driver sees.
+    pub(super) fn page(&self) -> &Page {
+        &self.page
+    }
+
+    fn showing(&self) -> MutexGuard<'_, ()> {
+        self.showing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows the driver the part of its configuration space that begins at `offset`, a multiple of four. What that is may be
+    /// asked for while others show theirs, so it must not wait for what a caller holds.
+    pub(super) fn show(&self, offset: u64, configuration: impl FnOnce() -> Vec<u8>) {
+        let _showing = self.showing();
+        self.page.fill(CONFIG + offset, &configuration());
+    }
+
+    /// The part of the configuration space that begins at `offset` is another from now on, as for [`Self::show`].
+    pub fn config_changed(&self, offset: u64, configuration: impl FnOnce() -> Vec<u8>) {
+        self.show(offset, configuration);
+        self.page.set(CONFIG_GENERATION, self.config_generation().wrapping_add(1));
         self.interrupt(CONFIGURATION);
     }
 
     /// The driver broke the rules; nothing works until it resets the device.
     pub fn needs_reset(&self) {
         self.needs_reset.store(true, Ordering::Release);
+        self.page.raise(STATUS, S_NEEDS_RESET);
         self.interrupt(CONFIGURATION);
     }
 
@@ -124,23 +148,29 @@ impl Signals {
         self.needs_reset.load(Ordering::Acquire)
     }
 
+    /// What the driver was interrupted for and has not acknowledged; of used buffers it may have.
     pub(super) fn interrupt_status(&self) -> u32 {
-        let said = self.interrupt_status.load(Ordering::Acquire);
-        if self.silent.load(Ordering::Acquire) == 0 { said } else { said | USED_BUFFER }
+        self.page.get(INTERRUPT_STATUS)
     }
 
     pub(super) fn acknowledge(&self, causes: u32) {
-        self.interrupt_status.fetch_and(!causes, Ordering::AcqRel);
+        let _showing = self.showing();
+        self.page.lower(INTERRUPT_STATUS, causes & !self.silent());
+    }
+
+    /// What is always among the causes.
+    fn silent(&self) -> u32 {
+        if self.silent.load(Ordering::Acquire) == 0 { 0 } else { USED_BUFFER }
     }
 
     pub(super) fn config_generation(&self) -> u32 {
-        self.config_generation.load(Ordering::Acquire)
+        self.page.get(CONFIG_GENERATION)
     }
 
-    /// Becomes what was saved, and interrupts the driver for `causes`: what it has not acknowledged, and what it may
-    /// not have heard of.
-    pub(super) fn restore(&self, config_generation: u32, causes: u32, needs_reset: bool) {
-        self.config_generation.store(config_generation, Ordering::Release);
+    /// Becomes what was saved, and interrupts the driver for `causes`: what it may not have heard of.
+    pub(super) fn restore(&self, config_generation: u32, status: u32, causes: u32, needs_reset: bool) {
+        self.page.set(CONFIG_GENERATION, config_generation);
+        self.page.raise(INTERRUPT_STATUS, status);
         self.needs_reset.store(needs_reset, Ordering::Release);
         if causes != 0 {
             self.interrupt(causes);
@@ -149,8 +179,9 @@ impl Signals {
 
     pub(super) fn reset(&self) {
         self.counters.resets.fetch_add(1, Ordering::Relaxed);
-        self.interrupt_status.store(0, Ordering::Release);
         self.needs_reset.store(false, Ordering::Release);
+        let _showing = self.showing();
+        self.page.set(INTERRUPT_STATUS, self.silent());
     }
 }
 
@@ -199,14 +230,15 @@ mod tests {
 
     #[test]
     fn while_somebody_else_interrupts_buffers_may_have_been_used() {
-        assert!(Arc::new(Signals::new(Arc::new(Wire::default()))).silently().is_none());
+        assert!(Arc::new(Signals::new(Arc::new(Wire::default()), Page::alone())).silently().is_none());
         let bell = Arc::new(Bell(Event::new().unwrap()));
-        let signals = Arc::new(Signals::new(bell.clone()));
+        let signals = Arc::new(Signals::new(bell.clone(), Page::alone()));
         let [one, other] = [(); 2].map(|()| signals.silently().unwrap());
         assert!(one.event().is_some());
         signals.acknowledge(USED_BUFFER);
         assert_eq!(signals.interrupt_status(), USED_BUFFER);
-        signals.config_changed();
+        signals.config_changed(4, || vec![7]);
+        assert_eq!(signals.page().get(CONFIG + 4), 7);
         assert_eq!(signals.interrupt_status(), USED_BUFFER | CONFIGURATION);
         bell.0.take();
         drop(one);

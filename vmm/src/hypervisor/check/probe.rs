@@ -114,6 +114,7 @@ pub fn run<H: Hypervisor>(hypervisor: &H) -> Result<(), ProbeError> {
         ram,
         vcpus: 1,
         interrupt_controller: false,
+        registers: None,
         psci: PsciBy::default(),
     })?;
 

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, VmFd};
 use vm_memory::{Address, GuestMemory, GuestMemoryRegion};
 
 use super::super::{Error, IrqLine, Trigger, Vm, VmPlan};
 use super::{Attempt, Kvm, KvmVcpu, arch, irq, kick};
 use crate::event::Event;
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
+use crate::registers;
 
 /// A machine of KVM.
 #[derive(Debug)]
@@ -36,6 +37,7 @@ impl KvmVm {
             gic: std::sync::OnceLock::new(),
         };
         vm.map_ram()?;
+        vm.map_registers()?;
         arch::prepare(&vm)?;
         Ok(vm)
     }
@@ -66,6 +68,29 @@ impl KvmVm {
         Ok(())
     }
 
+    /// Loads from the registers of devices find what is in this process, and stores to them stay exits.
+    fn map_registers(&self) -> Result<(), Error> {
+        let Some(registers) = &self.plan.registers else { return Ok(()) };
+        // RAM has the first slots.
+        let slot = self.plan.ram.num_regions();
+        let slots = usize::try_from(self.fd.check_extension_int(Cap::NrMemslots)).unwrap_or(0);
+        let fits = registers.base().is_multiple_of(memory::page_size()) && slot < slots;
+        if !fits || !self.fd.check_extension(Cap::ReadonlyMem) {
+            return Ok(());
+        }
+        let region = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: registers.base(),
+            memory_size: registers.size(),
+            userspace_addr: registers.host() as u64,
+        };
+        // SAFETY: it is a mapping of that length, which `self.plan`, and each share of the VM, keeps for as long as the slot
+        // exists. The guest cannot write to it, and what this process writes there it writes as what others read meanwhile.
+        let set = unsafe { self.fd.set_user_memory_region(region) };
+        call("KVM_SET_USER_MEMORY_REGION", set)
+    }
+
     pub(super) fn fd(&self) -> &Arc<VmFd> {
         &self.fd
     }
@@ -79,7 +104,12 @@ impl KvmVm {
     }
 
     pub(super) fn share(&self) -> VmShare {
-        VmShare { fd: Arc::clone(&self.fd), _ram: Arc::clone(&self.plan.ram), arch: Arc::clone(&self.shared) }
+        VmShare {
+            fd: Arc::clone(&self.fd),
+            _ram: Arc::clone(&self.plan.ram),
+            _registers: self.plan.registers.clone(),
+            arch: Arc::clone(&self.shared),
+        }
     }
 }
 
@@ -129,11 +159,12 @@ impl Vm for KvmVm {
     }
 }
 
-/// What keeps the kernel's VM, and the RAM it maps, from going away.
+/// What keeps the kernel's VM, and the memory it maps, from going away.
 #[derive(Debug, Clone)]
 pub(super) struct VmShare {
     pub(super) fd: Arc<VmFd>,
     _ram: Arc<GuestRam>,
+    _registers: Option<Arc<registers::Pages>>,
     /// What its processors have to know of the machine and of each other.
     pub(super) arch: Arc<arch::Shared>,
 }

@@ -182,6 +182,15 @@ fn counts(guest: &Guest) -> Result<()> {
     grows("/devices/0/written", 4096)?;
     grows("/devices/2/requests", 2)?;
     grows("/devices/2/interrupts", 1)?;
+    // Neither the doorbell nor what a driver does when it is interrupted is an exit to the monitor.
+    guest.sh("dd if=/dev/hwrng of=/dev/null bs=1k count=16", A_MOMENT)?;
+    let later = guest.stats()?;
+    let interrupts = count(&later, "/devices/0/interrupts")? - count(&after, "/devices/0/interrupts")?;
+    let left = exits(&later, "memory")? - exits(&after, "memory")?;
+    ensure!(
+        interrupts >= 16 && left * 4 < interrupts,
+        "{interrupts} interrupts took {left} exits to the monitor"
+    );
     let memory = |what: &str| count(&after, &format!("/memory/{what}"));
     ensure!(memory("guest")? >= 256 << 20, "of 256 MiB the guest has {}", memory("guest")?);
     let resident = memory("guest_resident")?;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::limit::{Limiter, Limits};
 use super::state::{decode, encode, same};
-use super::{ActivateError, Activation, Device, StateError, Worker, config_bytes};
+use super::{ActivateError, Activation, Device, StateError, Worker};
 
 use counters::Counters;
 pub use counters::Counts;
@@ -205,8 +205,8 @@ impl Device for Block {
         self.bay.look(|medium| medium.is_none())
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        config_bytes(&self.config(), offset, data);
+    fn configuration(&self) -> Vec<u8> {
+        self.config().to_vec()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

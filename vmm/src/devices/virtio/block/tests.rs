@@ -8,6 +8,7 @@ use crate::devices::virtio::{Signals, VirtQueue};
 use crate::event::Event;
 use crate::hypervisor::testing::Wire;
 use crate::memory;
+use crate::registers::Page;
 use crate::standstill::Standstill;
 
 /// Images of these lengths in a directory of their own.
@@ -41,7 +42,7 @@ fn activate(block: &mut Block) {
     let activation = Activation {
         ram,
         queues: vec![queue],
-        signals: Arc::new(Signals::new(Arc::new(Wire::default()))),
+        signals: Arc::new(Signals::new(Arc::new(Wire::default()), Page::alone())),
         standstill: Arc::new(Standstill::new().unwrap()),
         features: 0,
     };
@@ -49,9 +50,7 @@ fn activate(block: &mut Block) {
 }
 
 fn sectors(block: &Block) -> u64 {
-    let mut bytes = [0; 8];
-    block.read_config(0, &mut bytes);
-    u64::from_le_bytes(bytes)
+    u64::from_le_bytes(block.configuration()[..8].try_into().unwrap())
 }
 
 #[test]

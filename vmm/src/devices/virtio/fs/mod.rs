@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use super::queue::Chain;
 use super::state::{decode, encode, same};
-use super::{ActivateError, Activation, Broken, Device, Serve, StateError, Worker, config_bytes};
+use super::{ActivateError, Activation, Broken, Device, Serve, StateError, Worker};
 
 const KIND: u32 = 26;
 /// Bytes of a tag.
@@ -152,11 +152,10 @@ impl Device for Fs {
         &self.sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut config = [0; TAG_MAX + 4];
-        config[..TAG_MAX].copy_from_slice(&self.tag);
-        config[TAG_MAX..].copy_from_slice(&(self.sizes.len() as u32 - 1).to_le_bytes());
-        config_bytes(&config, offset, data);
+    fn configuration(&self) -> Vec<u8> {
+        let mut config = self.tag.to_vec();
+        config.extend((self.sizes.len() as u32 - 1).to_le_bytes());
+        config
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -268,8 +267,7 @@ mod tests {
         for (asked, queues) in [(0, 1), (1, 1), (4, 4), (1000, REQUEST_QUEUES_MAX)] {
             let fs = Fs::new("rootfs", asked, Arc::new(Nothing::default())).unwrap();
             assert_eq!(fs.queues().len(), usize::from(queues) + 1);
-            let mut config = [0; 48];
-            fs.read_config(0, &mut config);
+            let config = fs.configuration();
             assert_eq!(&config[..8], b"rootfs\0\0");
             assert_eq!(config[36..40], u32::from(queues).to_le_bytes());
         }

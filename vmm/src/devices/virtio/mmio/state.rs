@@ -4,14 +4,20 @@
 //! A state comes from a file, so nothing in it is believed: it is compared with the device that is to go on,
 //! and checked as what a driver writes is.
 
+use std::sync::atomic::Ordering;
+
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueState as Parts, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::super::queue::Position;
 use super::super::signals::{CONFIGURATION, USED_BUFFER};
 use super::super::state::same;
 use super::super::{Device, StateError};
-use super::{F_VERSION_1, Inner, S_ACKNOWLEDGE, S_DRIVER, S_DRIVER_OK, S_FAILED, S_FEATURES_OK, Transport};
+use super::{
+    F_EVENT_IDX, F_VERSION_1, Inner, S_ACKNOWLEDGE, S_DRIVER, S_DRIVER_OK, S_FAILED, S_FEATURES_OK, Transport,
+};
+use crate::memory::GuestRam;
 
 /// The state of a device in its slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +95,16 @@ impl QueueState {
 
     /// Answers of which the driver may not have heard.
     fn is_silent(&self) -> bool {
-        self.ready && self.position.given != self.position.signalled
+        self.position.given != self.position.signalled
+    }
+
+    /// Whether the driver has seen all answers and waits for the next, as one says that wants to be told of each
+    /// ([`F_EVENT_IDX`]).
+    fn is_seen(&self, ram: &GuestRam) -> bool {
+        // Behind the flags, the index and the entries.
+        let at = self.available.checked_add(4 + u64::from(self.size) * 2);
+        let seen = at.and_then(|at| ram.load::<u16>(GuestAddress(at), Ordering::Relaxed).ok());
+        seen.map(u16::from_le) == Some(self.position.given)
     }
 }
 
@@ -172,6 +187,7 @@ impl Transport {
         let mut inner = self.lock();
         self.reset(&mut inner);
         inner.device.rest();
+        self.show(&inner);
     }
 
     /// Becomes what was saved, over the RAM that was saved with it, on a machine that stands still and whose
@@ -182,7 +198,9 @@ impl Transport {
         if inner.status != 0 {
             self.reset(&mut inner);
         }
-        self.become_saved(&mut inner, state).inspect_err(|_| self.reset(&mut inner))
+        let done = self.become_saved(&mut inner, state).inspect_err(|_| self.reset(&mut inner));
+        self.show(&inner);
+        done
     }
 
     fn become_saved(&self, inner: &mut Inner, state: &State) -> Result<(), StateError> {
@@ -199,9 +217,14 @@ impl Transport {
             track.set(queue.position);
         }
         // An interrupt may have been on its way to a processor, and one too many is no harm.
-        let silent = state.queues.iter().any(QueueState::is_silent);
-        let causes = state.interrupt_status | if silent { USED_BUFFER } else { 0 };
-        self.signals.restore(state.config_generation, causes, state.needs_reset);
+        let event_idx = state.driver_features & F_EVENT_IDX != 0;
+        let unseen = |queue: &QueueState| !(event_idx && queue.is_seen(&self.ram));
+        let told = state.interrupt_status & USED_BUFFER != 0;
+        let waits = |queue: &QueueState| queue.ready && (queue.is_silent() || told && unseen(queue));
+        let used = if state.queues.iter().any(waits) { USED_BUFFER } else { 0 };
+        let causes = state.interrupt_status & CONFIGURATION | used;
+        let status = state.interrupt_status | causes;
+        self.signals.restore(state.config_generation, status, causes, state.needs_reset);
         // A broken device does nothing before the driver starts over.
         if state.has(S_DRIVER_OK) && !state.needs_reset {
             let activation = self.activation(inner).map_err(StateError)?;

@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn an_announcement_is_heard() {
-        let shared = Arc::new(Shared::new(vec![]));
+        let shared = Arc::new(Shared::new([2; 6], vec![]));
         let control = Control::new(vec![], Arc::clone(&shared));
         shared.set_link(true);
         shared.announce.store(true, std::sync::atomic::Ordering::Release);
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn only_the_number_of_pairs_can_be_set_and_only_to_what_there_is() {
         let ports: Vec<_> = (0..3).map(|_| Arc::new(Port::new(true).unwrap())).collect();
-        let control = Control::new(ports.clone(), Arc::new(Shared::new(vec![])));
+        let control = Control::new(ports.clone(), Arc::new(Shared::new([2; 6], vec![])));
         for (bytes, expected, on) in [
             (&[4, 0, 2, 0][..], Some(OK), Some([true, true, false])),
             (&[4, 0, 3, 0], Some(OK), Some([true, true, true])),
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn no_more_pairs_are_used_than_the_cable_has() {
         let ports: Vec<_> = (0..3).map(|_| Arc::new(Port::new(true).unwrap())).collect();
-        let shared = Arc::new(Shared::new(ports.clone()));
+        let shared = Arc::new(Shared::new([2; 6], ports.clone()));
         let control = Control::new(ports.clone(), Arc::clone(&shared));
         let answers = || [3u8, 2, 1].map(|wanted| control.command(&mut &[4, 0, wanted, 0][..]).unwrap());
         assert_eq!(answers(), [OK; 3], "it may have any");

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::limit::{Limiter, Limits};
 use super::state::{decode, encode};
-use super::{ActivateError, Activation, AtOnce, Device, Signals, StateError, config_bytes};
+use super::{ActivateError, Activation, AtOnce, Device, Signals, StateError};
 
 use cable::Cable;
 use control::Control;
@@ -158,6 +158,7 @@ impl fmt::Display for Mac {
 /// What the host's side and the threads of a device share.
 #[derive(Debug)]
 struct Shared {
+    mac: [u8; 6],
     ports: Vec<Arc<Port>>,
     /// What the driver takes, as taps are told. Locked while taps or driver come.
     offload: Mutex<c_uint>,
@@ -170,8 +171,9 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(ports: Vec<Arc<Port>>) -> Self {
+    fn new(mac: [u8; 6], ports: Vec<Arc<Port>>) -> Self {
         Self {
+            mac,
             ports,
             offload: Mutex::new(0),
             link: AtomicBool::new(false),
@@ -243,7 +245,7 @@ impl Shared {
             port.changed().set();
         }
         if let Some(signals) = &*self.signals.lock().unwrap_or_else(PoisonError::into_inner) {
-            signals.config_changed();
+            signals.config_changed(4, || self.second_word());
         }
     }
 
@@ -258,6 +260,13 @@ impl Shared {
 
     fn announced(&self) {
         self.announce.store(false, Ordering::Release);
+    }
+
+    /// The configuration space from its fourth byte on: the end of the hardware address, and the status.
+    fn second_word(&self) -> Vec<u8> {
+        let [.., fifth, last] = self.mac;
+        let [low, high] = self.status().to_le_bytes();
+        vec![fifth, last, low, high]
     }
 
     /// The status in the configuration space.
@@ -314,7 +323,6 @@ struct State {
 /// The device.
 #[derive(Debug)]
 pub struct Net {
-    mac: [u8; 6],
     mtu: Option<u16>,
     features: u64,
     sizes: Vec<u16>,
@@ -340,7 +348,7 @@ impl Net {
             return Err(Error::Mtu(mtu));
         }
         let ports: Result<_, _> = (0..pairs).map(|_| Port::new(pairs > 1).map(Arc::new)).collect();
-        let shared = Shared::new(ports.map_err(Error::Host)?);
+        let shared = Shared::new(config.mac, ports.map_err(Error::Host)?);
         if !config.taps.is_empty() {
             shared.attach(config.taps, config.vhost)?;
         }
@@ -358,7 +366,6 @@ impl Net {
             features |= F_MQ;
         }
         Ok(Self {
-            mac: config.mac,
             mtu: config.mtu,
             features,
             sizes,
@@ -373,18 +380,6 @@ impl Net {
     /// The host's side of it.
     pub fn handle(&self) -> Handle {
         Handle(Arc::clone(&self.shared))
-    }
-
-    fn config(&self) -> [u8; 12] {
-        let mut config = [0; 12];
-        let status = self.shared.status();
-        // At most PAIRS_MAX.
-        let pairs = self.shared.ports.len() as u16;
-        config[..6].copy_from_slice(&self.mac);
-        config[6..8].copy_from_slice(&status.to_le_bytes());
-        config[8..10].copy_from_slice(&pairs.to_le_bytes());
-        config[10..].copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
-        config
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), Error> {
@@ -501,8 +496,13 @@ impl Device for Net {
         }
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        config_bytes(&self.config(), offset, data);
+    fn configuration(&self) -> Vec<u8> {
+        let mut config = self.shared.mac.to_vec();
+        config.extend(self.shared.status().to_le_bytes());
+        // At most PAIRS_MAX.
+        config.extend((self.shared.ports.len() as u16).to_le_bytes());
+        config.extend(self.mtu.unwrap_or(0).to_le_bytes());
+        config
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -514,7 +514,7 @@ impl Device for Net {
             let announces = features & F_GUEST_ANNOUNCE != 0;
             self.shared.announce.store(announces, Ordering::Release);
             if announces || state.link != self.shared.link() {
-                signals.config_changed();
+                signals.config_changed(4, || self.shared.second_word());
             }
         }
         Ok(())

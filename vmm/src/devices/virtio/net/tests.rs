@@ -5,6 +5,7 @@ use super::*;
 use crate::event::Event;
 use crate::hypervisor::testing::Wire;
 use crate::memory;
+use crate::registers::Page;
 use crate::standstill::Standstill;
 
 #[test]
@@ -63,7 +64,7 @@ fn activate(net: &mut Net, features: u64) -> bool {
     let ram = Arc::new(memory::anonymous(&[(0, 0x1000)]).unwrap());
     let standstill = Arc::new(Standstill::new().unwrap());
     let wire = Arc::new(Wire::default());
-    let signals = Arc::new(Signals::new(wire.clone()));
+    let signals = Arc::new(Signals::new(wire.clone(), Page::alone()));
     let queues = net.queues().to_vec().into_iter().map(|size| {
         let mut queue = Queue::new(size).unwrap();
         queue.set_ready(true);
@@ -75,9 +76,9 @@ fn activate(net: &mut Net, features: u64) -> bool {
 }
 
 fn status(net: &Net) -> u16 {
-    let mut status = [0; 2];
-    net.read_config(6, &mut status);
-    u16::from_le_bytes(status)
+    let configuration = net.configuration();
+    assert_eq!(configuration[4..8], net.shared.second_word());
+    u16::from_le_bytes(configuration[6..8].try_into().unwrap())
 }
 
 #[test]

@@ -23,7 +23,7 @@ use virtio_queue::{Reader, Writer};
 
 use super::queue::Chain;
 use super::state::{decode, encode};
-use super::{ActivateError, Activation, Broken, Device, Signals, StateError, VirtQueue, config_bytes};
+use super::{ActivateError, Activation, Broken, Device, Signals, StateError, VirtQueue};
 use crate::entropy;
 use crate::memory::RamSlice;
 use crate::standstill::{Follower, Leash};
@@ -95,8 +95,8 @@ impl Device for Vsock {
         &QUEUES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        config_bytes(&self.cid.to_le_bytes(), offset, data);
+    fn configuration(&self) -> Vec<u8> {
+        self.cid.to_le_bytes().to_vec()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

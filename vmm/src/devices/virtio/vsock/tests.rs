@@ -11,6 +11,7 @@ use super::*;
 use crate::event::Event;
 use crate::hypervisor::testing::Wire;
 use crate::memory::{self, GuestRam};
+use crate::registers::Page;
 use crate::standstill::Standstill;
 use crate::vcpu::Phase;
 
@@ -60,7 +61,7 @@ impl Machine {
             device: Vsock::new(CID, &directory).unwrap(),
             directory,
             bells: std::array::from_fn(|_| Arc::new(Event::new().unwrap())),
-            signals: Arc::new(Signals::new(Arc::new(Wire::default()))),
+            signals: Arc::new(Signals::new(Arc::new(Wire::default()), Page::alone())),
             standstill,
         }
     }

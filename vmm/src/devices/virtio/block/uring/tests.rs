@@ -13,6 +13,7 @@ use super::*;
 use crate::event::Event;
 use crate::hypervisor::testing::Wire;
 use crate::memory;
+use crate::registers::Page;
 use crate::standstill::Standstill;
 use crate::vcpu::Phase;
 
@@ -96,7 +97,7 @@ impl Bed {
     fn begin(&self, disk: Disk, track: &Arc<Track>, standstill: &Arc<Standstill>) -> Option<Served> {
         let ring = Uring::new().inspect_err(|error| eprintln!("not tested: {error}")).ok()?;
         let bell = Arc::new(Event::new().unwrap());
-        let signals = Arc::new(Signals::new(Arc::new(Wire::default())));
+        let signals = Arc::new(Signals::new(Arc::new(Wire::default()), Page::alone()));
         let queue = VirtQueue::new(Self::queue(), Arc::clone(&self.ram), bell, Arc::default());
         let activation = Activation {
             ram: Arc::clone(&self.ram),

@@ -8,8 +8,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::super::state::{decode, encode};
 use super::super::tests::{AVAILABLE, BUFFER, DESCRIPTORS, Guest, USED};
 use super::super::{
-    DEVICE_FEATURES_SEL, DRIVER_FEATURES_SEL, F_COMMON, F_EVENT_IDX, QUEUE_READY, QUEUE_SEL, S_NEEDS_RESET,
-    STATUS,
+    DEVICE_FEATURES_SEL, DRIVER_FEATURES_SEL, F_COMMON, F_EVENT_IDX, INTERRUPT_STATUS, QUEUE_READY,
+    QUEUE_SEL, S_NEEDS_RESET, STATUS,
 };
 use super::*;
 use crate::event::wait_readable_for;
@@ -134,6 +134,24 @@ fn what_the_driver_was_not_told_and_has_not_acknowledged_is_told_again() {
         (5, 4, 0, false, (0, 0)),
     ] {
         assert_eq!(moved(given, signalled, interrupt_status, ready), expected, "{given} {signalled}");
+    }
+}
+
+#[test]
+fn a_driver_that_has_seen_all_answers_is_not_interrupted_again() {
+    // That buffers were used may stay when it has acknowledged it.
+    for (given, seen, interrupts) in [(5, 5, 0), (5, 4, 1), (5, 0, 1), (0, 0, 0), (0, u16::MAX, 1)] {
+        let guest = Guest::new();
+        guest.start_with(F_VERSION_1 | F_EVENT_IDX, USED);
+        guest.pause();
+        let mut state = guest.transport.save().unwrap();
+        state.interrupt_status = USED_BUFFER;
+        state.queues[0].position = Position { taken: given, given, signalled: given };
+        guest.ram.write_obj(seen, GuestAddress(AVAILABLE + 4 + 32)).unwrap();
+        let other = Guest::over(guest.ram.clone());
+        other.transport.restore(&state).unwrap();
+        assert_eq!(other.wire.0.load(Ordering::SeqCst), interrupts, "{seen} of {given}");
+        assert_eq!(other.get(INTERRUPT_STATUS), USED_BUFFER, "one that comes all the same has a cause");
     }
 }
 

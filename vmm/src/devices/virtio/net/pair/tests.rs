@@ -13,6 +13,7 @@ use super::*;
 use crate::event::Event;
 use crate::hypervisor::testing::Wire;
 use crate::memory;
+use crate::registers::Page;
 use crate::standstill::Standstill;
 use crate::vcpu::Phase;
 
@@ -63,9 +64,9 @@ impl Bed {
         let port = Arc::new(Port::new(false).unwrap());
         port.plug(Some(Arc::new(Cable::Tap(Tap::like(tap))))).unwrap();
         port.switch(shape.on).unwrap();
-        let shared = Arc::new(Shared::new(vec![Arc::clone(&port)]));
+        let shared = Arc::new(Shared::new([2; 6], vec![Arc::clone(&port)]));
         shared.set_link(true);
-        let signals = Arc::new(Signals::new(Arc::new(Wire::default())));
+        let signals = Arc::new(Signals::new(Arc::new(Wire::default()), Page::alone()));
         let bells = [Arc::new(Event::new().unwrap()), Arc::new(Event::new().unwrap())];
         let standstill = Arc::new(Standstill::new().unwrap());
         standstill.set(Phase::Run);

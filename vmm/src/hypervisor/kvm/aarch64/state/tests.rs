@@ -22,7 +22,8 @@ fn machine_with(kvm: &Kvm, psci: PsciBy) -> (KvmVm, [KvmVcpu; 2]) {
     let ram = Arc::new(memory::anonymous(&[(RAM, 0x1_0000)]).unwrap());
     // hvc #0, and on the spot for ever.
     ram.write_slice(&[0x02, 0x00, 0x00, 0xd4, 0x00, 0x00, 0x00, 0x14], GuestAddress(RAM)).unwrap();
-    let vm = kvm.create_vm(&VmPlan { ram, vcpus: 2, interrupt_controller: true, psci }).unwrap();
+    let vm =
+        kvm.create_vm(&VmPlan { ram, vcpus: 2, interrupt_controller: true, registers: None, psci }).unwrap();
     let vcpus = [0, 1].map(|id| vm.create_vcpu(id).unwrap());
     vm.seal().unwrap();
     (vm, vcpus)

@@ -13,7 +13,7 @@ use crate::memory;
 /// A machine of two processors that have not run.
 fn machine(kvm: &Kvm) -> (KvmVm, [KvmVcpu; 2]) {
     let ram = Arc::new(memory::anonymous(&[(0, 0x1_0000)]).unwrap());
-    let plan = VmPlan { ram, vcpus: 2, interrupt_controller: true, psci: PsciBy::default() };
+    let plan = VmPlan { ram, vcpus: 2, interrupt_controller: true, registers: None, psci: PsciBy::default() };
     let vm = kvm.create_vm(&plan).unwrap();
     let vcpus = [0, 1].map(|id| vm.create_vcpu(id).unwrap());
     vm.seal().unwrap();
