@@ -379,7 +379,7 @@ pub struct Sight {
     pub id: String,
     /// Its status register.
     pub status: u32,
-    /// What the driver was interrupted for and has not acknowledged.
+    /// What the driver was interrupted for and may not have heard of.
     pub unheard: u32,
     /// The queues that the driver uses.
     pub queues: Vec<QueueSight>,

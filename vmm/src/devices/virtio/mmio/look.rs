@@ -5,14 +5,14 @@ use std::sync::atomic::Ordering;
 use virtio_queue::QueueT;
 
 use super::super::queue::Position;
-use super::Transport;
+use super::{QueueState, Transport};
 
 /// What is to be seen of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sight {
     /// The status register.
     pub status: u32,
-    /// What the driver was interrupted for and has not acknowledged.
+    /// What the driver was interrupted for and may not have heard of.
     pub unheard: u32,
     /// The queues that the driver uses.
     pub queues: Vec<QueueSight>,
@@ -42,6 +42,10 @@ impl Transport {
             let offered = queue.avail_idx(&*self.ram, Ordering::Acquire).ok().map(|index| index.0);
             QueueSight { index, offered, taken, given }
         });
-        Sight { status: inner.status, unheard: self.signals.interrupt_status(), queues: queues.collect() }
+        let queues = queues.collect();
+        let states = inner.queues.iter().zip(&self.tracks);
+        let states: Vec<_> = states.map(|(queue, track)| QueueState::of(queue, track.get())).collect();
+        let unheard = self.unheard(self.signals.interrupt_status(), inner.driver_features, &states);
+        Sight { status: inner.status, unheard, queues }
     }
 }

@@ -68,7 +68,7 @@ pub struct QueueState {
 }
 
 impl QueueState {
-    fn of(queue: &Queue, position: Position) -> Self {
+    pub(super) fn of(queue: &Queue, position: Position) -> Self {
         Self {
             max_size: queue.max_size(),
             size: queue.size(),
@@ -182,6 +182,14 @@ impl Transport {
         })
     }
 
+    /// What a driver may not have heard of whose InterruptStatus is `said`: that buffers were used may be there when it has.
+    pub(super) fn unheard(&self, said: u32, driver_features: u64, queues: &[QueueState]) -> u32 {
+        let (told, event_idx) = (said & USED_BUFFER != 0, driver_features & F_EVENT_IDX != 0);
+        let unseen = |queue: &QueueState| !(event_idx && queue.is_seen(&self.ram));
+        let waits = |queue: &QueueState| queue.ready && (queue.is_silent() || told && unseen(queue));
+        said & CONFIGURATION | if queues.iter().any(waits) { USED_BUFFER } else { 0 }
+    }
+
     /// Nothing of it touches the guest until it is [restored](Self::restore) or its driver starts over.
     pub fn rest(&self) {
         let mut inner = self.lock();
@@ -217,12 +225,7 @@ impl Transport {
             track.set(queue.position);
         }
         // An interrupt may have been on its way to a processor, and one too many is no harm.
-        let event_idx = state.driver_features & F_EVENT_IDX != 0;
-        let unseen = |queue: &QueueState| !(event_idx && queue.is_seen(&self.ram));
-        let told = state.interrupt_status & USED_BUFFER != 0;
-        let waits = |queue: &QueueState| queue.ready && (queue.is_silent() || told && unseen(queue));
-        let used = if state.queues.iter().any(waits) { USED_BUFFER } else { 0 };
-        let causes = state.interrupt_status & CONFIGURATION | used;
+        let causes = self.unheard(state.interrupt_status, state.driver_features, &state.queues);
         let status = state.interrupt_status | causes;
         self.signals.restore(state.config_generation, status, causes, state.needs_reset);
         // A broken device does nothing before the driver starts over.

@@ -152,6 +152,7 @@ fn a_driver_that_has_seen_all_answers_is_not_interrupted_again() {
         other.transport.restore(&state).unwrap();
         assert_eq!(other.wire.0.load(Ordering::SeqCst), interrupts, "{seen} of {given}");
         assert_eq!(other.get(INTERRUPT_STATUS), USED_BUFFER, "one that comes all the same has a cause");
+        assert_eq!(other.transport.look().unheard, interrupts);
     }
 }
 
