@@ -80,7 +80,7 @@ impl Page {
     fn word(&self, offset: u64) -> Option<&AtomicU32> {
         let offset = usize::try_from(offset).ok().filter(|offset| *offset < WINDOW as usize)?;
         let at = self.start.checked_add(offset)?;
-        // SAFETY of what it refers to is `vm_memory`'s: it checks that the word is aligned, and inside of the mapping.
+        // None of what is not aligned, or not inside of the mapping.
         VolatileMemory::get_atomic_ref(&self.pages.region, at).ok()
     }
 
