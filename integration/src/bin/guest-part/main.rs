@@ -18,11 +18,12 @@ mod watch;
 mod witness;
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use integration::{boot_time, tree};
+use integration::{boot_time, pattern, tree};
 
 const USAGE: &str = "\
 usage: guest-part serve PORT                  answer streams on a vsock port
@@ -44,16 +45,18 @@ usage: guest-part serve PORT                  answer streams on a vsock port
        guest-part witness CPUS FILE           watch clocks, timers and registers, and write what was seen
        guest-part busy DIR                    do a little of everything, check it, and say a line for each step
        guest-part map FILE SEED LENGTH        write a pattern to a mapped file, and stay
+       guest-part burst SEED LENGTH           write a pattern at once, and end
        guest-part watch PATH...               watch files, and say what happens to them
        guest-part button                      wait for the power button, and turn the machine off
        guest-part boot-time RUNS FILE         boot our machine and QEMU's in turn, on a host";
 
 fn main() -> ExitCode {
-    if std::process::id() == 1 {
-        boot_time::init();
-    }
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    // A machine's first process is asked for nothing; a container's is.
+    if std::process::id() == 1 && words.is_empty() {
+        boot_time::init();
+    }
     match run(&words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -87,6 +90,11 @@ fn run(words: &[&str]) -> Result<()> {
         ["busy-answer"] => busy::answer(),
         ["busy-end", code] => std::process::exit(number(code)?),
         ["map", path, seed, length] => mapped::write(path, number(seed)?, number(length)?),
+        // All of it is made before, so that the reader is behind when this ends.
+        ["burst", seed, length] => {
+            let bytes = pattern::bytes(number(seed)?, number(length)?);
+            io::stdout().write_all(&bytes).context("writing to stdout")
+        }
         ["watch", paths @ ..] => watch::run(paths),
         ["button"] => button::wait(),
         ["boot-time", runs, file] => {

@@ -75,9 +75,8 @@ fn last_writes(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     for (seed, runtime) in [(1, RUNC), (2, OURS)] {
         let home = ctx.path(runtime);
         fs::create_dir_all(&home)?;
-        // As the first process it would take itself for that of a machine.
-        let script = format!("/part map /home/file {seed} {MAPPED}; true");
-        let mut task = Piped::new(ctx, &api, runtime, &["sh", "-c", &script], |spec| {
+        let process = ["/part", "map", "/home/file", &seed.to_string(), &MAPPED.to_string()];
+        let mut task = Piped::new(ctx, &api, runtime, &process, |spec| {
             let part = bind(&ctx.world.guest_part, "/part", &["bind", "ro"]);
             add(spec, [part, bind(&home, "/home", &["rbind", "rw"])]);
         })?;
