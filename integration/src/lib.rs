@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod bed;
+pub mod bench;
 pub mod boot_time;
 mod cli;
 pub mod command;

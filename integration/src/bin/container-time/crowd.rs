@@ -20,14 +20,18 @@ pub fn gather(bench: &Bench, count: u32) -> Result<Crowd> {
     let ids: Vec<_> = (0..count).map(|number| format!("bench-crowd-{number}")).collect();
     let apis = ids
         .iter()
-        .map(|_| Api::connect(&bench.address, &bench.namespace, CALL))
+        .map(|_| Api::connect(&bench.host.address, &bench.host.namespace, CALL))
         .collect::<Result<Vec<_>>>()?;
     let ups = thread::scope(|scope| {
         let making = ids.iter().zip(&apis).map(|(id, api)| {
             scope.spawn(move || {
                 let process = ["sh", "-c", "echo up; exec sleep 1000000"];
-                let new =
-                    NewContainer { id, image: &bench.image, runtime: runtime(Side::Ours), process: &process };
+                let new = NewContainer {
+                    id,
+                    image: &bench.host.image,
+                    runtime: runtime(Side::Ours),
+                    process: &process,
+                };
                 let mut container = api.create(&new)?;
                 let (stdio, said, errors) = streams(bench, id)?;
                 container.create_task(&stdio)?;

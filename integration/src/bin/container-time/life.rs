@@ -23,7 +23,7 @@ pub fn live(bench: &Bench, api: &Api, side: Side, number: u32) -> Result<Life> {
     let id = format!("bench-{number}-{}", side.name());
     let shim_start = shim::start(bench, side, &format!("{id}-shim")).context("starting a shim alone")?;
     let process = ["sh", "-c", "echo up; exec sleep 1000000"];
-    let new = NewContainer { id: &id, image: &bench.image, runtime: runtime(side), process: &process };
+    let new = NewContainer { id: &id, image: &bench.host.image, runtime: runtime(side), process: &process };
     let mut container = match side {
         Side::Crun => api.create_through(&new, CRUN)?,
         Side::Cold => {
@@ -109,8 +109,8 @@ impl Said {
 
 /// New FIFOs, of which the first is being read. They come before their answer, so another thread waits for them.
 pub fn streams(bench: &Bench, name: &str) -> Result<(Stdio, Said, Output)> {
-    let mut stdout = Output::create(bench.path(&format!("{name}-stdout")))?;
-    let stderr = Output::create(bench.path(&format!("{name}-stderr")))?;
+    let mut stdout = Output::create(bench.host.path(&format!("{name}-stdout")))?;
+    let stderr = Output::create(bench.host.path(&format!("{name}-stderr")))?;
     let stdio = Stdio { stdin: None, stdout: stdout.path().to_owned(), stderr: stderr.path().to_owned() };
     let reading = thread::spawn(move || {
         stdout.read_until(WORD, STEP + STEP)?;

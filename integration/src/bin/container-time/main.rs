@@ -9,49 +9,26 @@ mod saved;
 mod service;
 mod shim;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use integration::bench::{self, CALL, FAILURES, Host, STEP};
 use integration::container_time::{Round, Samples, Saved, Side};
 use integration::containerd::Api;
-use integration::leaks::{Scope, Snapshot};
 use lexopt::{Arg, Parser, ValueExt};
 
 const USAGE: &str = "\
 usage: container-time [OPTION]...
 
-  --rounds N                lives of each side (10)
   --crowd N                 containers of ours that are asked for at once, afterwards (50)
-  --output FILE             where the samples go, after each round (container-samples.json)
-  --address SOCKET          containerd's socket (/run/containerd/containerd.sock)
-  --containerd PROGRAM      containerd itself, which shims tell of events (/usr/bin/containerd)
-  --state DIR               containerd's state directory (/run/containerd)
-  --root DIR                containerd's root directory (/var/lib/containerd)
-  --namespace NAME          containerd's namespace to work in (default)
-  --image NAME              an image with a busybox (docker.io/library/busybox:latest)";
+  --containerd PROGRAM      containerd itself, which shims tell of events (/usr/bin/containerd)";
 
-/// For one call to containerd. Emulated, a task's creation takes seconds.
-const CALL: Duration = Duration::from_mins(3);
-/// For one step that is more than a call.
-const STEP: Duration = Duration::from_mins(2);
-/// More rounds that fail are no accidents of the emulation.
-const FAILURES: usize = 2;
-
-/// Where things are, and where to put one's own.
+/// Where things are, and what is measured.
 struct Bench {
-    rounds: u32,
+    host: Host,
     crowd: u32,
-    output: PathBuf,
-    address: PathBuf,
     containerd: PathBuf,
-    state: PathBuf,
-    root: PathBuf,
-    namespace: String,
-    image: String,
-    scratch: PathBuf,
 }
 
 fn main() -> ExitCode {
@@ -66,92 +43,59 @@ fn main() -> ExitCode {
 
 /// None when help is all that was asked for.
 fn options() -> Result<Option<Bench>> {
-    let mut bench = Bench {
-        rounds: 10,
-        crowd: 50,
-        output: "container-samples.json".into(),
-        address: "/run/containerd/containerd.sock".into(),
-        containerd: "/usr/bin/containerd".into(),
-        state: "/run/containerd".into(),
-        root: "/var/lib/containerd".into(),
-        namespace: "default".into(),
-        image: "docker.io/library/busybox:latest".into(),
-        scratch: std::env::temp_dir().join(format!("container-time-{}", std::process::id())),
-    };
+    let mut bench =
+        Bench { host: Host::new("container", 10), crowd: 50, containerd: "/usr/bin/containerd".into() };
     let mut parser = Parser::from_env();
     while let Some(argument) = parser.next()? {
-        let place = match argument {
-            Arg::Long("rounds") => {
-                bench.rounds = parser.value()?.parse()?;
-                continue;
-            }
-            Arg::Long("crowd") => {
-                bench.crowd = parser.value()?.parse()?;
-                continue;
-            }
-            Arg::Long("namespace") => {
-                bench.namespace = parser.value()?.string()?;
-                continue;
-            }
-            Arg::Long("image") => {
-                bench.image = parser.value()?.string()?;
-                continue;
-            }
+        match argument {
+            Arg::Long("crowd") => bench.crowd = parser.value()?.parse()?,
+            Arg::Long("containerd") => bench.containerd = parser.value()?.into(),
             Arg::Long("help") | Arg::Short('h') => {
-                println!("{USAGE}");
+                println!("{USAGE}\n{}", bench::OPTIONS);
                 return Ok(None);
             }
-            Arg::Long("output") => &mut bench.output,
-            Arg::Long("address") => &mut bench.address,
-            Arg::Long("containerd") => &mut bench.containerd,
-            Arg::Long("state") => &mut bench.state,
-            Arg::Long("root") => &mut bench.root,
-            other => bail!("{}\n{USAGE}", other.unexpected()),
-        };
-        *place = parser.value()?.into();
+            Arg::Long(name) => {
+                let name = name.to_owned();
+                ensure!(
+                    bench.host.option(&name, &mut parser)?,
+                    "--{name}: there is none\n{USAGE}\n{}",
+                    bench::OPTIONS
+                );
+            }
+            other => return Err(other.unexpected().into()),
+        }
     }
     Ok(Some(bench))
 }
 
 impl Bench {
     fn run(&self) -> Result<()> {
-        fs::create_dir(&self.scratch).with_context(|| format!("creating {}", self.scratch.display()))?;
-        let measured = self.measure();
-        fs::remove_dir_all(&self.scratch).with_context(|| format!("removing {}", self.scratch.display()))?;
-        measured
+        self.host.work(|| self.measure())
     }
 
     fn measure(&self) -> Result<()> {
-        let api = Api::connect(&self.address, &self.namespace, CALL)?;
+        let api = Api::connect(&self.host.address, &self.host.namespace, CALL)?;
         // Caches are filled, and what is made once for all containers is made, by lives that do not count.
         self.round(&api, 0).context("before the first round")?;
-        let scope = self.scope();
-        let before = Snapshot::take(&scope)?;
+        let before = self.host.before()?;
         let mut samples = Samples::default();
         let mut number = 0;
-        while samples.rounds.len() < self.rounds as usize {
+        while samples.rounds.len() < self.host.rounds as usize {
             number += 1;
             match self.round(&api, number) {
                 Ok(round) => samples.rounds.push(round),
-                Err(error) => {
-                    let failure = format!("round {number}: {error:#}");
-                    eprintln!("does not count: {failure}");
-                    samples.failures.push(failure);
-                }
+                Err(error) => bench::note(&mut samples.failures, number, &error),
             }
-            self.keep(&samples)?;
+            self.host.keep(&samples)?;
             ensure!(samples.failures.len() <= FAILURES, "{} rounds failed", samples.failures.len());
         }
         if self.crowd > 0 {
             let crowd = crowd::gather(self, self.crowd).context("many at once")?;
             eprintln!("{} at once: {:.2} s, {:.1} MiB each", crowd.count, crowd.seconds, crowd.mib_each);
             samples.crowd = Some(crowd);
-            self.keep(&samples)?;
+            self.host.keep(&samples)?;
         }
-        let left = before.settle(&scope, STEP)?;
-        let left: Vec<_> = left.iter().map(ToString::to_string).collect();
-        ensure!(left.is_empty(), "after all rounds the host is not as before: {}", left.join("; "));
-        Ok(())
+        self.host.check(&before)
     }
 
     /// Whoever goes first changes, so that none always finds the caches as one of the others left them.
@@ -164,7 +108,7 @@ impl Bench {
             eprintln!(
                 "{number}/{}: {}: shim {:.2}, create {:.2}, start {:.2}, output {:.2}, exec {:.2}, delete {:.2} s; \
                  {:.1} MiB",
-                self.rounds,
+                self.host.rounds,
                 side.name(),
                 life.shim_start,
                 life.create,
@@ -184,13 +128,13 @@ impl Bench {
         let service = service::start(self, api, number)?;
         eprintln!(
             "{number}/{}: a service: warm {:.2}, runc {:.2} s",
-            self.rounds, service.ours, service.runc
+            self.host.rounds, service.ours, service.runc
         );
         let saved = saved::measure(self, api, number).context("a checkpoint")?;
         for Saved { mib, save, restore } in &saved {
             eprintln!(
                 "{number}/{}: {mib} MiB changed: saved {save:.2}, restored {restore:.2} s",
-                self.rounds
+                self.host.rounds
             );
         }
         let all = ours.zip(cold).zip(runc.zip(crun));
@@ -198,31 +142,9 @@ impl Bench {
             .context("a side was left out")
     }
 
-    /// A host may end at any moment: the rounds until then are kept.
-    fn keep(&self, samples: &Samples) -> Result<()> {
-        let aside = self.output.with_extension("new");
-        let keeping = || format!("writing {}", self.output.display());
-        fs::write(&aside, serde_json::to_vec(samples)?).with_context(keeping)?;
-        fs::rename(&aside, &self.output).with_context(keeping)
-    }
-
-    fn scope(&self) -> Scope {
-        let ours = ["/run/supermachine", "/var/lib/supermachine", "/run/runc", "/run/crun", "/run/netns"];
-        let directories = [&self.state, &self.root].into_iter().cloned();
-        Scope {
-            containerd: self.address.clone(),
-            directories: directories.chain(ours.map(PathBuf::from)).collect(),
-            only: None,
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.scratch.join(name)
-    }
-
     /// Where containerd takes events.
     fn events(&self) -> String {
-        format!("{}.ttrpc", text(&self.address))
+        format!("{}.ttrpc", text(&self.host.address))
     }
 }
 

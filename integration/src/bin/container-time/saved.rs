@@ -38,17 +38,21 @@ fn one(bench: &Bench, api: &Api, number: u32, mib: u32) -> Result<Saved> {
      -> Result<Piped<'_>> {
         let id = format!("bench-{number}-{name}-{mib}");
         let process = ["sh", "-c", &script];
-        let new =
-            NewContainer { id: &id, image: &bench.image, runtime: runtime(Side::Ours), process: &process };
+        let new = NewContainer {
+            id: &id,
+            image: &bench.host.image,
+            runtime: runtime(Side::Ours),
+            process: &process,
+        };
         let mut container = api.create_with(&new, |spec| {
             let memory = json!({ "type": "tmpfs", "source": "tmpfs", "destination": "/mem", "options": ["size=512m"] });
             if let Some(mounts) = spec["mounts"].as_array_mut() {
                 mounts.push(memory);
             }
         })?;
-        let stdin = Input::create(bench.path(&format!("{id}-stdin")))?;
-        let stdout = Output::create(bench.path(&format!("{id}-stdout")))?;
-        let stderr = Output::create(bench.path(&format!("{id}-stderr")))?;
+        let stdin = Input::create(bench.host.path(&format!("{id}-stdin")))?;
+        let stdout = Output::create(bench.host.path(&format!("{id}-stdout")))?;
+        let stderr = Output::create(bench.host.path(&format!("{id}-stderr")))?;
         let stdio = Stdio {
             stdin: Some(stdin.path().to_owned()),
             stdout: stdout.path().to_owned(),

@@ -35,12 +35,12 @@ pub fn start(bench: &Bench, api: &Api, number: u32) -> Result<Service> {
 fn answer(bench: &Bench, api: &Api, side: Side, number: u32) -> Result<f64> {
     let id = format!("bench-{number}-service-{}", side.name());
     let process = ["sh", "-c", SCRIPT];
-    let new = NewContainer { id: &id, image: &bench.image, runtime: runtime(side), process: &process };
+    let new = NewContainer { id: &id, image: &bench.host.image, runtime: runtime(side), process: &process };
     let mut container =
         api.create_with(&new, |spec| spec["annotations"]["dev.supermachine.warm"] = "log:^ready$".into())?;
-    let mut stdin = Input::create(bench.path(&format!("{id}-stdin")))?;
-    let mut stdout = Output::create(bench.path(&format!("{id}-stdout")))?;
-    let stderr = Output::create(bench.path(&format!("{id}-stderr")))?;
+    let mut stdin = Input::create(bench.host.path(&format!("{id}-stdin")))?;
+    let mut stdout = Output::create(bench.host.path(&format!("{id}-stdout")))?;
+    let stderr = Output::create(bench.host.path(&format!("{id}-stderr")))?;
     let stdio = Stdio {
         stdin: Some(stdin.path().to_owned()),
         stdout: stdout.path().to_owned(),

@@ -27,9 +27,9 @@ use crate::{Bench, STEP, text};
 
 /// Returns how long it took, in seconds. The shim is gone then.
 pub fn start(bench: &Bench, side: Side, id: &str) -> Result<f64> {
-    let bundle = bench.path(id);
+    let bundle = bench.host.path(id);
     fs::create_dir(&bundle).with_context(|| format!("creating {}", bundle.display()))?;
-    let config = spec(id, &bench.namespace, &["true"], false);
+    let config = spec(id, &bench.host.namespace, &["true"], false);
     fs::write(bundle.join("config.json"), serde_json::to_vec(&config)?).context("writing a bundle")?;
     // The shim opens it, and ends if nobody reads.
     let _log = Output::create(bundle.join("log"))?;
@@ -63,10 +63,10 @@ impl Shim<'_> {
         };
         let bench = self.bench;
         let mut command = Command::new(program);
-        command.args(["-namespace", &bench.namespace, "-address"]).arg(&bench.address);
+        command.args(["-namespace", &bench.host.namespace, "-address"]).arg(&bench.host.address);
         command.arg("-publish-binary").arg(&bench.containerd).args(["-id", self.id]).args(verb);
-        command.env("MAX_SHIM_VERSION", "2").env("NAMESPACE", &bench.namespace);
-        command.env("GRPC_ADDRESS", &bench.address).env("TTRPC_ADDRESS", bench.events());
+        command.env("MAX_SHIM_VERSION", "2").env("NAMESPACE", &bench.host.namespace);
+        command.env("GRPC_ADDRESS", &bench.host.address).env("TTRPC_ADDRESS", bench.events());
         command.current_dir(&self.bundle).stdin(Stdio::null());
         command
     }

@@ -20,13 +20,13 @@ const PROGRAM: &str = "/network-time";
 /// Measures one once. Nothing is left of it, however it goes.
 pub fn measure(bench: &Bench, api: &Api, side: Side, number: u32) -> Result<Network> {
     let id = format!("bench-network-{number}-{}", side.name());
-    let namespace = Namespace::make(bench.path("netns"))?;
+    let namespace = Namespace::make(bench.host.path("netns"))?;
     let runtime = match side {
         Side::Ours => "io.containerd.supermachine.v2",
         Side::Runc | Side::Qemu | Side::Vhost => "io.containerd.runc.v2",
     };
     let process = [PROGRAM, "serve"];
-    let new = NewContainer { id: &id, image: &bench.image, runtime, process: &process };
+    let new = NewContainer { id: &id, image: &bench.host.image, runtime, process: &process };
     let own = std::env::current_exe().context("finding this program to bring it along")?;
     let mut container = api.create_with(&new, |spec| {
         if let Some(mounts) = spec["mounts"].as_array_mut() {
@@ -51,8 +51,8 @@ fn enter(spec: &mut Value, namespace: &Namespace) {
 }
 
 fn steps(bench: &Bench, container: &mut Container<'_>, side: Side, id: &str) -> Result<Network> {
-    let mut stdout = Output::create(bench.path(&format!("{id}-stdout")))?;
-    let mut stderr = Output::create(bench.path(&format!("{id}-stderr")))?;
+    let mut stdout = Output::create(bench.host.path(&format!("{id}-stdout")))?;
+    let mut stderr = Output::create(bench.host.path(&format!("{id}-stderr")))?;
     let stdio = Stdio { stdin: None, stdout: stdout.path().to_owned(), stderr: stderr.path().to_owned() };
     container.create_task(&stdio)?;
     container.start()?;

@@ -22,7 +22,7 @@ const KERNEL: &str = if cfg!(target_arch = "aarch64") { "Image" } else { "vmlinu
 /// Puts together what it boots with.
 pub fn initrd(bench: &Bench) -> Result<Initrd> {
     let own = std::env::current_exe().context("finding this program to make it an init")?;
-    Initrd::make(&bench.guest, &bench.scratch, &[&own])
+    Initrd::make(&bench.guest, &bench.host.scratch, &[&own])
 }
 
 /// Measures one once. Nothing is left of it, however it goes.
