@@ -13,7 +13,7 @@ use protobuf::Message;
 
 use crate::args::Args;
 use crate::deadlines;
-use crate::journal::Journal;
+use crate::journal::{Journal, undo_all};
 use crate::paths::{Paths, ROOT, group_of};
 use crate::process::Process;
 use crate::time;
@@ -60,18 +60,11 @@ fn remove(root: &Path, namespace: &str, id: &str) -> std::io::Result<u32> {
     let machine = Journal::load(&paths.machine())?;
     let members: Vec<_> =
         members.iter().map(|member| Journal::load(&paths.task(member))).collect::<Result<_, _>>()?;
-    // The machine first, as what others made is in use by it.
-    let mut first = None;
-    for process in machine.processes() {
-        first = first.or(process.kill(deadlines::KILLED).err());
-    }
-    for journal in members.iter().chain([&own, &machine]) {
-        first = first.or(journal.undo().err());
-    }
-    if first.is_none() && paths.shim().exists() {
+    undo_all(members.iter().chain([&own]), Some(&machine))?;
+    if paths.shim().exists() {
         fs::remove_dir_all(paths.shim())?;
     }
-    first.map_or(Ok(pid), Err)
+    Ok(pid)
 }
 
 fn daemon(directory: &Path) -> Option<Process> {

@@ -147,6 +147,23 @@ impl Journal {
     }
 }
 
+/// Undoes what was made for containers, and for their machine if it ends with them, whatever fails on the way. Its processes
+/// are ended first: they use what was made for the others, cgroups among it.
+pub fn undo_all<'a>(
+    containers: impl IntoIterator<Item = &'a Journal>,
+    machine: Option<&'a Journal>,
+) -> io::Result<()> {
+    let ended = machine.iter().flat_map(|journal| journal.processes());
+    let mut first = None;
+    for process in ended {
+        first = first.or(process.kill(deadlines::KILLED).err());
+    }
+    for journal in containers.into_iter().chain(machine) {
+        first = first.or(journal.undo().err());
+    }
+    first.map_or(Ok(()), Err)
+}
+
 fn undo(made: &Made) -> io::Result<()> {
     match made {
         Made::Tree(path) => remove_tree(path),
@@ -309,6 +326,27 @@ mod tests {
             assert_eq!((filled.join("etc").exists(), now == mode), (kept, !kept), "{now:o}");
             assert!(!own.exists());
         }
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_machine_has_ended_before_anything_is_undone_that_it_may_use() {
+        let directory = scratch("all");
+        let machine = Journal::create(&directory.join("machine")).unwrap();
+        let process = crate::process::sleeper();
+        machine.note(Made::Process(process)).unwrap();
+        let container = Journal::create(&directory.join("container")).unwrap();
+        let alive = directory.join("alive");
+        let mut hook = oci_spec::runtime::Hook::default();
+        let script = format!("kill -0 {} && touch {}", process.pid, alive.display());
+        hook.set_path("/bin/sh".into());
+        hook.set_args(Some(["sh", "-c", &script].map(str::to_owned).to_vec()));
+        let run = Run { hooks: vec![hook], state: oci_spec::runtime::State::default(), bundle: "/".into() };
+        // It runs when it is its turn to be undone.
+        container.note(Made::Poststop(run)).unwrap();
+        undo_all([&container], Some(&machine)).unwrap();
+        assert!(!process.is_alive() && !alive.exists());
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
         fs::remove_dir_all(&directory).unwrap();
     }
 

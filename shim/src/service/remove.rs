@@ -8,7 +8,7 @@ use log::warn;
 use super::{Container, Leaving, Shim, lock};
 use crate::blocking::blocking;
 use crate::error::{Attempt, Result};
-use crate::journal::Journal;
+use crate::journal::{Journal, undo_all};
 use crate::time::timestamp;
 
 impl Shim {
@@ -117,11 +117,7 @@ impl Shim {
         container: Arc<Journal>,
         machine: Option<Arc<Journal>>,
     ) -> Result<()> {
-        let undoing = move || {
-            // Both, whatever the first says.
-            let results = [container.undo(), machine.map_or(Ok(()), |journal| journal.undo())];
-            results.into_iter().collect::<std::io::Result<Vec<()>>>().attempt("cleaning up").map(drop)
-        };
+        let undoing = move || undo_all([&*container], machine.as_deref()).attempt("cleaning up");
         blocking("cleaning up", undoing).await
     }
 }
