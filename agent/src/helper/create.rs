@@ -85,7 +85,7 @@ fn explain(error: &anyhow::Error) -> anyhow::Error {
 fn prepare(create: &mut Create) -> Result<Engine> {
     let spec = &mut create.guest.spec;
     let root = spec.root().as_ref().context("the container has no root")?.path().clone();
-    let root = File::open(&root).with_context(|| format!("opening the root {}", root.display()))?;
+    let root = home::place(&root).with_context(|| format!("opening the root {}", root.display()))?;
     let seccomp = spec.linux_mut().as_mut().and_then(|linux| {
         linux.set_cgroups_path(Some(create.cgroup.clone()));
         // The agent has limited the cgroup already.

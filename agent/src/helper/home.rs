@@ -1,14 +1,21 @@
 //! Where a user lives, for processes that are not told. The C library would look it up with whatever modules the
 //! container brings, so the file is read here, and never beyond the container's root.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 /// A passwd that is longer is not read to its end.
 const LONGEST: u64 = 1 << 20;
+
+/// A directory to look for others in: nobody is asked to open it.
+pub fn place(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits()).open(path)
+}
 
 /// `HOME=...`, unless the environment has one.
 pub fn complete(environment: &mut Vec<String>, root: impl AsFd, uid: u32) {
@@ -55,7 +62,7 @@ mod tests {
 
     #[test]
     fn environments() {
-        let root = File::open("/").unwrap();
+        let root = place(Path::new("/")).unwrap();
         let mut told = vec!["HOME=/x".to_owned()];
         complete(&mut told, &root, 0);
         assert_eq!(told, ["HOME=/x"]);

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, fchown};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
@@ -39,8 +40,8 @@ const KINDS: &[(&str, CloneFlags)] = &[
 /// Starts it, and returns when the program runs.
 pub fn join(join: &Join, streams: Streams) -> Result<(i32, Option<OwnedFd>)> {
     let process = &join.process;
-    let root =
-        File::open(format!("/proc/{}/root", join.pid)).context("the container has no process any more")?;
+    let root = home::place(Path::new(&format!("/proc/{}/root", join.pid)))
+        .context("the container has no process any more")?;
     let mut environment = process.env().clone().unwrap_or_default();
     home::complete(&mut environment, &root, process.user().uid());
     let finish = Finish::new(process, &environment, join.seccomp.clone())?;

@@ -14,6 +14,8 @@ mod query;
 #[cfg(all(target_os = "linux", feature = "fs"))]
 mod replay;
 #[cfg(all(target_os = "linux", feature = "fs"))]
+mod reply;
+#[cfg(all(target_os = "linux", feature = "fs"))]
 mod request;
 #[cfg(all(target_os = "linux", feature = "fs"))]
 mod saved;

@@ -31,6 +31,7 @@ use super::news::{Answer, Newsroom};
 use super::orphan::{self, FILES_MAX, Made, Orphan};
 use super::query::Query;
 use super::replay::{REQUEST_MAX, Replay};
+use super::reply::{INIT_IN_FLAGS, Room};
 use super::request::{OUT_HEADER, Request};
 use super::saved::Tree;
 use super::{Cache, News, Server};
@@ -102,11 +103,7 @@ impl Passthrough {
         }
         let root_dir =
             path.to_str().ok_or_else(|| failed(io::Error::other("its path is not UTF-8")))?.to_owned();
-        let kept = match cache {
-            Cache::Never | Cache::Fresh => Duration::ZERO,
-            Cache::Auto => Duration::from_secs(1),
-            Cache::Always => Duration::from_hours(24),
-        };
+        let kept = kept(cache);
         let config = Config {
             root_dir,
             entry_timeout: kept,
@@ -159,6 +156,11 @@ impl Passthrough {
 
     fn is_read_only(&self) -> bool {
         matches!(self.inner, Inner::ReadOnly(_))
+    }
+
+    /// How long its guest remembers more of names than the server says: not where it is told what becomes of them.
+    fn names_kept(&self) -> Duration {
+        if self.news.is_some() { Duration::ZERO } else { kept(self.cache) }
     }
 
     fn mounted_by(&self) -> MutexGuard<'_, Vec<u8>> {
@@ -258,6 +260,15 @@ impl Passthrough {
     }
 }
 
+/// How long a guest keeps what it was told of names and files.
+fn kept(cache: Cache) -> Duration {
+    match cache {
+        Cache::Never | Cache::Fresh => Duration::ZERO,
+        Cache::Auto => Duration::from_secs(1),
+        Cache::Always => Duration::from_hours(24),
+    }
+}
+
 /// Files below `root` that this process has open and that have no name any more, as far as it can be found out.
 fn deleted(root: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
@@ -279,6 +290,7 @@ fn handle<F: FileSystem + Sync>(
     let broken = |error: &dyn fmt::Display| Broken(error.to_string());
     let ram = chain.memory().clone();
     let reader = Reader::new(&ram, chain.clone()).map_err(|error| broken(&error))?;
+    let room = Room::of(chain.clone());
     let writer = Writer::new(&ram, chain).map_err(|error| broken(&error))?;
     let request = Request::peek(reader.clone())
         .map_err(|error| Broken(format!("a request without a header: {error}")))?;
@@ -312,7 +324,12 @@ fn handle<F: FileSystem + Sync>(
             .then(|| drop_effective_cap("FSETID"))
             .transpose()
             .map_err(|error| broken(&error))?;
-        server.handle_message(reader, writer, None::<&mut Backend>).map_err(|error| broken(&error))?
+        let offered = mounted_by
+            .as_deref()
+            .and_then(|bytes| Some(u32::from_le_bytes(*bytes.get(INIT_IN_FLAGS..)?.first_chunk()?)));
+        let len =
+            server.handle_message(reader, writer, None::<&mut Backend>).map_err(|error| broken(&error))?;
+        room.complete(&request, offered, len, share.names_kept()).map_err(|error| broken(&error))?
     };
     // A reply is bounded by the request's size, which is bounded by the server.
     Ok((u32::try_from(len).unwrap_or(u32::MAX), mounted_by))

@@ -111,6 +111,11 @@ impl Request {
         [OPEN, CREATE].contains(&self.opcode) && self.first & libc::O_TRUNC as u64 != 0
     }
 
+    /// Whether this opens a file only to read it.
+    pub fn reads_only(&self) -> bool {
+        self.opcode == OPEN && self.first as i32 & libc::O_ACCMODE == libc::O_RDONLY
+    }
+
     /// Answers it with an error and says how many bytes that took.
     pub fn refuse<B: BitmapSlice>(&self, writer: Writer<'_, B>, errno: i32) -> io::Result<usize> {
         self.write(writer, errno, &[])
@@ -122,14 +127,15 @@ impl Request {
     }
 
     fn write<B: BitmapSlice>(&self, mut writer: Writer<'_, B>, errno: i32, body: &[u8]) -> io::Result<usize> {
-        let mut header = [0; OUT_HEADER];
-        let len = OUT_HEADER + body.len();
-        header[..4].copy_from_slice(&(len as u32).to_le_bytes());
-        header[4..8].copy_from_slice(&(-errno).to_le_bytes());
-        header[8..].copy_from_slice(&self.unique.to_le_bytes());
-        writer.write_all(&header)?;
-        writer.write_all(body)?;
-        Ok(len)
+        let answer = self.answer(errno, body);
+        writer.write_all(&answer)?;
+        Ok(answer.len())
+    }
+
+    /// An answer to it, whole. The body is short.
+    pub fn answer(&self, errno: i32, body: &[u8]) -> Vec<u8> {
+        let len = (OUT_HEADER + body.len()) as u32;
+        [&len.to_le_bytes()[..], &(-errno).to_le_bytes(), &self.unique.to_le_bytes(), body].concat()
     }
 }
 
@@ -152,12 +158,16 @@ mod tests {
             (request(COPY_FILE_RANGE, 1, 0), true, true, false),
             (request(OPEN, 0, trunc), true, false, true),
             (request(OPEN, 0, 0), true, false, false),
+            (request(OPEN, 0, 1), true, false, false),
+            (request(OPEN, 0, 2), true, false, false),
             (request(CREATE, 0, trunc | 1), true, false, true),
             (request(OPEN, 0, trunc << 32), true, false, false),
         ] {
             assert_eq!(request.wants_reply(), reply, "{request:?}");
             assert_eq!(request.clears_setuid(), clears, "{request:?}");
             assert_eq!(request.truncates(), truncates, "{request:?}");
+            let reads = request.opcode == OPEN && [0, trunc, trunc << 32].contains(&request.first);
+            assert_eq!(request.reads_only(), reads, "{request:?}");
         }
     }
 }
