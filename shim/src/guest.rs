@@ -292,10 +292,11 @@ impl Guest {
         let mut again = deadlines::ANNOUNCED_AGAIN;
         loop {
             let early = announcing.load(Ordering::Acquire);
-            let mut connection = dial_within(&self.socket, STDIO_PORT, deadlines::DIAL)
+            // The agent may be making the process meanwhile, on a machine that has little time.
+            let mut connection = dial_within(&self.socket, STDIO_PORT, deadlines::AGENT_CALL)
                 .await
                 .map_err(|error| error.context(&what))?;
-            return match timeout(deadlines::DIAL, attach(&mut connection, &header)).await {
+            return match timeout(deadlines::AGENT_CALL, attach(&mut connection, &header)).await {
                 Ok(Ok(Answer::Attached)) => Ok(Some(connection)),
                 Ok(Ok(Answer::Ended)) => Ok(None),
                 Ok(Ok(Answer::NoProcess)) if early => {
@@ -305,7 +306,9 @@ impl Guest {
                 }
                 Ok(Ok(answer)) => Err(Error::unknown(format!("{what}: the agent says {answer:?}"))),
                 Ok(Err(error)) => Err(error).attempt(what),
-                Err(_) => Err(Error::deadline(format!("{what}: no answer within {:?}", deadlines::DIAL))),
+                Err(_) => {
+                    Err(Error::deadline(format!("{what}: no answer within {:?}", deadlines::AGENT_CALL)))
+                }
             };
         }
     }
