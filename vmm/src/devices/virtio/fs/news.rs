@@ -19,8 +19,8 @@ use vm_memory::bitmap::BitmapSlice;
 use super::super::Broken;
 use super::replay::{REQUEST_MAX, Replay};
 use super::request::{
-    BATCH_FORGET, FALLOCATE, FLUSH, FORGET, FSYNC, GETATTR, IN_HEADER, INIT, LOOKUP, MKDIR, MKNOD, OPEN,
-    RELEASE, RMDIR, Request, SETATTR, SYMLINK, UNLINK, header,
+    BATCH_FORGET, ENTRY_OUT, FALLOCATE, FLUSH, FORGET, FSYNC, GETATTR, IN_HEADER, INIT, LOOKUP, MKDIR, MKNOD,
+    OPEN, RELEASE, RMDIR, Request, SETATTR, SYMLINK, UNLINK, header,
 };
 use super::{News, Server};
 
@@ -39,8 +39,7 @@ const MKDIR_IN: usize = 8;
 /// Bytes of a name, with its end (FUSE_NAME_MAX and one).
 const NAME_MAX: usize = 1025;
 
-/// Bytes of `struct fuse_entry_out` and of `struct fuse_open_out`.
-const ENTRY_OUT: usize = 128;
+/// Bytes of `struct fuse_open_out`.
 const OPEN_OUT: usize = 16;
 /// Where in an entry the number of the file is, and in its attributes its inode number, its mode and its links.
 const ENTRY_NODE: usize = 0;

@@ -31,7 +31,7 @@ use super::news::{Answer, Newsroom};
 use super::orphan::{self, FILES_MAX, Made, Orphan};
 use super::query::Query;
 use super::replay::{REQUEST_MAX, Replay};
-use super::reply::{INIT_IN_FLAGS, Room};
+use super::reply::Room;
 use super::request::{OUT_HEADER, Request};
 use super::saved::Tree;
 use super::{Cache, News, Server};
@@ -324,12 +324,10 @@ fn handle<F: FileSystem + Sync>(
             .then(|| drop_effective_cap("FSETID"))
             .transpose()
             .map_err(|error| broken(&error))?;
-        let offered = mounted_by
-            .as_deref()
-            .and_then(|bytes| Some(u32::from_le_bytes(*bytes.get(INIT_IN_FLAGS..)?.first_chunk()?)));
         let len =
             server.handle_message(reader, writer, None::<&mut Backend>).map_err(|error| broken(&error))?;
-        room.complete(&request, offered, len, share.names_kept()).map_err(|error| broken(&error))?
+        room.complete(&request, mounted_by.as_deref(), len, share.names_kept())
+            .map_err(|error| broken(&error))?
     };
     // A reply is bounded by the request's size, which is bounded by the server.
     Ok((u32::try_from(len).unwrap_or(u32::MAX), mounted_by))

@@ -15,20 +15,19 @@ use std::time::Duration;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
 use super::super::queue::Chain;
-use super::request::{INIT, LOOKUP, OPEN, OUT_HEADER, Request};
+use super::request::{ENTRY_OUT, IN_HEADER, INIT, LOOKUP, OPEN, OUT_HEADER, Request};
 use crate::memory::GuestRam;
 
 /// Where `struct fuse_out_header` has the error.
 const ERROR: usize = 4;
-/// Where `struct fuse_init_in`, with the header before it, and `struct fuse_init_out` have their first flags.
-pub const INIT_IN_FLAGS: usize = 52;
+/// Where `struct fuse_init_in` and `struct fuse_init_out` have their first flags.
+const INIT_IN_FLAGS: usize = IN_HEADER + 12;
 const INIT_OUT_FLAGS: usize = OUT_HEADER + 12;
 const CACHE_SYMLINKS: u32 = 1 << 23;
 /// Where `struct fuse_open_out` has its flags.
 const OPEN_OUT_FLAGS: usize = OUT_HEADER + 8;
 const NO_FLUSH: u32 = 1 << 5;
-/// Bytes of `struct fuse_entry_out`; where it has the seconds and nanoseconds for which a name is kept.
-const ENTRY_OUT: usize = 128;
+/// Where `struct fuse_entry_out` has the seconds and nanoseconds for which a name is kept.
 const ENTRY_SECONDS: usize = 16;
 const ENTRY_NANOSECONDS: usize = 32;
 
@@ -41,13 +40,13 @@ impl Room {
         Self(chain)
     }
 
-    /// Adds what there is to add to the server's reply to `request`, which has `len` bytes. Returns how many it has then. Names are kept
-    /// for so long; `offered` are the flags by which a guest mounts the share, if that is what it does. What the guest
-    /// changes meanwhile fools none but itself.
+    /// Adds what there is to add to the server's reply to `request`, which has `len` bytes. Returns how many it has then.
+    /// Names are kept for so long; `mount` is the whole request if a guest mounts the share by it. What the guest changes
+    /// meanwhile fools none but itself.
     pub fn complete(
         &self,
         request: &Request,
-        offered: Option<u32>,
+        mount: Option<&[u8]>,
         len: usize,
         kept: Duration,
     ) -> io::Result<usize> {
@@ -60,8 +59,9 @@ impl Room {
                 self.set(OPEN_OUT_FLAGS, NO_FLUSH).map(|()| len)
             }
             INIT if keeps && len > INIT_OUT_FLAGS => {
-                let asked = offered.unwrap_or_default() & CACHE_SYMLINKS;
-                self.set(INIT_OUT_FLAGS, asked).map(|()| len)
+                let flags = mount.and_then(|bytes| bytes.get(INIT_IN_FLAGS..)?.first_chunk());
+                let offered = flags.map_or(0, |flags| u32::from_le_bytes(*flags));
+                self.set(INIT_OUT_FLAGS, offered & CACHE_SYMLINKS).map(|()| len)
             }
             _ => Ok(len),
         }

@@ -9,6 +9,8 @@ use vm_memory::bitmap::BitmapSlice;
 /// Bytes of `struct fuse_in_header` and of `struct fuse_out_header`.
 pub const IN_HEADER: usize = 40;
 pub const OUT_HEADER: usize = 16;
+/// Bytes of `struct fuse_entry_out`.
+pub const ENTRY_OUT: usize = 128;
 
 pub const LOOKUP: u32 = 1;
 pub const FORGET: u32 = 2;
