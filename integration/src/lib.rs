@@ -16,6 +16,7 @@ mod cli;
 pub mod command;
 pub mod container_time;
 pub mod containerd;
+pub mod cri;
 pub mod fifo;
 mod filter;
 pub mod guest;

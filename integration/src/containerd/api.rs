@@ -22,10 +22,14 @@ use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{
     GetImageRequest, ListContainersRequest, ListNamespacesRequest, ListTasksRequest, ReadContentRequest,
 };
+use containerd_client::tonic::client::Grpc;
+use containerd_client::tonic::codegen::http::uri::PathAndQuery;
 use containerd_client::tonic::transport::Channel;
 use containerd_client::tonic::{Code, IntoRequest, Request, Response, Status, Streaming};
 use containerd_client::types::Mount;
+use prost::Message;
 use tokio::runtime::Runtime;
+use tonic_prost::ProstCodec;
 
 /// What containerd says it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,6 +172,21 @@ impl Api {
     /// `message` as a request in this connection's namespace.
     pub(super) fn within<T>(&self, message: T) -> Result<Request<T>> {
         within(&self.namespace, message)
+    }
+
+    /// Calls a method of a service that no crate has the client of, with messages of ours.
+    pub(crate) fn unary<A: Message + Default + 'static>(
+        &self,
+        service: &str,
+        method: &str,
+        message: impl Message + 'static,
+    ) -> Result<A> {
+        let path = PathAndQuery::try_from(format!("{service}/{method}"))?;
+        let mut client = Grpc::new(self.channel.clone());
+        self.call(method, async {
+            client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+            client.unary(Request::new(message), path, ProstCodec::default()).await
+        })
     }
 
     /// Waits for an answer.

@@ -7,6 +7,7 @@ mod agent;
 mod answers;
 mod client;
 mod kvm;
+mod own;
 mod runc_api;
 mod runc_ctr;
 mod share;

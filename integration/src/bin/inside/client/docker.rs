@@ -9,7 +9,7 @@ use integration::{Ctx, Outcome, Rounds, Test};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{A_WHILE, Feature, Said, chosen, compare, often, other, seldom};
+use super::{A_WHILE, Feature, Said, chosen, compare, often, other, seldom, without_firewall};
 use crate::world::{Inside, RUNC};
 
 /// The runtime under test.
@@ -26,7 +26,14 @@ pub fn tests() -> Vec<Test<Inside>> {
     }]
 }
 
-const FEATURES: &[Feature] = &[
+/// What scripts have at hand.
+const WORDS: &str = include_str!("docker.sh");
+
+/// A script that does something with `$RUNTIME`, where the daemon's default is called `$DEFAULT`, in an empty directory,
+/// and ends with 0 if it could.
+type Script = &'static str;
+
+const FEATURES: &[Feature<Script>] = &[
     often(
         "docker run",
         "run --rm busybox sh -c 'echo out; echo err >&2; id -u; pwd; exit 42' 2>err || echo $?; cat err
@@ -315,16 +322,39 @@ impl Drop for Daemon<'_> {
             let ended = daemon.wait();
             self.ctx.note(format_args!("the daemon: {ended:?}"));
         }
-        let script = "for mount in $(cut -d' ' -f2 /proc/mounts | grep ^/run/docker/); do umount $mount; done
+        without_firewall(
+            self.ctx,
+            "for mount in $(cut -d' ' -f2 /proc/mounts | grep ^/run/docker/); do umount $mount; done
             rm -rf /run/docker/netns
             ip link del docker0
-            for table in iptables ip6tables; do
-                $table -P FORWARD ACCEPT
-                for t in filter nat; do $table -t $t -F; $table -t $t -X; done
-            done
-            find /sys/fs/cgroup/docker -depth -type d -exec rmdir {} ';'";
-        let _ = self.ctx.cmd("sh").args(["-c", script]).run();
+            find /sys/fs/cgroup/docker -depth -type d -exec rmdir {} ';'",
+        );
     }
+}
+
+/// What the script says with `runtime`, and whether it could do it.
+fn answer(
+    ctx: &Ctx<'_, Inside>,
+    feature: &Feature<Script>,
+    runtime: &str,
+    default: &str,
+) -> Result<(bool, String)> {
+    let directory = ctx.path("feature");
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir(&directory).with_context(|| format!("making {}", directory.display()))?;
+    ctx.note(format_args!("{}, with {runtime}", feature.name));
+    let script = ctx.path("script");
+    std::fs::write(&script, format!("set -eu\n{WORDS}\n{}\n", feature.does)).context("writing the script")?;
+    let done = ctx
+        .cmd("sh")
+        .arg(&script)
+        .env("RUNTIME", runtime)
+        .env("DEFAULT", default)
+        .env("GUEST_PART", &ctx.world.guest_part)
+        .current_dir(directory)
+        .deadline(A_WHILE)
+        .run()?;
+    Ok((done.code() == Some(0), format!("{}{}", done.out(), done.err())))
 }
 
 fn features(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
@@ -348,7 +378,7 @@ fn features(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
         };
         let mut all = Said::new();
         for feature in &features {
-            all.push(feature.said(ctx, runtime, default)?);
+            all.push(answer(ctx, feature, runtime, default)?);
             daemon.tidy()?;
         }
         said.push(all);

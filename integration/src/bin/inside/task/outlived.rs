@@ -12,12 +12,12 @@ use integration::fifo::{Input, Output};
 use integration::process;
 use integration::wait::{Attempt, until, until_true};
 use integration::{Ctx, Outcome, Rounds, Test, pattern};
-use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::midway::{CALLS, make_call};
 use super::{A_WHILE, OURS, Piped, new_id, test};
+use crate::own::{self, containerd};
 use crate::world::{Inside, RUNC};
 
 pub fn tests() -> Vec<Test<Inside>> {
@@ -40,22 +40,6 @@ pub fn tests() -> Vec<Test<Inside>> {
     ]
 }
 
-/// A containerd of the test's own, which ends with this value.
-fn containerd(ctx: &Ctx<'_, Inside>, ctr: &Ctr) -> Result<(Running, Api)> {
-    let command = ctx.cmd("containerd").args(["--log-level", "trace"]);
-    let mut command = command.arg("--address").arg(&ctr.address);
-    for name in ["root", "state"] {
-        command = command.arg(format!("--{name}")).arg(ctx.path(name));
-    }
-    let running = command.start()?;
-    let api = until("containerd to answer", A_WHILE, || {
-        let api =
-            Api::connect(&ctr.address, &ctr.namespace, A_WHILE).and_then(|api| api.version().map(|_| api));
-        api.map_or_else(|error| Attempt::Pending(format!("{error:#}")), Attempt::Done)
-    })?;
-    Ok((running, api))
-}
-
 fn restart(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     with_own(ctx, restarted)
 }
@@ -66,35 +50,23 @@ fn with_own(
     body: fn(&Ctx<'_, Inside>, &Ctr, &mut Vec<String>) -> Result<()>,
 ) -> Result<Outcome> {
     let ctr = Ctr { address: ctx.path("containerd.sock"), ..ctx.world.ctr() };
-    // A shim belongs to whoever reaps it: containerd as long as there is one, and then this process.
-    set_child_subreaper(true).context("becoming the reaper of shims")?;
+    own::reap_shims()?;
     let mut made = Vec::new();
     let Err(error) = body(ctx, &ctr, &mut made) else {
-        reap_all()?;
+        own::reap_all()?;
         return Ok(Outcome::Passed);
     };
     // No other containerd knows of them.
     let purged =
-        containerd(ctx, &ctr).and_then(|(_running, api)| made.iter().try_for_each(|id| api.purge(id)));
+        containerd(ctx, &ctr, None).and_then(|(_running, api)| made.iter().try_for_each(|id| api.purge(id)));
     Err(match purged {
         Ok(()) => error,
         Err(also) => error.context(format!("(and the containers could not be removed: {also:#})")),
     })
 }
 
-/// Waits for the end of all that has become a child of this process.
-fn reap_all() -> Result<()> {
-    let own = i32::try_from(std::process::id())?;
-    let reaped = until("the shims to end", A_WHILE, || {
-        process::reap(own, &process::descendants(own));
-        let left = process::descendants(own);
-        if left.is_empty() { Attempt::Done(()) } else { Attempt::Pending(format!("{left:?}")) }
-    });
-    Ok(reaped?)
-}
-
 fn restarted(ctx: &Ctx<'_, Inside>, ctr: &Ctr, made: &mut Vec<String>) -> Result<()> {
-    let (first, api) = containerd(ctx, ctr)?;
+    let (first, api) = containerd(ctx, ctr, None)?;
     bring_image(ctx, ctr, &ctx.path("image.tar"))?;
     let script = "read line; echo got $line; exit 7";
     let mut tasks = Vec::new();
@@ -121,7 +93,7 @@ fn restarted(ctx: &Ctx<'_, Inside>, ctr: &Ctr, made: &mut Vec<String>) -> Result
     }
     // That their ends are known before anybody asks.
     std::thread::sleep(Duration::from_secs(1));
-    let (_second, api) = containerd(ctx, ctr)?;
+    let (_second, api) = containerd(ctx, ctr, None)?;
     for (runtime, when, id, mut stdin, mut stdout) in handed_over {
         let mut container = api.adopt(&id);
         if when == "after" {
@@ -154,7 +126,7 @@ const SCRIPT: &str = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.1; don
 /// Not with runc beside it: of what runc's shim has half made much stays.
 fn midway(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
     with_own(ctx, |ctx, ctr, made| {
-        let (mut running, mut api) = containerd(ctx, ctr)?;
+        let (mut running, mut api) = containerd(ctx, ctr, None)?;
         bring_image(ctx, ctr, &ctx.path("image.tar"))?;
         let mut delays = pattern::sizes(u64::from(ctx.round) * 5, 400);
         for call in ctx.either(SOME, CALLS) {
@@ -169,7 +141,7 @@ fn midway(ctx: &mut Ctx<'_, Inside>) -> Result<Outcome> {
                 struck.with_context(|| format!("in {call}, struck after {} ms", delay.as_millis()))?;
             let heard = running.stderr_so_far();
             drop(running);
-            (running, api) = containerd(ctx, ctr)?;
+            (running, api) = containerd(ctx, ctr, None)?;
             settled(&running, &api, call, &id, &heard, struck)
                 .with_context(|| format!("after {call}, struck after {} ms", delay.as_millis()))?;
             made.pop();
