@@ -34,6 +34,7 @@ root of the repository, with `outside` and `inside` built beside this program.
   --filter TEXT[,TEXT]      only tests whose name contains one of these, or is it (=TEXT), and none of those (-TEXT)
   --arch ARCH[,ARCH]        of the emulated hosts (x86_64,aarch64)
   --containerd V[,V]        for the tests inside (1.7,2.1)
+  --boot WAY[,WAY]          for the tests inside, how containers' machines come to life (restore,cold)
   --minutes N               begin no part after that time
   --count N                 this many rounds of each instead of the long count
   --retry-failed            run again what has failed
@@ -47,6 +48,7 @@ struct Options {
     filter: Filter,
     archs: Vec<String>,
     containerds: Vec<String>,
+    boots: Vec<String>,
     count: Option<u32>,
     retry_failed: bool,
     testbed: PathBuf,
@@ -59,16 +61,20 @@ struct Options {
 /// What everything is soaked on.
 const ARCHS: [&str; 2] = ["x86_64", "aarch64"];
 const CONTAINERDS: [&str; 2] = ["1.7", "2.1"];
+const BOOTS: [&str; 2] = ["restore", "cold"];
 /// What begins like this is the same with every containerd, and is soaked with the first.
 const WITHOUT_CONTAINERD: [&str; 3] = ["kvm.", "vmm.", "agent."];
 
 impl Options {
     fn choose(&self, part: &Part) -> bool {
-        let of_containerd = match &part.suite {
+        let of_suite = match &part.suite {
             Suite::Outside => true,
-            Suite::Inside { containerd, .. } => self.containerds.contains(containerd),
+            Suite::Inside { containerd, boots } => {
+                let way = BOOTS[usize::from(*boots)];
+                self.containerds.contains(containerd) && self.boots.iter().any(|boot| boot == way)
+            }
         };
-        of_containerd && self.archs.contains(&part.arch) && self.filter.selects(&part.test)
+        of_suite && self.archs.contains(&part.arch) && self.filter.selects(&part.test)
     }
 }
 
@@ -93,7 +99,7 @@ fn run() -> Result<bool> {
     let mut due: Vec<Part> = all.iter().filter(|part| options.choose(part)).cloned().collect();
     if due.is_empty() {
         bail!(
-            "nothing to soak: no part is of these architectures and containerds, and of a test that --filter selects"
+            "nothing to soak: no part is of these architectures, containerds and ways to boot, and of a test that --filter selects"
         );
     }
     // What was never run, or is to be run again, has no time, which comes first; the others keep their order where it is the
@@ -147,6 +153,7 @@ fn parse() -> Result<Option<Options>> {
         filter: Filter::default(),
         archs: ARCHS.map(str::to_owned).to_vec(),
         containerds: CONTAINERDS.map(str::to_owned).to_vec(),
+        boots: BOOTS.map(str::to_owned).to_vec(),
         count: None,
         retry_failed: false,
         testbed: "hack/testbed".into(),
@@ -163,6 +170,7 @@ fn parse() -> Result<Option<Options>> {
             Arg::Long("filter") => options.filter.add(&parser.value()?.string()?),
             Arg::Long("arch") => options.archs = words(parser.value()?.string()?),
             Arg::Long("containerd") => options.containerds = words(parser.value()?.string()?),
+            Arg::Long("boot") => options.boots = words(parser.value()?.string()?),
             Arg::Long("count") => options.count = Some(parser.value()?.parse()?),
             Arg::Long("retry-failed") => options.retry_failed = true,
             Arg::Long("testbed") => options.testbed = parser.value()?.into(),
