@@ -233,9 +233,10 @@ impl<V: Vm> Guest<V> {
     /// Processors and interrupt controller become what they were before anything drives a wire.
     fn begin_early(&mut self, shell: &Shell<V>, ram: &Ram) -> Result<(), Error> {
         if let Self::Saved { vcpus, vm, .. } = self {
-            let ahead = ram.ahead(vcpus.len());
-            shell.begin(vcpus.drain(..).zip(ahead).map(|(state, ahead)| Begin::Restore(state, ahead)))?;
+            let shares = ram.ahead(vcpus.len());
+            shell.begin(vcpus.drain(..).map(Begin::Restore))?;
             shell.vm.restore(vm)?;
+            shell.bring(shares)?;
         }
         Ok(())
     }

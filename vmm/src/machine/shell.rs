@@ -33,7 +33,7 @@ pub(super) struct Shell<V: Vm> {
 struct Processor<S> {
     begin: Sender<Begin<S>>,
     begun: Receiver<Result<(), hypervisor::Error>>,
-    start: Sender<Start>,
+    next: Sender<Next>,
     thread: JoinHandle<()>,
     counters: Arc<Counters>,
     desk: Arc<Desk<S>>,
@@ -43,8 +43,8 @@ struct Processor<S> {
 pub(super) enum Begin<S> {
     /// Here, or when somebody in the guest says where.
     Enter(Option<Box<Entry>>),
-    /// Where another one stood still, with what it is to have before it runs.
-    Restore(Box<S>, Ahead),
+    /// Where another one stood still.
+    Restore(Box<S>),
 }
 
 /// Pages of RAM.
@@ -76,6 +76,13 @@ impl Ahead {
             }
         }
     }
+}
+
+/// What comes after a processor has begun.
+enum Next {
+    /// By calls of the processor's, in which KVM lets nobody set an interrupt controller: that is what it was by now.
+    Bring(Ahead),
+    Start(Start),
 }
 
 struct Start {
@@ -151,6 +158,15 @@ impl<V: Vm> Shell<V> {
         Ok(())
     }
 
+    /// Has each processor bring its share of the memory, while the devices are made. They have begun, and the machine around
+    /// them is restored.
+    pub(super) fn bring(&self, shares: impl IntoIterator<Item = Ahead>) -> Result<(), Error> {
+        for ((id, processor), share) in (0..).zip(&self.processors).zip(shares) {
+            processor.next.send(Next::Bring(share)).map_err(|_| Error::Thread(id))?;
+        }
+        Ok(())
+    }
+
     /// Lets the processors follow the epoch. They have begun.
     pub(super) fn start(self, buses: Buses, power: Option<&Arc<Power>>) -> Result<Crew<V>, Error> {
         let buses = Arc::new(buses);
@@ -163,7 +179,7 @@ impl<V: Vm> Shell<V> {
         };
         for (id, processor) in (0..).zip(self.processors) {
             let start = Start { buses: Arc::clone(&buses), power: power.cloned() };
-            processor.start.send(start).map_err(|_| Error::Thread(id))?;
+            processor.next.send(Next::Start(start)).map_err(|_| Error::Thread(id))?;
             crew.threads.push(processor.thread);
             crew.counters.push(processor.counters);
             crew.desks.push(processor.desk);
@@ -264,7 +280,7 @@ fn spawn<V: Vm>(
     let (birth, births) = channel();
     let (begin, begins) = channel();
     let (begun_tx, begun) = channel();
-    let (start, starts) = channel();
+    let (next, nexts) = channel();
     let counters = Arc::new(Counters::default());
     let desk = Arc::new(Desk::default());
     let thread = {
@@ -279,21 +295,21 @@ fn spawn<V: Vm>(
                 drop(vm);
                 // Whoever builds gave up: there is nothing to run.
                 let Ok(how) = begins.recv() else { return };
-                let (done, ahead) = match how {
-                    Begin::Enter(entry) => (entry.map_or(Ok(()), |entry| vcpu.enter_at(&entry)), None),
-                    Begin::Restore(state, ahead) => {
-                        (vcpu.restore(&state).and_then(|()| vcpu.stood_still()), Some(ahead))
-                    }
+                let done = match how {
+                    Begin::Enter(entry) => entry.map_or(Ok(()), |entry| vcpu.enter_at(&entry)),
+                    Begin::Restore(state) => vcpu.restore(&state).and_then(|()| vcpu.stood_still()),
                 };
                 let ready = done.is_ok();
                 if begun_tx.send(done).is_err() || !ready {
                     return;
                 }
-                // While the devices are made.
-                if let Some(ahead) = ahead {
-                    ahead.bring(&mut vcpu);
-                }
-                let Ok(Start { buses, power }) = starts.recv() else { return };
+                let Start { buses, power } = loop {
+                    match nexts.recv() {
+                        Ok(Next::Bring(ahead)) => ahead.bring(&mut vcpu),
+                        Ok(Next::Start(start)) => break start,
+                        Err(_) => return,
+                    }
+                };
                 let ended = vcpu::run(&mut vcpu, &desk, &buses, power.as_deref(), &member, &counters);
                 // What it means for the machine is told by its outcome.
                 log::debug!("vcpu {id}: {ended:?}");
@@ -301,7 +317,7 @@ fn spawn<V: Vm>(
             })
             .map_err(|source| Error::Host { what: "start a processor's thread", source })?
     };
-    Ok((Processor { begin, begun, start, thread, counters, desk }, births))
+    Ok((Processor { begin, begun, next, thread, counters, desk }, births))
 }
 
 fn be_born<V: Vm>(id: u32, vm: &V, birth: &Sender<Result<Born, hypervisor::Error>>) -> Option<V::Vcpu> {
