@@ -134,8 +134,6 @@ pub struct PodSandboxConfig {
     pub dns_config: Option<DnsConfig>,
     #[prost(message, repeated, tag = "5")]
     pub port_mappings: Vec<PortMapping>,
-    #[prost(btree_map = "string, string", tag = "7")]
-    pub annotations: BTreeMap<String, String>,
     #[prost(message, optional, tag = "8")]
     pub linux: Option<LinuxPodSandboxConfig>,
 }
@@ -195,8 +193,6 @@ pub struct PodSandboxStatus {
     pub state: i32,
     #[prost(message, optional, tag = "5")]
     pub network: Option<PodSandboxNetworkStatus>,
-    #[prost(string, tag = "9")]
-    pub runtime_handler: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -241,14 +237,6 @@ pub struct KeyValue {
     pub value: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
-#[repr(i32)]
-pub enum MountPropagation {
-    Private = 0,
-    HostToContainer = 1,
-    Bidirectional = 2,
-}
-
 #[derive(Clone, PartialEq, Message)]
 pub struct Mount {
     #[prost(string, tag = "1")]
@@ -257,8 +245,6 @@ pub struct Mount {
     pub host_path: String,
     #[prost(bool, tag = "3")]
     pub readonly: bool,
-    #[prost(enumeration = "MountPropagation", tag = "5")]
-    pub propagation: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -480,20 +466,12 @@ pub struct ContainerStatsResponse {
 pub struct NetworkInterfaceUsage {
     #[prost(string, tag = "1")]
     pub name: String,
-    #[prost(message, optional, tag = "2")]
-    pub rx_bytes: Option<UInt64Value>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub struct NetworkUsage {
     #[prost(message, optional, tag = "2")]
     pub default_interface: Option<NetworkInterfaceUsage>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct ProcessUsage {
-    #[prost(message, optional, tag = "2")]
-    pub process_count: Option<UInt64Value>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -504,8 +482,6 @@ pub struct LinuxPodSandboxStats {
     pub memory: Option<MemoryUsage>,
     #[prost(message, optional, tag = "3")]
     pub network: Option<NetworkUsage>,
-    #[prost(message, optional, tag = "4")]
-    pub process: Option<ProcessUsage>,
     #[prost(message, repeated, tag = "5")]
     pub containers: Vec<ContainerStats>,
 }

@@ -131,7 +131,7 @@ pub fn resources(config: &mut ContainerConfig) -> &mut LinuxContainerResources {
 /// A place of the host's in a container.
 pub fn mount(from: &Path, to: &str, readonly: bool) -> Mount {
     let (container_path, host_path) = (to.to_owned(), from.display().to_string());
-    Mount { container_path, host_path, readonly, ..Default::default() }
+    Mount { container_path, host_path, readonly }
 }
 
 impl<'a> Pod<'a> {
